@@ -1,0 +1,33 @@
+"""The engine: runs any rule over many parameters. Knows no optimizer by name."""
+
+from hfoptim.engine.apply import Decay
+from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, RuleOptimizer
+from hfoptim.engine.rule import (
+    ELEMENT,
+    MATRIX,
+    TENSOR,
+    Rule,
+    Scope,
+    bias_correction,
+    rule,
+    scalar,
+    zeros,
+    zeros_without,
+)
+
+__all__ = [
+    "ELEMENT",
+    "ENGINE_DEFAULTS",
+    "MATRIX",
+    "TENSOR",
+    "Decay",
+    "EngineOptions",
+    "Rule",
+    "RuleOptimizer",
+    "Scope",
+    "bias_correction",
+    "rule",
+    "scalar",
+    "zeros",
+    "zeros_without",
+]

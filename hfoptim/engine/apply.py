@@ -1,0 +1,95 @@
+"""How an update reaches a parameter: sign, weight decay, learning rate, caution, compensated rounding.
+
+Written once, for tensors and for `TensorList`s, eager and traced.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hfoptim.engine.rule import Rule, Scope
+
+
+class Decay(enum.Enum):
+    """Where weight decay enters a step.
+
+    With update u, parameter p, learning rate lr and coefficient wd:
+    """
+
+    NONE = "nowhere"
+    COUPLED = "L2: grad + wd * p, before the rule"
+    DECOUPLED = "p - lr * u - lr * wd * p"
+    DECOUPLED_AFTER = "(p - lr * u) * (1 - lr * wd): the decay sees the parameter after the update"
+    FULLY_DECOUPLED = "p - lr * u - wd * lr / max_lr * p: wd does not depend on the peak learning rate"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that fixes the computation of a step, apart from numbers: a compiled kernel is made for one plan."""
+
+    rule: Rule
+    decay: Decay
+    dtype: torch.dtype
+    maximize: bool = False
+    caution: bool = False
+    kahan: bool = False
+
+    @property
+    def scope(self) -> Scope:
+        """The rule's scope; caution needs a mean over the tensor."""
+        return Scope.TENSOR if self.caution and self.rule.scope is Scope.ELEMENT else self.rule.scope
+
+
+def decay_scalars(plan: Plan, group: Mapping[str, Any], lr: float) -> dict[str, float]:
+    """The scalars that `advance` needs for a plan's decay placement."""
+    decay, weight_decay = plan.decay, float(group.get("weight_decay", 0.0))
+    if decay is Decay.COUPLED or (decay is not Decay.NONE and plan.rule.scaled):
+        return {"weight_decay": weight_decay}
+    if decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER):
+        return {"decay": lr * weight_decay}
+    if decay is Decay.FULLY_DECOUPLED:
+        max_lr = group["max_lr"]
+        return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
+    return {}
+
+
+def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation: Any = None) -> tuple[Any, ...]:
+    """One step of one tensor (or `TensorList`), out of place.
+
+    Args:
+        plan: the rule and the options.
+        h: scalars by name.
+        grad, param: tensors of one shape, in any floating dtype.
+        state: the rule's state tensors, in the dtype they are kept in.
+        compensation: what rounding cost the parameter so far (Kahan), in the parameter's dtype, or None.
+
+    Returns:
+        (new parameter in its own dtype, new compensation or None, *new state in the compute dtype).
+    """
+    dtype = plan.dtype
+    weight, grad = param.to(dtype), grad.to(dtype)
+    if plan.maximize:
+        grad = -grad
+    if plan.decay is Decay.COUPLED:
+        grad = grad + weight * h.weight_decay
+    update, *new_state = plan.rule.fn(grad, weight, *(s.to(dtype) for s in state), h)
+    if plan.rule.scaled:
+        size, *new_state = new_state
+    if plan.caution:
+        # Cautious Optimizers, arXiv 2411.16085: drop what points against the gradient, keep the mean step size.
+        mask = ((update * grad) > 0).to(dtype)
+        update = update * (mask / mask.mean().clamp(min=1e-3))
+    delta = update if plan.rule.scaled else update * h.lr
+    if plan.decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED):
+        shrunk = weight - delta if plan.decay is Decay.DECOUPLED_AFTER else weight
+        delta = delta + shrunk * (size * h.weight_decay if plan.rule.scaled else h.decay)
+    if not plan.kahan:
+        return ((weight - delta).to(param.dtype), None, *new_state)
+    step = compensation.to(dtype) - delta
+    rounded = (weight + step).to(param.dtype)
+    return (rounded, ((weight - rounded.to(dtype)) + step).to(param.dtype), *new_state)

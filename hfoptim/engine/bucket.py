@@ -1,0 +1,82 @@
+"""A bucket: tensors that take the same step, with the same scalars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hfoptim.engine.apply import Plan
+from hfoptim.engine.rule import hyper_type
+
+
+@dataclass
+class Bucket:
+    """Tensors of one group, rule, dtype, device and step count.
+
+    All tensors are real (complex ones come as views) and are written in place by the runner.
+
+    Args:
+        plan: rule and options.
+        params, grads: one pair per parameter.
+        states: the rule's state tensors, one list per parameter.
+        compensations: Kahan terms, or None for each parameter.
+        scalars: what the rule sees as `h`: numbers, or 0-d tensors on the bucket's device.
+    """
+
+    plan: Plan
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[list[Tensor]] = field(default_factory=list)
+    compensations: list[Tensor | None] = field(default_factory=list)
+    scalars: dict[str, float | Tensor] = field(default_factory=dict)
+
+    def hyper(self) -> Any:
+        """The scalars as the NamedTuple a rule reads."""
+        return hyper_type(tuple(self.scalars))(*self.scalars.values())
+
+    def numel(self) -> int:
+        return sum(p.numel() for p in self.params)
+
+    def select(self, indices: list[int]) -> Bucket:
+        """The same bucket with some of its tensors."""
+        return Bucket(
+            self.plan,
+            [self.params[i] for i in indices],
+            [self.grads[i] for i in indices],
+            [self.states[i] for i in indices],
+            [self.compensations[i] for i in indices],
+            self.scalars,
+        )
+
+
+def flat(tensors: list[Tensor]) -> list[Tensor] | None:
+    """1-D views that walk through the memory of all tensors in the same order; None where there are none.
+
+    That needs one dense layout shared by all of them, contiguous or permuted (channels-last, a transposed weight).
+    """
+    first = tensors[0]
+    if all(t.is_contiguous() for t in tensors):
+        return [t.detach().view(-1) for t in tensors]
+    if any(t.stride() != first.stride() for t in tensors) or not is_dense(first):
+        return None
+    return [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor covers one gapless, non-overlapping piece of memory."""
+    expected = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def bucket_tensors(bucket: Bucket, i: int) -> list[Tensor]:
+    """All tensors of parameter `i` in one order: parameter, gradient, state, compensation."""
+    compensation = bucket.compensations[i]
+    tensors = [bucket.params[i], bucket.grads[i], *bucket.states[i]]
+    return tensors if compensation is None else [*tensors, compensation]

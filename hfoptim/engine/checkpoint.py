@@ -1,0 +1,125 @@
+"""Loading a state_dict: all of it or, with an error that says why not, nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hfoptim.engine.optimizer import RuleOptimizer
+
+# How a step is computed belongs to the run that loads, not to the checkpoint.
+_OF_THE_RUN = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+
+
+def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
+    """Put `state_dict` into `optimizer`. torch's own loader would cast the state to the parameters' dtype."""
+    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = pre_hook(optimizer, state_dict)
+        if changed is not None:
+            state_dict = changed
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError(
+            "state_dict must be a dict with the keys 'state' and 'param_groups', as optimizer.state_dict() is"
+        )
+    groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(_same_count(optimizer, state_dict))]
+    own = {key: param for group, order in groups for key, param in zip(order, group["params"], strict=True)}
+    group_of = {param: group for group, _ in groups for param in group["params"]}
+    state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+    for key, saved in state_dict["state"].items():
+        if key in own:
+            param = own[key]
+            state[param] = _match_state(optimizer, key, param, saved, group_of[param])
+        else:
+            state[key] = saved
+    optimizer.__setstate__({"state": state, "param_groups": [group for group, _ in groups]})
+    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        post_hook(optimizer)
+
+
+def _same_count(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    saved = state_dict["param_groups"]
+    if len(saved) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the state_dict has {len(saved)} parameter groups, {type(optimizer).__name__} has "
+            f"{len(optimizer.param_groups)}"
+        )
+    return list(saved)
+
+
+def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The group as it will be, and the saved parameter keys in the order of its parameters."""
+    cls, current = type(optimizer), optimizer.param_groups[index]
+    if len(saved["params"]) != len(current["params"]):
+        raise ValueError(
+            f"group {index} of the state_dict has {len(saved['params'])} parameters, here it has "
+            f"{len(current['params'])}"
+        )
+    foreign = [
+        name
+        for name, value in saved.items()
+        if name not in current
+        and name not in _OF_THE_RUN | {"initial_lr", "maximize"}
+        and not any(value is v or value == v for v in cls.neutral_peer_flags.get(name, ()))
+    ]
+    absent = [
+        name
+        for name in optimizer.defaults
+        if name not in saved and name not in cls.absent_from_peers and name not in optimizer.engine_option_names()
+    ]
+    if foreign or absent:
+        what = [f"has {name}={saved[name]!r}" for name in foreign] + [f"lacks {name!r}" for name in absent]
+        raise ValueError(f"the state_dict is not one of {cls.__name__}: group {index} {', '.join(what)}")
+    group = {**optimizer.defaults, **{name: current[name] for name in _OF_THE_RUN if name in current}}
+    for name, value in saved.items():
+        if name not in _OF_THE_RUN and (name in current or name in ("initial_lr", "maximize")):
+            group[name] = deepcopy(value)
+    order = list(saved["params"])
+    names, saved_names = current.get("param_names"), saved.get("param_names")
+    if names and saved_names:
+        if sorted(names) != sorted(saved_names):
+            missing = sorted(set(names) ^ set(saved_names))
+            raise ValueError(f"group {index} of the state_dict has other parameters: {', '.join(missing[:5])} differ")
+        by_name = dict(zip(saved_names, saved["params"], strict=True))
+        order = [by_name[name] for name in names]
+    optimizer.check_group(group)
+    return group, order
+
+
+def _match_state(
+    optimizer: RuleOptimizer, key: Any, param: Tensor, saved: dict[str, Any], group: dict[str, Any]
+) -> dict[str, Any]:
+    """The saved state of one parameter, on its device and in its own dtype."""
+    if not saved:
+        return {}
+    cls = type(optimizer)
+    saved = optimizer.adapt_loaded(param, dict(saved), group)
+    rule = optimizer.rule_for(param, group)
+    wanted = {"step", *rule.state}
+    if {*saved} - {"kahan_comp"} != wanted:
+        raise ValueError(
+            f"the state_dict is not one of {cls.__name__}: parameter {key} has the state {sorted(map(str, saved))}, "
+            f"expected {sorted(wanted)}"
+        )
+    out: dict[str, Any] = {}
+    for name, value in saved.items():
+        if name == "step":
+            out[name] = torch.as_tensor(value, dtype=torch.float32).detach().to("cpu").reshape(()).clone()
+            continue
+        tensor = torch.as_tensor(value).to(param.device)
+        shape = param.shape if name == "kahan_comp" else _state_shape(rule.state[name], param)
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} of parameter {key} has the shape {tuple(tensor.shape)} in the state_dict, expected "
+                f"{tuple(shape)}"
+            )
+        out[name] = tensor
+    return out
+
+
+def _state_shape(init: Any, param: Tensor) -> torch.Size:
+    return init(torch.empty_like(param, device="meta"), param.dtype).shape

@@ -1,0 +1,66 @@
+"""Checks of hyper-parameters, with messages that say what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high_open: bool = True) -> float:
+    """`value` as a float, if it is a number in [low, high).
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN, infinite, or outside the range.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name}={value!r}: a tensor must hold one number")
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected a number")
+    too_high = value >= high if high_open else value > high
+    if math.isnan(value) or value < low or too_high:
+        closing = ")" if high_open else "]"
+        raise ValueError(f"{name}={value!r} is out of range, expected a number in [{low:g}, {high:g}{closing}")
+    return float(value)
+
+
+def betas(name: str, value: Any, count: int) -> tuple[float, ...]:
+    """`value` as `count` coefficients, each in [0, 1).
+
+    Raises:
+        TypeError: not a sequence of numbers.
+        ValueError: another length, or a coefficient outside [0, 1).
+    """
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {count} numbers in [0, 1)")
+    if len(value) != count:
+        raise ValueError(f"{name}={value!r} has {len(value)} entries, expected {count}")
+    return tuple(number(f"{name}[{i}]", v, 0.0, 1.0) for i, v in enumerate(value))
+
+
+def flag(name: str, value: Any, optional: bool = False) -> None:
+    """Raise a TypeError unless `value` is a bool (or None, if optional)."""
+    if not isinstance(value, bool) and not (optional and value is None):
+        expected = "True, False or None" if optional else "True or False"
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {expected}")
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A phrase naming the entries of `known` most like `name`, or all of them where none is alike."""
+    known = list(known)
+    matches = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(m) for m in matches)}?" if matches else f"known are {', '.join(known)}"
+
+
+def known_options(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise a TypeError that names the first option of `given` that is not in `known`."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner} has no option {name!r}; {closest(name, known)}")

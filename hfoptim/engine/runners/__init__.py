@@ -1,0 +1,40 @@
+"""How a bucket of tensors is stepped: `loop`, `foreach` or `compiled`, and which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.runners import compiled, foreach, loop
+
+Runner = Callable[[Bucket], None]
+
+# Compiling costs seconds, once; it is worth it from about this many entries on, where a step without it takes longer
+# than a hundredth of that. Fixed by the size of the model alone, so that a resumed run takes the same path.
+COMPILE_FROM = {"cpu": 10_000_000, "default": 10_000_000}
+
+
+def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
+    """The runner for a group's buckets on a device.
+
+    Args:
+        group: a parameter group; `fused` asks for the compiled runner, `foreach` for the multi-tensor one (False: the
+            loop). None for both leaves it to the engine.
+        device_type: "cpu", "cuda", ...
+        numel: entries of all parameters of the optimizer on that device.
+
+    Raises:
+        RuntimeError: `fused=True` where torch.compile cannot work.
+    """
+    if group["fused"]:
+        lacking = compiled.missing(device_type)
+        if lacking is not None:
+            raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
+        return compiled.run
+    if group["foreach"] is not None:
+        return foreach.run if group["foreach"] else loop.run
+    large = numel >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
+    if group["fused"] is None and large and compiled.missing(device_type) is None:
+        return compiled.run
+    return foreach.run

@@ -1,0 +1,141 @@
+"""The compiled runner: the same rule under torch.compile, one fused kernel per tensor.
+
+Element-wise rules see flat views, so that one compilation serves every shape. Scalars enter packed in one tensor: a
+Python float would recompile whenever it changes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.apply import Plan, advance
+from hfoptim.engine.bucket import Bucket, bucket_tensors, flat
+from hfoptim.engine.rule import Scope, hyper_type
+from hfoptim.engine.runners import loop
+
+# A kernel traced at one of these sizes is valid for all: unequal, not 0 or 1, and large enough that the compiler
+# decides to run it on all cores.
+_TRACE_SIZES = (1021, 2039, 3, 5, 7)
+
+
+def run(bucket: Bucket) -> None:
+    """Step every tensor of the bucket in place; what no kernel takes (sizes 0 and 1, gaps in memory) by the loop."""
+    names = tuple(name for name, value in bucket.scalars.items() if not isinstance(value, Tensor))
+    device = bucket.params[0].device
+    packed = torch.tensor([bucket.scalars[name] for name in names], dtype=bucket.plan.dtype)
+    if device.type != "cpu":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    tensor_scalars = {name: value for name, value in bucket.scalars.items() if isinstance(value, Tensor)}
+    left_over: list[int] = []
+    for i in range(len(bucket.params)):
+        tensors = _views(bucket, i)
+        if tensors is None:
+            left_over.append(i)
+            continue
+        signature = tuple((t.dtype, t.ndim) for t in tensors)
+        compiled = kernel(bucket.plan, device, names, tuple(tensor_scalars), signature)
+        compiled.ready(bucket.plan, packed, tensor_scalars, tensors)
+        compiled(packed, list(tensor_scalars.values()), tensors)
+    if left_over:
+        loop.run(bucket.select(left_over))
+
+
+def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
+    """The tensors of parameter `i` in the form its kernel takes, or None."""
+    tensors = bucket_tensors(bucket, i)
+    if bucket.plan.scope is Scope.ELEMENT:
+        return flat(tensors) if tensors[0].numel() > 1 else None
+    # Reductions depend on the shape; a size of 0 or 1 would be compiled for itself.
+    if any(size < 2 for size in tensors[0].shape) or not all(t.is_contiguous() for t in tensors):
+        return None
+    if tensors[0].ndim == 0:
+        return None
+    return [t.detach() for t in tensors]
+
+
+@dataclass
+class Kernel:
+    """A compiled step for one plan and one signature of tensors."""
+
+    function: Callable[..., None]
+    traced: bool = field(default=False)
+
+    def __call__(self, packed: Tensor, tensor_scalars: list[Tensor], tensors: list[Tensor]) -> None:
+        self.function(packed, tensor_scalars, tensors)
+
+    def ready(self, plan: Plan, packed: Tensor, tensor_scalars: dict[str, Tensor], tensors: list[Tensor]) -> None:
+        """Compile once, on throw-away tensors whose sizes all differ, so that no size is taken for another."""
+        if self.traced:
+            return
+        shape = [1 << 20] if tensors[0].ndim == 1 else list(_TRACE_SIZES[: tensors[0].ndim])
+        param = torch.zeros(shape, dtype=tensors[0].dtype, device=tensors[0].device)
+        grad = torch.zeros_like(param, dtype=tensors[1].dtype)
+        dtypes = [t.dtype for t in tensors[2:]]
+        state = [init(param, dtype) for init, dtype in zip(plan.rule.state.values(), dtypes, strict=False)]
+        if plan.kahan:
+            state.append(torch.zeros_like(param))
+        self.function(packed, list(tensor_scalars.values()), [param, grad, *state])
+        self.traced = True
+
+
+_kernels: dict[Any, Kernel] = {}
+
+
+def kernel(
+    plan: Plan,
+    device: torch.device,
+    names: tuple[str, ...],
+    tensor_names: tuple[str, ...],
+    signature: tuple[tuple[torch.dtype, int], ...],
+) -> Kernel:
+    """The kernel for a plan and a signature (dtype and number of dimensions of each tensor); made once."""
+    key = (plan, device, names, tensor_names, signature)
+    if key not in _kernels:
+        _kernels[key] = Kernel(_compile(plan, names, tensor_names))
+    return _kernels[key]
+
+
+def _compile(plan: Plan, names: tuple[str, ...], tensor_names: tuple[str, ...]) -> Callable[..., None]:
+    hyper = hyper_type((*names, *tensor_names))
+
+    def step(packed: Tensor, tensor_scalars: list[Tensor], tensors: list[Tensor]) -> None:
+        h = hyper(*packed.unbind(), *tensor_scalars)
+        param, grad, *state = tensors
+        compensation = state.pop() if plan.kahan else None
+        new_param, new_compensation, *new_state = advance(plan, h, grad, param, state, compensation)
+        param.copy_(new_param)
+        if compensation is not None:
+            compensation.copy_(new_compensation)
+        for old, new in zip(state, new_state, strict=True):
+            old.copy_(new)
+
+    # Dynamo keeps its cache, and counts its limit of recompilations, per code object: every kernel has its own.
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def compilations() -> int:
+    """How many kernels this process has compiled."""
+    return sum(k.traced for k in _kernels.values())
+
+
+@cache
+def missing(device_type: str) -> str | None:
+    """What torch.compile lacks on this machine for a device type, or None when it can be used."""
+    if device_type == "cpu":
+        from torch._inductor import config
+
+        compilers = config.cpp.cxx if isinstance(config.cpp.cxx, (tuple, list)) else (config.cpp.cxx,)
+        found = any(c and shutil.which(c) for c in (*compilers, "g++", "clang++"))
+        return None if found else "a C++ compiler (g++ or clang++)"
+    from torch.utils._triton import has_triton
+
+    return None if has_triton() else f"Triton for {device_type}"

@@ -1,0 +1,299 @@
+"""Adafactor: second moments kept as a row and a column per matrix, and the schedule that shows its own step sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import TENSOR, EngineOptions, Rule, RuleOptimizer, scalar, zeros, zeros_without
+from hfoptim.engine.checks import betas as check_betas
+from hfoptim.engine.checks import flag, number
+
+
+def relative_step(t: int, group: Mapping[str, Any]) -> float:
+    """The step size before it is scaled by the parameter: the group's lr, or min(1e-2 or 1e-6 t, 1 / sqrt(t))."""
+    if not group["relative_step"]:
+        return float(group["lr"])
+    return min(1e-6 * t if group["warmup_init"] else 1e-2, 1.0 / math.sqrt(t))
+
+
+def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    beta2 = 1.0 - t ** group["decay_rate"]
+    scalars = {
+        "lr": relative_step(t, group),
+        "alpha2": 1.0 - beta2,
+        "eps": group["eps"][0],
+        "inverse_clip": 1.0 / group["clip_threshold"],
+    }
+    if group["scale_parameter"]:
+        scalars["eps_scale"] = group["eps"][1]
+    if group["beta1"] is not None:
+        scalars["alpha1"] = 1.0 - group["beta1"]
+    return scalars
+
+
+def _rms(x: Any) -> Any:
+    return x.square().mean().sqrt()
+
+
+@cache
+def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_moment: bool) -> Rule:
+    """The rule for one kind of parameter and options.
+
+    Args:
+        factored: the dimensions (column, row) whose means are kept, negative or not; None keeps the whole moment.
+        scale_parameter: multiply the step by the parameter's root mean square.
+        first_moment: keep a moving average of the finished updates.
+    """
+    second = ("exp_avg_sq",) if factored is None else ("exp_avg_sq_row", "exp_avg_sq_col")
+
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
+        *state, h = args
+        moments, rms = state[: len(second)], _rms(param)
+        # Reads of the gradient: one for both means, one for the update's mean square, one for the update itself.
+        squared = grad * grad + h.eps
+        if factored is None:
+            moments = [moments[0].lerp(squared, h.alpha2)]
+            update = grad * moments[0].rsqrt()
+        else:
+            column, row = factored
+            moments = [
+                moments[0].lerp(squared.mean(row), h.alpha2),
+                moments[1].lerp(squared.mean(column), h.alpha2),
+            ]
+            # Among the dimensions that the row factor kept, the column keeps its place: it comes before the row.
+            place = column + 1 if column < 0 else column
+            factor = (moments[0] / moments[0].mean(place, keepdim=True)).rsqrt()
+            update = grad * factor.unsqueeze(row) * moments[1].rsqrt().unsqueeze(column)
+        size = h.lr * rms.clamp(min=h.eps_scale) if scale_parameter else h.lr
+        update = update * (size / (_rms(update) * h.inverse_clip).clamp(min=1.0))
+        averages: list[Any] = []
+        if first_moment:
+            update = state[-2].lerp(update, h.alpha1)
+            averages = [update]
+        return (update, size, *moments, *averages, rms)
+
+    fn.__name__ = "adafactor_vector" if factored is None else "adafactor_matrix"
+    inits: dict[str, Any] = {"exp_avg_sq": zeros}
+    if factored is not None:
+        inits = {"exp_avg_sq_row": zeros_without(factored[1]), "exp_avg_sq_col": zeros_without(factored[0])}
+    if first_moment:
+        inits["exp_avg"] = zeros
+    return Rule(fn, TENSOR, {**inits, "RMS": scalar}, _per_step, scaled=True)
+
+
+class Adafactor(RuleOptimizer):
+    """Adam's step from a factored second moment, clipped, with step sizes relative to the parameter.
+
+    With G the gradient, P the parameter, t the step, R and C the kept means over columns and rows:
+
+        b2 = 1 - t^decay_rate
+        R = b2 R + (1 - b2) mean_row(G^2 + eps1);  C = b2 C + (1 - b2) mean_col(G^2 + eps1)
+        U = G / sqrt(R C / mean(R));                U = U / max(1, rms(U) / clip_threshold)
+        a = lr * max(eps2, rms(P)),  lr = min(1e-2, 1 / sqrt(t)) if relative_step
+        M = beta1 M + (1 - beta1) a U               (if beta1 is given, else M = a U)
+        P = P - M - a weight_decay P
+
+    Vectors keep the whole second moment. State: `exp_avg_sq_row` and `exp_avg_sq_col`, or `exp_avg_sq`; `exp_avg` with
+    beta1; `RMS`, the parameter's root mean square before its last step. A state_dict of transformers.Adafactor loads.
+
+    Follows transformers: the last two dimensions of every parameter with two or more are factored. With
+    `min_dim_size_to_factor` it follows timm: the first two of a convolution's, and only sizes above that number.
+    In timm `scale_parameter` applies to the relative step alone, here as in transformers to every lr.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default None): learning rate; None with `relative_step`.
+        eps ((1e-30, 1e-3)): eps1, added to the squared gradient, and eps2, least scale of a parameter. A number is eps1
+            alone.
+        clip_threshold (1.0): largest root mean square of U, > 0.
+        decay_rate (-0.8): exponent of the moment's decay, <= 0.
+        beta1 (None): decay rate of the moving average of updates, in [0, 1).
+        weight_decay (0.0): weight decay, per step and unit of step size.
+        scale_parameter (True): multiply the step size by the parameter's root mean square.
+        relative_step (True): the step size follows t; needs lr=None.
+        warmup_init (False): relative steps start at 1e-6 t.
+        eps_scale (None): timm's name for eps2; None leaves it at that of `eps`, or 1e-3.
+        min_dim_size_to_factor (None): factor only dimensions larger than this; None factors all.
+        betas (None): timm's form of beta1, its first entry.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: lr together with relative_step, neither of them, warmup_init without relative_step, beta1 and
+            betas, a hyper-parameter out of range, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+
+    Source:
+        Shazeer and Stern, arXiv 1804.04235; transformers and timm, `Adafactor`.
+    """
+
+    absent_from_peers = frozenset({"min_dim_size_to_factor"})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | None = None,
+        eps: tuple[float, float] | float = (1e-30, 1e-3),
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+        weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+        *,
+        eps_scale: float | None = None,
+        min_dim_size_to_factor: int | None = None,
+        betas: tuple[float, ...] | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        if isinstance(eps, (int, float)):
+            eps = (eps, 1e-3)
+        if eps_scale is not None:
+            eps = (eps[0], eps_scale)
+        if betas is not None:
+            if beta1 is not None:
+                raise ValueError(f"beta1={beta1!r} and betas={betas!r} name the same coefficient; give one of them")
+            beta1 = check_betas("betas", betas, len(betas))[0]
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "clip_threshold": clip_threshold,
+            "decay_rate": decay_rate,
+            "beta1": beta1,
+            "weight_decay": weight_decay,
+            "scale_parameter": scale_parameter,
+            "relative_step": relative_step,
+            "warmup_init": warmup_init,
+            "min_dim_size_to_factor": min_dim_size_to_factor,
+        }
+        super().__init__(params, defaults, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; `lr` and `relative_step` are checked against each other here, where a user set them.
+
+        Later a schedule may write an lr beside relative_step, as `AdafactorSchedule` does to show it.
+        """
+        group = {**self.defaults, **param_group}
+        if group["lr"] is not None and group["relative_step"]:
+            raise ValueError(
+                f"lr={group['lr']!r} and relative_step=True exclude each other; give relative_step=False to use lr, or "
+                f"lr=None to let the step size follow the step count"
+            )
+        if group["lr"] is None and not group["relative_step"]:
+            raise ValueError("relative_step=False needs a learning rate; give lr, for example 1e-3")
+        super().add_param_group(param_group)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        if group["warmup_init"] and not group["relative_step"]:
+            raise ValueError("warmup_init=True needs relative_step=True")
+        if not isinstance(group["eps"], (tuple, list)) or len(group["eps"]) != 2:
+            raise ValueError(f"eps={group['eps']!r}, expected two numbers: for the squared gradient and for the scale")
+        for i, value in enumerate(group["eps"]):
+            number(f"eps[{i}]", value)
+        if number("clip_threshold", group["clip_threshold"]) == 0.0:
+            raise ValueError("clip_threshold=0 would stop every step, expected a number above 0")
+        number("decay_rate", group["decay_rate"], -math.inf, 0.0, high_open=False)
+        if group["beta1"] is not None:
+            number("beta1", group["beta1"], 0.0, 1.0)
+        for name in ("scale_parameter", "relative_step", "warmup_init"):
+            flag(name, group[name])
+        if group["min_dim_size_to_factor"] is not None:
+            number("min_dim_size_to_factor", group["min_dim_size_to_factor"])
+
+    @classmethod
+    def options_by_name(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """An lr is meant to be used: it switches `relative_step` off unless that is asked for."""
+        return options if options.get("lr") is None else {"relative_step": False, **options}
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        dims = _factored_dims(param.shape, group["min_dim_size_to_factor"])
+        return adafactor(dims, group["scale_parameter"], group["beta1"] is not None)
+
+    def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        # transformers writes a number before the first step, and the parameter's precision afterwards.
+        return {**state, "RMS": torch.as_tensor(state["RMS"])} if "RMS" in state else state
+
+    def applied_lr(self, index: int) -> float | None:
+        """The step size that group `index` took last: of its first parameter that has taken a step, or None.
+
+        Parameters of a group differ in it with `scale_parameter`. Reads a number from the device.
+        """
+        group = self.param_groups[index]
+        for param in group["params"]:
+            state = self.state.get(param)
+            if state:
+                scale = max(group["eps"][1], float(state["RMS"])) if group["scale_parameter"] else 1.0
+                return relative_step(max(1, int(state["step"])), group) * scale
+        return None
+
+
+def _factored_dims(shape: torch.Size, least: int | None) -> tuple[int, int] | None:
+    """The dimensions (column, row) of a factored second moment, from the end unless timm's rule takes the first two."""
+    if len(shape) < 2:
+        return None
+    if least is None:
+        return -2, -1
+    if len(shape) > 2 and min(shape[0], shape[1]) > least:
+        return 0, 1
+    return (-2, -1) if min(shape[-2], shape[-1]) > least else None
+
+
+class AdafactorSchedule(LambdaLR):
+    """A learning-rate scheduler that changes nothing and shows the step sizes Adafactor takes by itself.
+
+    For training loops and loggers that want a scheduler. Each group shows the step size of its first parameter that
+    has taken a step, so a frozen or unused first parameter does not shift the groups against each other.
+
+    Args:
+        optimizer: an `Adafactor` with `relative_step=True`.
+        initial_lr (default 0.0): what is shown before the first step.
+
+    Raises:
+        TypeError: another optimizer.
+
+    Source:
+        transformers, `optimization.AdafactorSchedule`.
+    """
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float = 0.0) -> None:
+        if not isinstance(unwrapped(optimizer), Adafactor):
+            raise TypeError(f"AdafactorSchedule reads the step sizes of Adafactor, got {type(optimizer).__name__}")
+        self.initial_lr = number("initial_lr", initial_lr)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = initial_lr
+        super().__init__(optimizer, _one)
+        for group in optimizer.param_groups:
+            del group["initial_lr"]
+
+    def get_lr(self) -> list[Any]:
+        """The step size each group took last."""
+        optimizer = unwrapped(self.optimizer)
+        applied = [optimizer.applied_lr(i) for i in range(len(optimizer.param_groups))]
+        return [self.initial_lr if lr is None else lr for lr in applied]
+
+
+def _one(step: int) -> float:
+    return 1.0
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer inside wrappers that keep it as `.optimizer` (Accelerate's)."""
+    while not isinstance(optimizer, RuleOptimizer) and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def get_adafactor_schedule(optimizer: Optimizer, initial_lr: float = 0.0) -> AdafactorSchedule:
+    """The schedule that shows Adafactor's own step sizes; arguments as for `AdafactorSchedule`."""
+    return AdafactorSchedule(optimizer, initial_lr)

@@ -1,0 +1,197 @@
+"""Adam and its weight-decay variants: one rule, three classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, rule, zeros
+from hfoptim.engine.checks import flag, number
+
+
+def moment_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """`alpha1`, `alpha2`: the weights of the new gradient in both moving averages."""
+    beta1, beta2 = group["betas"]
+    return {"alpha1": 1.0 - beta1, "alpha2": 1.0 - beta2}
+
+
+def corrected(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """Both moments divided by their bias correction; eps is added to the corrected root, as in the paper's algorithm.
+
+    m / c1 / (sqrt(v / c2) + eps)  =  (sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2))
+    """
+    beta1, beta2 = group["betas"]
+    root = math.sqrt(bias_correction(beta2, t))
+    return {
+        **moment_rates(t, group),
+        "correction": root / bias_correction(beta1, t),
+        "eps": group["eps"] * root,
+    }
+
+
+def folded(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """The bias correction folded into the step size; eps is added to the plain root (the paper's section 2, end)."""
+    beta1, beta2 = group["betas"]
+    correction = math.sqrt(bias_correction(beta2, t)) / bias_correction(beta1, t)
+    return {
+        **moment_rates(t, group),
+        "correction": correction if group.get("correct_bias", True) else 1.0,
+        "eps": group["eps"],
+    }
+
+
+def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+    """Adam's update from exponential moving averages of the gradient and its square (arXiv 1412.6980)."""
+    exp_avg = exp_avg.lerp(grad, h.alpha1)
+    exp_avg_sq = exp_avg_sq.lerp(grad * grad, h.alpha2)
+    return exp_avg * h.correction / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
+
+
+adam = rule(ELEMENT, per_step=corrected, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)
+adamw = rule(ELEMENT, per_step=folded, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)
+
+# torch.optim's Adam and AdamW: a checkpoint loads where these flags change nothing.
+_TORCH_FLAGS = {"amsgrad": (False,), "decoupled_weight_decay": (True, False)}
+
+
+class AdamW(RuleOptimizer):
+    """Adam with decoupled weight decay, with the signature and the numbers of transformers.AdamW.
+
+    With g the gradient, p the parameter, t the step:
+
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) g^2
+        p = p - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
+        p = p - lr weight_decay p
+
+    Differs from torch.optim.AdamW in two places: eps is added before the bias correction of v, and the decay sees the
+    parameter after the update. `Adam(decouple_wd=True)` has torch's placement of both. State: `exp_avg` (m),
+    `exp_avg_sq` (v); a state_dict of torch.optim.AdamW or transformers.AdamW loads.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate.
+        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
+        eps (1e-6): added to the root of v, >= 0.
+        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
+        correct_bias (True): False leaves out the bias corrections, as the original BERT did.
+        no_deprecation_warning (False): accepted for code written for transformers; there is nothing to warn of.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+
+    Source:
+        Loshchilov and Hutter, arXiv 1711.05101; transformers 4.34, `optimization.AdamW`.
+    """
+
+    rule = adamw
+    decay = Decay.DECOUPLED_AFTER
+    absent_from_peers = frozenset({"correct_bias"})
+    neutral_peer_flags = _TORCH_FLAGS
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+        no_deprecation_warning: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        flag("correct_bias", group["correct_bias"])
+
+
+class Adam(RuleOptimizer):
+    """Adam with L2, decoupled or fully decoupled weight decay, with the options of optimi.Adam.
+
+    With g the gradient, p the parameter, t the step:
+
+        g = g + weight_decay p                                  (L2, the default)
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) g^2
+        u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+        p = p - lr u
+        p = p - lr u - lr weight_decay p                        (decouple_wd: AdamW as in torch)
+        p = p - lr u - lr / max_lr weight_decay p               (decouple_lr)
+
+    State: `exp_avg` (m), `exp_avg_sq` (v), in torch's form: a state_dict of torch.optim.Adam loads. (optimi keeps m and
+    v divided by their bias corrections: the same parameters, another checkpoint.)
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate.
+        betas (0.9, 0.99): decay rates of m and v, each in [0, 1).
+        weight_decay (0.0): coefficient of the decay that the two following options select.
+        eps (1e-6): added to the bias-corrected root of v, >= 0.
+        decouple_wd (False): decoupled weight decay.
+        decouple_lr (False): fully decoupled weight decay; wants a much smaller `weight_decay`, since lr no longer
+            multiplies it.
+        max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+
+    Source:
+        Kingma and Ba, arXiv 1412.6980; options after optimi.Adam 0.3.
+    """
+
+    rule = adam
+    absent_from_peers = frozenset({"decouple_wd", "decouple_lr", "max_lr"})
+    neutral_peer_flags = _TORCH_FLAGS
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        eps: float = 1e-6,
+        decouple_wd: bool = False,
+        decouple_lr: bool = False,
+        max_lr: float | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decouple_wd": decouple_wd,
+            "decouple_lr": decouple_lr,
+            "max_lr": max_lr,
+        }
+        super().__init__(params, defaults, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; under `decouple_lr` its peak learning rate is `max_lr`, else the lr it starts with."""
+        group = {**self.defaults, **param_group}
+        if group["decouple_lr"] and group["max_lr"] is None:
+            param_group = {**param_group, "max_lr": group["lr"]}
+        super().add_param_group(param_group)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        flag("decouple_wd", group["decouple_wd"])
+        flag("decouple_lr", group["decouple_lr"])
+        if group["max_lr"] is not None:
+            number("max_lr", group["max_lr"])
+
+    def decay_for(self, group: dict[str, Any]) -> Decay:
+        if group["decouple_lr"]:
+            return Decay.FULLY_DECOUPLED
+        return Decay.DECOUPLED if group["decouple_wd"] else Decay.COUPLED

@@ -1,0 +1,110 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, rule, zeros
+from hfoptim.engine.checks import flag, number
+
+
+@rule(ELEMENT)
+def sgd(grad: Any, param: Any, h: Any) -> tuple[Any]:
+    """The gradient."""
+    return (grad,)
+
+
+def _momentum(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    # The first step takes the gradient whole: a weight, not a branch.
+    return {"momentum": group["momentum"], "weight": 1.0 - group["dampening"] if t > 1 else 1.0}
+
+
+@rule(ELEMENT, per_step=_momentum, momentum_buffer=zeros)
+def sgd_momentum(grad: Any, param: Any, momentum_buffer: Any, h: Any) -> tuple[Any, Any]:
+    """Heavy ball (Polyak): the buffer is the update."""
+    momentum_buffer = momentum_buffer * h.momentum + grad * h.weight
+    return momentum_buffer, momentum_buffer
+
+
+@rule(ELEMENT, per_step=_momentum, momentum_buffer=zeros)
+def sgd_nesterov(grad: Any, param: Any, momentum_buffer: Any, h: Any) -> tuple[Any, Any]:
+    """Nesterov's momentum in the form of Sutskever et al.: one step ahead of the buffer."""
+    momentum_buffer = momentum_buffer * h.momentum + grad * h.weight
+    return grad + momentum_buffer * h.momentum, momentum_buffer
+
+
+class SGD(RuleOptimizer):
+    """Stochastic gradient descent, with momentum, dampening and Nesterov's form, with torch.optim.SGD's numbers.
+
+    With g the gradient, p the parameter:
+
+        g = g + weight_decay p
+        b = momentum b + (1 - dampening) g              (first step: b = g)
+        p = p - lr b, or with nesterov p - lr (g + momentum b)
+
+    State: `momentum_buffer` (b) if momentum is not 0. A state_dict of torch.optim.SGD loads.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate.
+        momentum (0.0): decay rate of the buffer, >= 0.
+        dampening (0.0): share of the gradient kept out of the buffer, in [0, 1].
+        weight_decay (0.0): L2 penalty.
+        nesterov (False): Nesterov's momentum; needs momentum > 0 and no dampening.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, nesterov without momentum or with dampening, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+
+    Source:
+        Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013; torch.optim.SGD.
+    """
+
+    rule = sgd_momentum
+    decay = Decay.COUPLED
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        number("dampening", group["dampening"], 0.0, 1.0, high_open=False)
+        flag("nesterov", group["nesterov"])
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                f"nesterov=True needs momentum > 0 and dampening=0, got momentum={group['momentum']} and "
+                f"dampening={group['dampening']}"
+            )
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        if group["momentum"] == 0:
+            return sgd
+        return sgd_nesterov if group["nesterov"] else sgd_momentum
+
+    def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        # torch.optim.SGD counts no steps and writes None before the first one; a buffer means there was one.
+        if "step" in state or set(state) - {"momentum_buffer"}:
+            return state
+        return {} if state.get("momentum_buffer") is None else {"step": 1.0, **state}

@@ -1,0 +1,336 @@
+"""Names to optimizers: list them, look them up, create them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import ParamsT
+
+import schedules
+from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer
+from hfoptim.engine.checks import closest
+from hfoptim.optimizers import SGD, Adafactor, Adam, AdamW, AdamWeightDecay, Lion
+from hfoptim.param_groups import param_groups_layer_decay, param_groups_weight_decay
+
+
+@dataclass(frozen=True)
+class OptimInfo:
+    """What the registry knows of an optimizer.
+
+    Args:
+        name: canonical name.
+        opt_class: its class.
+        description: one line.
+        source: where the algorithm is published.
+        defaults: arguments bound to this name that differ from the class's own defaults.
+        aliases: other names it answers to.
+    """
+
+    name: str
+    opt_class: type[RuleOptimizer]
+    description: str
+    source: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+
+_ENTRIES = (
+    OptimInfo(
+        "adafactor",
+        Adafactor,
+        "Adam with a second moment factored into rows and columns, step sizes relative to the parameter",
+        "https://arxiv.org/abs/1804.04235",
+    ),
+    OptimInfo(
+        "adam",
+        Adam,
+        "Adaptive moments, with L2, decoupled or fully decoupled weight decay",
+        "https://arxiv.org/abs/1412.6980",
+    ),
+    OptimInfo(
+        "adam_weight_decay",
+        AdamWeightDecay,
+        "Keras' Adam with decoupled decay chosen by parameter name and gradient clipping",
+        "https://arxiv.org/abs/1711.05101",
+    ),
+    OptimInfo(
+        "adamw",
+        AdamW,
+        "Adam with decoupled weight decay, transformers' numbers",
+        "https://arxiv.org/abs/1711.05101",
+    ),
+    OptimInfo(
+        "lion",
+        Lion,
+        "Sign of an interpolated momentum; one state tensor",
+        "https://arxiv.org/abs/2302.06675",
+    ),
+    OptimInfo(
+        "momentum",
+        SGD,
+        "Stochastic gradient descent with heavy-ball momentum",
+        "https://doi.org/10.1016/0041-5553(64)90137-5",
+        {"momentum": 0.9, "nesterov": False},
+    ),
+    OptimInfo(
+        "sgd",
+        SGD,
+        "Stochastic gradient descent with Nesterov momentum",
+        "https://proceedings.mlr.press/v28/sutskever13.html",
+        {"momentum": 0.9, "nesterov": True},
+        aliases=("nesterov",),
+    ),
+)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+_INFOS = {info.name: info for info in _ENTRIES}
+_NAMES = {_key(alias): info.name for info in _ENTRIES for alias in (info.name, *info.aliases)}
+
+
+def canonical_name(name: str) -> str:
+    """The registry's spelling of a name given in any case, with `-`, `_` or neither.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: unknown; the message has the closest names.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"optimizer name {name!r} is a {type(name).__name__}, expected a string such as 'adamw'")
+    found = _NAMES.get(_key(name))
+    if found is None:
+        raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), [*_INFOS, *_aliases()])}")
+    return found
+
+
+def _aliases() -> list[str]:
+    return [alias for info in _ENTRIES for alias in info.aliases]
+
+
+def get_optimizer_info(name: str) -> OptimInfo:
+    """The registry's entry for a name.
+
+    Raises:
+        ValueError: unknown name; the message has the closest ones.
+    """
+    return _INFOS[canonical_name(name)]
+
+
+def list_optimizers(
+    filter: str | list[str] = "", exclude_filters: list[str] | None = None, with_description: bool = False
+) -> list[str] | list[tuple[str, str]]:
+    """Names of the optimizers there are, sorted.
+
+    Args:
+        filter (default ""): a pattern or several, with the wildcards `*`, `?`, `[...]`; one without wildcards matches
+            every name that contains it. Empty: all.
+        exclude_filters (None): patterns of names to leave out.
+        with_description (False): give (name, description) pairs.
+
+    Returns:
+        The names, or pairs.
+    """
+    include = [filter] if isinstance(filter, str) else list(filter)
+    names = [name for name in sorted(_INFOS) if any(_matches(name, pattern) for pattern in include)]
+    names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude_filters or ())]
+    return [(name, _INFOS[name].description) for name in names] if with_description else names
+
+
+def _matches(name: str, pattern: str) -> bool:
+    pattern = pattern.lower().replace("-", "_")
+    return fnmatch(name, pattern) if set(pattern) & set("*?[") else pattern in name
+
+
+def get_optimizer_class(
+    name: str, bind_defaults: bool = True
+) -> type[RuleOptimizer] | functools.partial[RuleOptimizer]:
+    """The class of an optimizer.
+
+    Args:
+        name: its name.
+        bind_defaults (default True): give a partial with the arguments that the name stands for ("sgd": momentum 0.9,
+            nesterov), where there are any.
+
+    Returns:
+        The class, or a partial of it.
+
+    Raises:
+        ValueError: unknown name; the message has the closest ones.
+    """
+    info = get_optimizer_info(name)
+    return functools.partial(info.opt_class, **info.defaults) if bind_defaults and info.defaults else info.opt_class
+
+
+def option_names(name: str) -> list[str]:
+    """The options an optimizer takes, its own first, then the engine's."""
+    parameters = inspect.signature(get_optimizer_info(name).opt_class).parameters.values()
+    own = [p.name for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD]
+    return [*own, *ENGINE_DEFAULTS]
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check that an optimizer takes all the options given.
+
+    Raises:
+        ValueError: it does not; the message names the option and the closest ones.
+    """
+    known = option_names(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{canonical_name(name)} has no option {option!r}; {closest(option, known)}")
+
+
+def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments to construct an optimizer with that is chosen by name: the name's own, then the given ones.
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    info = get_optimizer_info(name)
+    check_options(name, options)
+    return info.opt_class.options_by_name({**info.defaults, **options})
+
+
+def create_optimizer_v2(
+    model_or_params: nn.Module | ParamsT,
+    opt: str = "sgd",
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    foreach: bool | None = None,
+    filter_bias_and_bn: bool = True,
+    layer_decay: float | None = None,
+    param_group_fn: Callable[[nn.Module], Iterable[Any]] | None = None,
+    **kwargs: Any,
+) -> Optimizer:
+    """Create an optimizer by name, for a model or for parameters. The signature is timm's.
+
+    Parameters of a model are grouped by the first of these that applies: `param_group_fn`; `layer_decay`;
+    `weight_decay` with `filter_bias_and_bn`; else one group.
+
+    Args:
+        model_or_params: a model, or parameters, named parameters or parameter groups, which are used as they are.
+        opt (default "sgd"): the optimizer's name.
+        lr (None): learning rate; None takes the optimizer's own default.
+        weight_decay (0.0): weight decay.
+        momentum (0.9): for optimizers that have one, ignored by others.
+        foreach (None): engine option, see `RuleOptimizer`.
+        filter_bias_and_bn (True): biases, norms and other vectors of a model are not decayed.
+        layer_decay (None): learning rates of a model shrink by this factor with every layer from the top down.
+        param_group_fn (None): makes the parameter groups from the model.
+        **kwargs: further options of the optimizer, checked against its signature.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: unknown name or option, a value out of range, or no parameters.
+
+    Source:
+        timm 1.0, `timm.optim.create_optimizer_v2`.
+    """
+    given = {"lr": lr, "foreach": foreach}
+    options = {name: value for name, value in given.items() if value is not None} | {"weight_decay": weight_decay}
+    if "momentum" in option_names(opt):
+        options["momentum"] = momentum
+    options = resolve_options(opt, {**options, **kwargs})
+    cls = get_optimizer_info(opt).opt_class
+    params: Any = model_or_params
+    if isinstance(model_or_params, nn.Module):
+        model = model_or_params
+        if param_group_fn is not None:
+            params = param_group_fn(model)
+        elif layer_decay is not None:
+            top = lr if lr is not None else inspect.signature(cls).parameters["lr"].default
+            params = param_groups_layer_decay(model, weight_decay, (), filter_bias_and_bn, layer_decay, top)
+        elif weight_decay and filter_bias_and_bn:
+            params = param_groups_weight_decay(model, weight_decay)
+        else:
+            params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    create: Callable[..., RuleOptimizer] = cls
+    return create(params, **options)
+
+
+# What transformers leaves out of weight decay ("LayerNorm", "layer_norm", "bias"), in the spellings of PyTorch models:
+# input_layernorm, final_norm, ln_f.
+_NOT_DECAYED = ("(?i)norm", r"(^|\.)ln_", "bias")
+
+
+def create_optimizer(
+    model_or_params: nn.Module | ParamsT,
+    init_lr: float,
+    num_train_steps: int,
+    num_warmup_steps: int,
+    min_lr_ratio: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.999,
+    adam_epsilon: float = 1e-8,
+    adam_clipnorm: float | None = None,
+    adam_global_clipnorm: float | None = None,
+    weight_decay_rate: float = 0.0,
+    power: float = 1.0,
+    include_in_weight_decay: list[str] | None = None,
+) -> tuple[AdamWeightDecay, LRScheduler]:
+    """Adam with weight decay and a schedule of warm-up and decay: transformers' TensorFlow function in PyTorch.
+
+    The learning rate at step t, with w warm-up steps out of n and e = init_lr min_lr_ratio:
+
+        init_lr t / w                                          for t < w
+        e + (init_lr - e) (1 - (t - w) / (n - w))^power        up to n, then e
+
+    Args:
+        model_or_params: a model, or named parameters; plain parameters only without weight decay.
+        init_lr: learning rate after warm-up.
+        num_train_steps: optimizer steps in all.
+        num_warmup_steps: optimizer steps of warm-up, at most num_train_steps.
+        min_lr_ratio (default 0.0): last learning rate, as a share of init_lr.
+        adam_beta1 (0.9), adam_beta2 (0.999), adam_epsilon (1e-8): Adam's.
+        adam_clipnorm (None): largest norm of each gradient.
+        adam_global_clipnorm (None): largest norm of all gradients together.
+        weight_decay_rate (0.0): decoupled weight decay of everything but biases and norms.
+        power (1.0): of the decay; 1 is linear.
+        include_in_weight_decay (None): regular expressions of names to decay all the same.
+
+    Returns:
+        (optimizer, schedule), ready for `Trainer(optimizers=...)`.
+
+    Raises:
+        ValueError: a value out of range, more warm-up than steps, or weight decay without names.
+
+    Source:
+        transformers 4.34, `optimization_tf.create_optimizer`.
+    """
+    if num_warmup_steps > num_train_steps:
+        raise ValueError(f"num_warmup_steps={num_warmup_steps} is more than num_train_steps={num_train_steps}")
+    optimizer = AdamWeightDecay(
+        model_or_params,
+        learning_rate=init_lr,
+        beta_1=adam_beta1,
+        beta_2=adam_beta2,
+        epsilon=adam_epsilon,
+        weight_decay_rate=weight_decay_rate,
+        include_in_weight_decay=include_in_weight_decay if weight_decay_rate else None,
+        exclude_from_weight_decay=_NOT_DECAYED if weight_decay_rate else None,
+        clipnorm=adam_clipnorm,
+        global_clipnorm=adam_global_clipnorm,
+    )
+    curve: Any = schedules.PolynomialDecay(
+        initial_learning_rate=init_lr,
+        decay_steps=num_train_steps - num_warmup_steps,
+        end_learning_rate=init_lr * min_lr_ratio,
+        power=power,
+    )
+    if num_warmup_steps:
+        curve = schedules.WarmUp(init_lr, curve, num_warmup_steps)
+    return optimizer, curve.scheduler(optimizer)
