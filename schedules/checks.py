@@ -1,0 +1,96 @@
+"""Checks of arguments. Each returns the value in its plain form or raises an error that names the argument."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["choice", "closest", "real_number", "whole_number"]
+
+
+def whole_number(name: str, value: Any, at_least: int = 0) -> int:
+    """Return ``value`` as an int.
+
+    Args:
+        name: the argument's name, for the error.
+        value: an int, anything with ``__index__`` (NumPy integers), or a float without a fraction such as ``300.0``.
+        at_least: the smallest value allowed.
+
+    Raises:
+        TypeError: ``value`` is not a number, or a bool.
+        ValueError: ``value`` has a fraction, is NaN or infinite, or is below ``at_least``.
+    """
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"{name} must be a whole number, got {value!r}; round it first, e.g. round({name})")
+        number = int(value)
+    else:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}") from None
+        if isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got the bool {value!r}")
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {number}")
+    return number
+
+
+def real_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return ``value`` as a float.
+
+    Args:
+        name: the argument's name, for the error.
+        value: an int, a float, or anything with ``__float__`` that is not text (NumPy numbers, 0-d tensors).
+        at_least: the smallest value allowed.
+        above: a bound the value must exceed.
+        at_most: the largest value allowed.
+        below: a bound the value must stay under.
+
+    Raises:
+        TypeError: ``value`` is not a number, or a bool.
+        ValueError: ``value`` is NaN, infinite or out of bounds.
+    """
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number!r}")
+    if at_least is not None and number < at_least:
+        raise ValueError(f"{name} must be at least {at_least:g}, got {number!r}")
+    if above is not None and number <= above:
+        raise ValueError(f"{name} must be above {above:g}, got {number!r}")
+    if at_most is not None and number > at_most:
+        raise ValueError(f"{name} must be at most {at_most:g}, got {number!r}")
+    if below is not None and number >= below:
+        raise ValueError(f"{name} must be below {below:g}, got {number!r}")
+    return number
+
+
+def choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``options``, else raise a ValueError that lists them."""
+    options = tuple(options)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}")
+    return str(value)
+
+
+def closest(wanted: str, options: Iterable[str]) -> str:
+    """Say which of ``options`` are nearest to ``wanted``, as the tail of an error message."""
+    options = sorted(options)
+    near = difflib.get_close_matches(wanted, options, n=3, cutoff=0.5)
+    # An abbreviation ("wsd") is near nothing: then the whole list helps more than a guess.
+    if near:
+        return "the closest names are " + ", ".join(map(repr, near))
+    return "the names are " + ", ".join(map(repr, options)) if options else "there are none"

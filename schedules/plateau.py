@@ -1,0 +1,111 @@
+"""reduce_lr_on_plateau, and what the schedules that follow a metric instead of the step have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
+
+from .checks import closest, real_number, whole_number
+from .scheduler import check_optimizer, copy_lrs, set_lr
+
+__all__ = ["ReduceLROnPlateau", "accepted_options", "check_options", "get_reduce_on_plateau_schedule", "saved_lrs"]
+
+
+class ReduceLROnPlateau(TorchReduceLROnPlateau):
+    """torch's ReduceLROnPlateau: lower the learning rate by a factor when a metric has stopped improving.
+
+    Same arguments and numbers as torch's class. Two things are repaired: a tensor learning rate is filled in place
+    (older torch replaces it by a float, and a compiled step recompiles: pytorch#163093), and ``load_state_dict`` puts
+    the saved learning rates back into the optimizer (torch's leaves the ones it finds).
+
+    Args:
+        optimizer: the optimizer to drive.
+        *args: torch's arguments, see :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
+        **kwargs: the same by name: ``mode``, ``factor``, ``patience``, ``threshold``, ``threshold_mode``, ``cooldown``,
+            ``min_lr``, ``eps``.
+    """
+
+    def __init__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        super().__init__(check_optimizer(optimizer), *args, **kwargs)
+        real_number("factor", self.factor, at_least=0, below=1)
+        whole_number("patience", self.patience)
+        whole_number("cooldown", self.cooldown)
+        real_number("threshold", self.threshold, at_least=0)
+        real_number("eps", self.eps, at_least=0)
+        for min_lr in self.min_lrs:
+            real_number("min_lr", min_lr, at_least=0)
+        self._last_lr = copy_lrs(optimizer)
+
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
+        """Take in one more value of the metric.
+
+        Args:
+            metrics: the metric, a number or a 0-d tensor.
+            epoch: deprecated by torch; the count of calls if None.
+        """
+        before = [group["lr"] for group in self.optimizer.param_groups]
+        super().step(metrics, epoch)
+        for group, lr in zip(self.optimizer.param_groups, before, strict=True):
+            if isinstance(lr, torch.Tensor) and group["lr"] is not lr:
+                group["lr"] = lr.fill_(float(group["lr"]))
+        self._last_lr = copy_lrs(self.optimizer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state, and put its learning rates back into the optimizer.
+
+        Raises:
+            ValueError: the state is not that of a ReduceLROnPlateau or has another number of param groups. Nothing is
+                changed then.
+        """
+        lrs = saved_lrs(state_dict, {"best", "num_bad_epochs", "min_lrs", "mode_worse"}, self.optimizer)
+        super().load_state_dict(state_dict)
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=False):
+            set_lr(group, lr)
+        self._last_lr = copy_lrs(self.optimizer)
+
+
+def saved_lrs(state: dict[str, Any], needed: set[str], optimizer: Optimizer) -> list[Any]:
+    missing = needed - set(state)
+    if missing:
+        raise ValueError(f"not the state of this kind of schedule: {', '.join(sorted(missing))} missing")
+    if len(state["min_lrs"]) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the state has {len(state['min_lrs'])} param groups, the optimizer has {len(optimizer.param_groups)}"
+        )
+    return list(state.get("_last_lr", ()))
+
+
+def accepted_options(schedule: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a metric schedule's class other than the optimizer, by name."""
+    parameters = inspect.signature(schedule).parameters.values()
+    return {each.name: each for each in parameters if each.name not in ("self", "optimizer")}
+
+
+def check_options(schedule: str, kwargs: dict[str, Any], accepted: dict[str, inspect.Parameter]) -> None:
+    for name in kwargs:
+        if name not in accepted:
+            raise TypeError(
+                f"{schedule} takes no option {name!r}; {closest(name, accepted)}; it takes {', '.join(accepted)}"
+            )
+
+
+def get_reduce_on_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> ReduceLROnPlateau:
+    """Keep the learning rate until a metric stops improving, then multiply it by ``factor``.
+
+    Step it with the metric: ``schedule.step(eval_loss)``.
+
+    Args:
+        optimizer: the optimizer to drive.
+        **kwargs: options of :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an option is out of range.
+    """
+    check_options("reduce_lr_on_plateau", kwargs, accepted_options(TorchReduceLROnPlateau))
+    return ReduceLROnPlateau(optimizer, **kwargs)

@@ -1,0 +1,135 @@
+"""The torch scheduler that drives an optimizer's learning rates by a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .checks import whole_number
+from .curves import Curve
+
+__all__ = ["ScheduleLR", "copy_lrs", "set_lr"]
+
+
+def copy_lrs(optimizer: Optimizer) -> list[Any]:
+    """Return the learning rate of every param group; tensors are cloned."""
+    lrs = (group["lr"] for group in optimizer.param_groups)
+    return [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in lrs]
+
+
+def set_lr(group: dict[str, Any], lr: Any) -> None:
+    """Set a group's learning rate. A tensor is filled in place: replacing it would recompile a compiled step."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(float(lr))
+    else:
+        group["lr"] = float(lr)
+
+
+def check_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return ``optimizer`` if a schedule can drive it, else raise."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if hasattr(optimizer, "optimizer_dict"):
+        # transformers' layer-wise stand-in owns no parameter: a schedule over it would change nothing.
+        raise TypeError(
+            f"{type(optimizer).__name__} stands for one optimizer per parameter: "
+            "make one schedule for each optimizer in its optimizer_dict"
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        if group["lr"] is None:
+            raise ValueError(
+                f"param group {index} has lr=None: its optimizer sets the learning rate, a schedule cannot"
+            )
+    return optimizer
+
+
+class ScheduleLR(LambdaLR):
+    """Learning rates by a curve: each group's lr at step t is its initial lr times ``curve(t)``.
+
+    A torch LambdaLR, with three differences. Each group gets its own form of the curve where that depends on the
+    group's initial lr (an absolute floor). ``state_dict`` holds the position and the base learning rates only, in
+    LambdaLR's layout: the curve itself comes from the code, as with transformers, whose state dicts load here.
+    ``load_state_dict`` also puts the saved learning rates back into the optimizer.
+
+    Args:
+        optimizer: the optimizer to drive. A group's lr may be a float or a 0-d tensor; a tensor is filled in place.
+        curve: the multiplier as a function of the step.
+        last_epoch: the last step done; -1 for a new run. Otherwise every group must have its ``initial_lr``.
+
+    Raises:
+        TypeError: ``optimizer`` is not an optimizer or ``curve`` is not a curve.
+        ValueError: a group's initial lr is missing or below the floor of the curve.
+        KeyError: ``last_epoch`` is given, and a group has no ``initial_lr``.
+    """
+
+    def __init__(self, optimizer: Optimizer, curve: Curve, last_epoch: int = -1) -> None:
+        if not isinstance(curve, Curve):
+            raise TypeError(f"curve must be a schedules.curves.Curve, got {curve!r}")
+        check_optimizer(optimizer)
+        last_epoch = whole_number("last_epoch", last_epoch, at_least=-1)
+        self.curve = curve
+        initial = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        super().__init__(optimizer, _bind(curve, initial), last_epoch)
+
+    def lr_at(self, step: int) -> list[float]:
+        """Return the learning rate of every group at ``step``, whatever the current step is."""
+        return [float(base) * curve(step) for base, curve in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and the base learning rates, in the layout of torch's LambdaLR over plain functions.
+
+        It holds numbers, lists and, with tensor learning rates, tensors: ``torch.load(weights_only=True)`` reads it.
+        """
+        own = ("optimizer", "curve", "lr_lambdas")
+        state = {key: value for key, value in self.__dict__.items() if key not in own}
+        state["lr_lambdas"] = [None] * len(self.lr_lambdas)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state, and put its learning rates back into the optimizer.
+
+        Args:
+            state_dict: what :meth:`state_dict` or that of any LambdaLR schedule of transformers returned.
+
+        Raises:
+            ValueError: the state is not that of a LambdaLR schedule or has another number of param groups. Nothing
+                is changed then.
+        """
+        missing = {"base_lrs", "last_epoch", "lr_lambdas"} - set(state_dict)
+        if missing:
+            raise ValueError(f"not the state of a LambdaLR schedule: {', '.join(sorted(missing))} missing")
+        groups = self.optimizer.param_groups
+        if len(state_dict["base_lrs"]) != len(groups):
+            raise ValueError(
+                f"the state has {len(state_dict['base_lrs'])} param groups, the optimizer has {len(groups)}"
+            )
+        base_lrs = [_like(group["lr"], lr) for group, lr in zip(groups, state_dict["base_lrs"], strict=True)]
+        bound = _bind(self.curve, base_lrs)
+
+        own = ("optimizer", "curve", "lr_lambdas", "base_lrs", "_last_lr")
+        self.__dict__.update({key: value for key, value in state_dict.items() if key not in own})
+        self.base_lrs = base_lrs
+        self.lr_lambdas = bound
+        for group, lr in zip(groups, state_dict.get("_last_lr", self.lr_at(self.last_epoch)), strict=True):
+            set_lr(group, lr)
+        self._last_lr = copy_lrs(self.optimizer)
+
+
+def _bind(curve: Curve, initial_lrs: list[Any]) -> list[Callable[[int], float]]:
+    return [_bind_group(curve, index, float(lr)) for index, lr in enumerate(initial_lrs)]
+
+
+def _bind_group(curve: Curve, index: int, initial_lr: float) -> Curve:
+    try:
+        return curve.bind(initial_lr)
+    except ValueError as error:
+        raise ValueError(f"param group {index}: {error}") from None
+
+
+def _like(current: Any, lr: Any) -> Any:
+    """``lr`` in the kind (float or tensor) of ``current``, so that a checkpoint does not change a group's kind."""
+    return torch.full_like(current, float(lr)) if isinstance(current, torch.Tensor) else float(lr)
