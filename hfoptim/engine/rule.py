@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfoptim.engine.tensor_list import TensorList
+
 Init = Callable[[Tensor, torch.dtype], Tensor]
 Scalars = dict[str, Any]
 PerStep = Callable[..., Scalars]
@@ -112,6 +114,24 @@ def rule(
 def hyper_type(names: tuple[str, ...]) -> type[Any]:
     """The NamedTuple a rule sees as `h`; one type per set of names, so that torch.compile traces it once."""
     return namedtuple("Hyper", names)
+
+
+def ema(average: Any, new: Any, alpha: Any) -> Any:
+    """Exponential moving average: `average + alpha * (new - average)`.
+
+    A number goes to `lerp`, one pass. Traced, `lerp` would compute both of its formulas and select one.
+    """
+    return average + (new - average) * alpha if isinstance(alpha, Tensor) else average.lerp(new, alpha)
+
+
+def rms(x: Any) -> Any:
+    """Root mean square over a whole tensor, in one pass without a temporary."""
+    if torch.compiler.is_compiling():
+        return (x * x).mean().sqrt()
+    if isinstance(x, TensorList):
+        norms = torch._foreach_norm(x.tensors)
+        return TensorList([norm / tensor.numel() ** 0.5 for norm, tensor in zip(norms, x.tensors, strict=True)])
+    return x.norm() / x.numel() ** 0.5
 
 
 def bias_correction(beta: float, t: int) -> float:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import TENSOR, EngineOptions, Rule, RuleOptimizer, scalar, zeros, zeros_without
+from hfoptim.engine import TENSOR, EngineOptions, Rule, RuleOptimizer, ema, rms, scalar, zeros, zeros_without
 from hfoptim.engine.checks import betas as check_betas
 from hfoptim.engine.checks import flag, number
 
@@ -41,8 +40,27 @@ def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def _rms(x: Any) -> Any:
-    return x.square().mean().sqrt()
+def _vector_update(grad: Any, moments: list[Any], h: Any) -> tuple[Any, Any, list[Any]]:
+    """The update before clipping and scaling, its root mean square, the new moment."""
+    exp_avg_sq = ema(moments[0], grad * grad + h.eps, h.alpha2)
+    update = grad * exp_avg_sq.rsqrt()
+    return update, rms(update), [exp_avg_sq]
+
+
+def _matrix_update(column: int, row: int, grad: Any, moments: list[Any], h: Any) -> tuple[Any, Any, list[Any]]:
+    """The same from row and column means.
+
+    The gradient is read four times: for either mean, for the update's mean square, which follows from the squares that
+    the means took, and for the update itself. eps is added to the means: the mean of a sum is the same number.
+    """
+    squared = grad * grad
+    rows = ema(moments[0], squared.mean(row) + h.eps, h.alpha2)
+    columns = ema(moments[1], squared.mean(column) + h.eps, h.alpha2)
+    # Among the dimensions that the row means kept, the column has its place: it comes before the row.
+    row_scale = rows.mean(column + 1 if column < 0 else column, keepdim=True) / rows
+    column_scale = columns.reciprocal().unsqueeze(column)
+    size = ((squared * column_scale).mean(row) * row_scale).mean().sqrt()
+    return grad * row_scale.sqrt().unsqueeze(row) * column_scale.sqrt(), size, [rows, columns]
 
 
 @cache
@@ -54,41 +72,30 @@ def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_mom
         scale_parameter: multiply the step by the parameter's root mean square.
         first_moment: keep a moving average of the finished updates.
     """
-    second = ("exp_avg_sq",) if factored is None else ("exp_avg_sq_row", "exp_avg_sq_col")
+    second: dict[str, Any] = {"exp_avg_sq": zeros}
+    advance_moments = _vector_update
+    if factored is not None:
+        second = {"exp_avg_sq_row": zeros_without(factored[1]), "exp_avg_sq_col": zeros_without(factored[0])}
+        advance_moments = partial(_matrix_update, *factored)
 
     def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
-        moments, rms = state[: len(second)], _rms(param)
-        # Reads of the gradient: one for both means, one for the update's mean square, one for the update itself.
-        squared = grad * grad + h.eps
-        if factored is None:
-            moments = [moments[0].lerp(squared, h.alpha2)]
-            update = grad * moments[0].rsqrt()
-        else:
-            column, row = factored
-            moments = [
-                moments[0].lerp(squared.mean(row), h.alpha2),
-                moments[1].lerp(squared.mean(column), h.alpha2),
-            ]
-            # Among the dimensions that the row factor kept, the column keeps its place: it comes before the row.
-            place = column + 1 if column < 0 else column
-            factor = (moments[0] / moments[0].mean(place, keepdim=True)).rsqrt()
-            update = grad * factor.unsqueeze(row) * moments[1].rsqrt().unsqueeze(column)
-        size = h.lr * rms.clamp(min=h.eps_scale) if scale_parameter else h.lr
-        update = update * (size / (_rms(update) * h.inverse_clip).clamp(min=1.0))
-        averages: list[Any] = []
+        update, size_of_update, moments = advance_moments(grad, state[: len(second)], h)
+        size, rest = h.lr, []
+        if scale_parameter:
+            size_of_param = rms(param)
+            size = h.lr * size_of_param.clamp(min=h.eps_scale)
+            rest = [size_of_param]
+        update = update * (size / (size_of_update * h.inverse_clip).clamp(min=1.0))
         if first_moment:
-            update = state[-2].lerp(update, h.alpha1)
-            averages = [update]
-        return (update, size, *moments, *averages, rms)
+            update = ema(state[len(second)], update, h.alpha1)
+            rest = [update, *rest]
+        return (update, size, *moments, *rest)
 
     fn.__name__ = "adafactor_vector" if factored is None else "adafactor_matrix"
-    inits: dict[str, Any] = {"exp_avg_sq": zeros}
-    if factored is not None:
-        inits = {"exp_avg_sq_row": zeros_without(factored[1]), "exp_avg_sq_col": zeros_without(factored[0])}
-    if first_moment:
-        inits["exp_avg"] = zeros
-    return Rule(fn, TENSOR, {**inits, "RMS": scalar}, _per_step, scaled=True)
+    first = {"exp_avg": zeros} if first_moment else {}
+    parameter = {"RMS": scalar} if scale_parameter else {}
+    return Rule(fn, TENSOR, {**second, **first, **parameter}, _per_step, scaled=True)
 
 
 class Adafactor(RuleOptimizer):
@@ -104,7 +111,8 @@ class Adafactor(RuleOptimizer):
         P = P - M - a weight_decay P
 
     Vectors keep the whole second moment. State: `exp_avg_sq_row` and `exp_avg_sq_col`, or `exp_avg_sq`; `exp_avg` with
-    beta1; `RMS`, the parameter's root mean square before its last step. A state_dict of transformers.Adafactor loads.
+    beta1; with scale_parameter `RMS`, the parameter's root mean square before its last step. A state_dict of
+    transformers.Adafactor loads.
 
     Follows transformers: the last two dimensions of every parameter with two or more are factored. With
     `min_dim_size_to_factor` it follows timm: the first two of a convolution's, and only sizes above that number.
@@ -221,8 +229,8 @@ class Adafactor(RuleOptimizer):
         return adafactor(dims, group["scale_parameter"], group["beta1"] is not None)
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-        # transformers writes a number before the first step, and the parameter's precision afterwards.
-        return {**state, "RMS": torch.as_tensor(state["RMS"])} if "RMS" in state else state
+        # transformers keeps the root mean square also where nothing reads it.
+        return state if group["scale_parameter"] else {k: v for k, v in state.items() if k != "RMS"}
 
     def applied_lr(self, index: int) -> float | None:
         """The step size that group `index` took last: of its first parameter that has taken a step, or None.
@@ -238,7 +246,7 @@ class Adafactor(RuleOptimizer):
         return None
 
 
-def _factored_dims(shape: torch.Size, least: int | None) -> tuple[int, int] | None:
+def _factored_dims(shape: Size, least: int | None) -> tuple[int, int] | None:
     """The dimensions (column, row) of a factored second moment, from the end unless timm's rule takes the first two."""
     if len(shape) < 2:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, rule, zeros
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, ema, rule, zeros
 from hfoptim.engine.checks import flag, number
 
 
@@ -46,8 +46,8 @@ def folded(t: int, group: Mapping[str, Any]) -> dict[str, float]:
 
 def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
     """Adam's update from exponential moving averages of the gradient and its square (arXiv 1412.6980)."""
-    exp_avg = exp_avg.lerp(grad, h.alpha1)
-    exp_avg_sq = exp_avg_sq.lerp(grad * grad, h.alpha2)
+    exp_avg = ema(exp_avg, grad, h.alpha1)
+    exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
     return exp_avg * h.correction / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
 
 

@@ -7,14 +7,14 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, EngineOptions, RuleOptimizer, rule, zeros
+from hfoptim.engine import ELEMENT, EngineOptions, RuleOptimizer, ema, rule, zeros
 from hfoptim.optimizers.adam import moment_rates
 
 
 @rule(ELEMENT, per_step=moment_rates, exp_avg=zeros)
 def lion(grad: Any, param: Any, exp_avg: Any, h: Any) -> tuple[Any, Any]:
     """The sign of one interpolation of momentum and gradient; another one becomes the momentum."""
-    return exp_avg.lerp(grad, h.alpha1).sign(), exp_avg.lerp(grad, h.alpha2)
+    return ema(exp_avg, grad, h.alpha1).sign(), ema(exp_avg, grad, h.alpha2)
 
 
 class Lion(RuleOptimizer):

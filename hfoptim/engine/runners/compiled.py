@@ -21,6 +21,11 @@ from hfoptim.engine.bucket import Bucket, bucket_tensors, flat
 from hfoptim.engine.rule import Scope, hyper_type
 from hfoptim.engine.runners import loop
 
+# Element-wise, smaller tensors are copied together and stepped in one call: a call costs as much time as it takes to
+# copy about this many entries to and fro.
+PACK_BELOW = 1 << 15
+GRAD = 1  # place of the gradient in `bucket_tensors`
+
 # A kernel traced at one of these sizes is valid for all: unequal, not 0 or 1, and large enough that the compiler
 # decides to run it on all cores.
 _TRACE_SIZES = (1021, 2039, 3, 5, 7)
@@ -34,25 +39,46 @@ def run(bucket: Bucket) -> None:
     if device.type != "cpu":
         packed = packed.pin_memory().to(device, non_blocking=True)
     tensor_scalars = {name: value for name, value in bucket.scalars.items() if isinstance(value, Tensor)}
-    left_over: list[int] = []
+    rows, small, left_over = _sort(bucket)
+    columns = [torch.cat(column) for column in zip(*small, strict=True)]
+    if columns:
+        rows.append(columns)
+    compiled: dict[int, Kernel] = {}
+    for tensors in rows:
+        ndim = tensors[0].ndim
+        if ndim not in compiled:
+            signature = tuple((t.dtype, t.ndim) for t in tensors)
+            compiled[ndim] = kernel(bucket.plan, device, names, tuple(tensor_scalars), signature)
+            compiled[ndim].ready(bucket.plan, packed, tensor_scalars, tensors)
+        compiled[ndim].function(packed, list(tensor_scalars.values()), tensors)
+    if columns:
+        sizes = [row[0].numel() for row in small]
+        for i, column in enumerate(columns):
+            if i != GRAD:
+                torch._foreach_copy_([row[i] for row in small], list(column.split(sizes)))
+    if left_over:
+        loop.run(bucket.select(left_over))
+
+
+def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[int]]:
+    """The bucket's tensors: those with a kernel call of their own, small ones to be packed, indices for the loop."""
+    rows, small, left_over = [], [], []
     for i in range(len(bucket.params)):
         tensors = _views(bucket, i)
         if tensors is None:
             left_over.append(i)
-            continue
-        signature = tuple((t.dtype, t.ndim) for t in tensors)
-        compiled = kernel(bucket.plan, device, names, tuple(tensor_scalars), signature)
-        compiled.ready(bucket.plan, packed, tensor_scalars, tensors)
-        compiled(packed, list(tensor_scalars.values()), tensors)
-    if left_over:
-        loop.run(bucket.select(left_over))
+        elif bucket.plan.scope is Scope.ELEMENT and tensors[0].numel() < PACK_BELOW:
+            small.append(tensors)
+        else:
+            rows.append(tensors)
+    return rows, small, left_over
 
 
 def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
     """The tensors of parameter `i` in the form its kernel takes, or None."""
     tensors = bucket_tensors(bucket, i)
     if bucket.plan.scope is Scope.ELEMENT:
-        return flat(tensors) if tensors[0].numel() > 1 else None
+        return flat(tensors)
     # Reductions depend on the shape; a size of 0 or 1 would be compiled for itself.
     if any(size < 2 for size in tensors[0].shape) or not all(t.is_contiguous() for t in tensors):
         return None
@@ -67,9 +93,6 @@ class Kernel:
 
     function: Callable[..., None]
     traced: bool = field(default=False)
-
-    def __call__(self, packed: Tensor, tensor_scalars: list[Tensor], tensors: list[Tensor]) -> None:
-        self.function(packed, tensor_scalars, tensors)
 
     def ready(self, plan: Plan, packed: Tensor, tensor_scalars: dict[str, Tensor], tensors: list[Tensor]) -> None:
         """Compile once, on throw-away tensors whose sizes all differ, so that no size is taken for another."""
