@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hfoptim.engine.rule import Rule, Scope
+from hfoptim.engine.rule import Rule, Scope, add_scaled
 
 
 class Decay(enum.Enum):
@@ -45,17 +45,19 @@ class Plan:
         return Scope.TENSOR if self.caution and self.rule.scope is Scope.ELEMENT else self.rule.scope
 
 
-def decay_scalars(plan: Plan, group: Mapping[str, Any], lr: float) -> dict[str, float]:
+def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     """The scalars that `advance` needs for a plan's decay placement."""
-    decay, weight_decay = plan.decay, float(group.get("weight_decay", 0.0))
-    if decay is Decay.COUPLED or (decay is not Decay.NONE and plan.rule.scaled):
+    decay = plan.decay
+    if decay is Decay.NONE:
+        return {}
+    weight_decay = float(group["weight_decay"])
+    if decay is Decay.COUPLED or plan.rule.scaled:
         return {"weight_decay": weight_decay}
+    lr = float(group["lr"])
     if decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER):
         return {"decay": lr * weight_decay}
-    if decay is Decay.FULLY_DECOUPLED:
-        max_lr = group["max_lr"]
-        return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
-    return {}
+    max_lr = float(group["max_lr"])
+    return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
 
 
 def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation: Any = None) -> tuple[Any, ...]:
@@ -76,7 +78,7 @@ def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation:
     if plan.maximize:
         grad = -grad
     if plan.decay is Decay.COUPLED:
-        grad = grad + weight * h.weight_decay
+        grad = add_scaled(grad, weight, h.weight_decay)
     update, *new_state = plan.rule.fn(grad, weight, *(s.to(dtype) for s in state), h)
     if plan.rule.scaled:
         size, *new_state = new_state
@@ -84,12 +86,12 @@ def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation:
         # Cautious Optimizers, arXiv 2411.16085: drop what points against the gradient, keep the mean step size.
         mask = ((update * grad) > 0).to(dtype)
         update = update * (mask / mask.mean().clamp(min=1e-3))
-    delta = update if plan.rule.scaled else update * h.lr
+    moved = weight - update if plan.rule.scaled else add_scaled(weight, update, -h.lr)
     if plan.decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED):
-        shrunk = weight - delta if plan.decay is Decay.DECOUPLED_AFTER else weight
-        delta = delta + shrunk * (size * h.weight_decay if plan.rule.scaled else h.decay)
+        decayed = moved if plan.decay is Decay.DECOUPLED_AFTER else weight
+        moved = add_scaled(moved, decayed, -(size * h.weight_decay) if plan.rule.scaled else -h.decay)
     if not plan.kahan:
-        return ((weight - delta).to(param.dtype), None, *new_state)
-    step = compensation.to(dtype) - delta
-    rounded = (weight + step).to(param.dtype)
-    return (rounded, ((weight - rounded.to(dtype)) + step).to(param.dtype), *new_state)
+        return (moved.to(param.dtype), None, *new_state)
+    moved = moved + compensation.to(dtype)
+    rounded = moved.to(param.dtype)
+    return (rounded, (moved - rounded.to(dtype)).to(param.dtype), *new_state)

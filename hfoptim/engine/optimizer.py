@@ -215,7 +215,7 @@ class RuleOptimizer(Optimizer):
         scalars = rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)
         if "lr" not in scalars:
             scalars["lr"] = float(item.group["lr"])
-        return {**scalars, **decay_scalars(item.bucket.plan, item.group, scalars["lr"])}
+        return {**scalars, **decay_scalars(item.bucket.plan, item.group)}
 
     def _name_of(self, index: int, position: int) -> str:
         names = self.param_groups[index].get("param_names")

@@ -73,7 +73,8 @@ class Rule:
         scope: what one entry of the update may depend on.
         state: name -> initialiser `(param, dtype) -> Tensor`, in the order of the rule's arguments.
         per_step: `(t, group, **totals) -> {name: float or 0-d tensor}`, called on the host once per bucket of tensors;
-            `t` counts from 1. What it returns is what the rule sees as `h`. It may return `lr` to replace the group's.
+            `t` counts from 1. What it returns is what the rule sees as `h`. `lr` in it is what the update is multiplied
+            by, instead of the group's lr; weight decay goes by the group's.
         probe: `(grad, param, *state) -> {name: 0-d tensor}`; summed over all tensors and handed to `per_step`.
         scaled: the update already contains the learning rate, and the rule returns its own step size, a number or a 0-d
             tensor, right after it: `(update, size, *new_state)`. Decoupled weight decay then follows that size.
@@ -122,6 +123,11 @@ def ema(average: Any, new: Any, alpha: Any) -> Any:
     A number goes to `lerp`, one pass. Traced, `lerp` would compute both of its formulas and select one.
     """
     return average + (new - average) * alpha if isinstance(alpha, Tensor) else average.lerp(new, alpha)
+
+
+def add_scaled(x: Any, y: Any, factor: Any) -> Any:
+    """`x + factor * y`; in one pass if the factor is a number."""
+    return x.add(y, alpha=factor) if isinstance(factor, (int, float)) else x + y * factor
 
 
 def rms(x: Any) -> Any:

@@ -78,6 +78,9 @@ class TensorList:
     def __le__(self, other: _Operand) -> TensorList:
         return self._each("__le__", other)
 
+    def add(self, other: TensorList, alpha: float = 1.0) -> TensorList:
+        return TensorList(torch._foreach_add(self.tensors, other.tensors, alpha=alpha))
+
     def sqrt(self) -> TensorList:
         return TensorList(torch._foreach_sqrt(self.tensors))
 

@@ -28,27 +28,28 @@ def corrected(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     root = math.sqrt(bias_correction(beta2, t))
     return {
         **moment_rates(t, group),
-        "correction": root / bias_correction(beta1, t),
         "eps": group["eps"] * root,
+        "lr": float(group["lr"]) * root / bias_correction(beta1, t),
     }
 
 
 def folded(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     """The bias correction folded into the step size; eps is added to the plain root (the paper's section 2, end)."""
-    beta1, beta2 = group["betas"]
-    correction = math.sqrt(bias_correction(beta2, t)) / bias_correction(beta1, t)
-    return {
-        **moment_rates(t, group),
-        "correction": correction if group.get("correct_bias", True) else 1.0,
-        "eps": group["eps"],
-    }
+    lr = float(group["lr"])
+    if group.get("correct_bias", True):
+        beta1, beta2 = group["betas"]
+        lr *= math.sqrt(bias_correction(beta2, t)) / bias_correction(beta1, t)
+    return {**moment_rates(t, group), "eps": group["eps"], "lr": lr}
 
 
 def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
-    """Adam's update from exponential moving averages of the gradient and its square (arXiv 1412.6980)."""
+    """Adam's update from exponential moving averages of the gradient and its square (arXiv 1412.6980).
+
+    The bias corrections are in `h.eps` and `h.lr`.
+    """
     exp_avg = ema(exp_avg, grad, h.alpha1)
     exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
-    return exp_avg * h.correction / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
+    return exp_avg / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
 
 
 adam = rule(ELEMENT, per_step=corrected, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)

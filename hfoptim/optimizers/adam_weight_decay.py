@@ -50,7 +50,7 @@ def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
         if not amsgrad:
             return update, exp_avg, exp_avg_sq
         largest = torch.maximum(state[2], exp_avg_sq)
-        return exp_avg * h.correction / (largest.sqrt() + h.eps), exp_avg, exp_avg_sq, largest
+        return exp_avg / (largest.sqrt() + h.eps), exp_avg, exp_avg_sq, largest
 
     fn.__name__ = "adam_weight_decay"
     state: dict[str, Any] = {"exp_avg": zeros, "exp_avg_sq": zeros}

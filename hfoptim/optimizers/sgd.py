@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, rule, zeros
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, add_scaled, rule, zeros
 from hfoptim.engine.checks import flag, number
 
 
@@ -27,15 +27,15 @@ def _momentum(t: int, group: Mapping[str, Any]) -> dict[str, float]:
 @rule(ELEMENT, per_step=_momentum, momentum_buffer=zeros)
 def sgd_momentum(grad: Any, param: Any, momentum_buffer: Any, h: Any) -> tuple[Any, Any]:
     """Heavy ball (Polyak): the buffer is the update."""
-    momentum_buffer = momentum_buffer * h.momentum + grad * h.weight
+    momentum_buffer = add_scaled(momentum_buffer * h.momentum, grad, h.weight)
     return momentum_buffer, momentum_buffer
 
 
 @rule(ELEMENT, per_step=_momentum, momentum_buffer=zeros)
 def sgd_nesterov(grad: Any, param: Any, momentum_buffer: Any, h: Any) -> tuple[Any, Any]:
     """Nesterov's momentum in the form of Sutskever et al.: one step ahead of the buffer."""
-    momentum_buffer = momentum_buffer * h.momentum + grad * h.weight
-    return grad + momentum_buffer * h.momentum, momentum_buffer
+    momentum_buffer = add_scaled(momentum_buffer * h.momentum, grad, h.weight)
+    return add_scaled(grad, momentum_buffer, h.momentum), momentum_buffer
 
 
 class SGD(RuleOptimizer):
