@@ -192,7 +192,9 @@ class RuleOptimizer(Optimizer):
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
         work: dict[tuple[Any, ...], _Work] = {}
         for (index, run, plan, param, grad, state), count in zip(planned, counts, strict=True):
-            key = (index, plan, param.dtype, grad.dtype, param.device, count)
+            # State loaded from elsewhere may be kept in another dtype for some of the parameters.
+            dtypes = tuple(state[name].dtype for name in plan.rule.state)
+            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count)
             if key not in work:
                 work[key] = _Work(self.param_groups[index], int(count) + 1, run, Bucket(plan))
             work[key].add(param, grad, state)

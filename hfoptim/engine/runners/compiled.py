@@ -62,16 +62,21 @@ def run(bucket: Bucket) -> None:
 
 def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[int]]:
     """The bucket's tensors: those with a kernel call of their own, small ones to be packed, indices for the loop."""
-    rows, small, left_over = [], [], []
+    rows: list[list[Tensor]] = []
+    small: dict[int, list[Tensor]] = {}
+    left_over = []
     for i in range(len(bucket.params)):
         tensors = _views(bucket, i)
         if tensors is None:
             left_over.append(i)
         elif bucket.plan.scope is Scope.ELEMENT and tensors[0].numel() < PACK_BELOW:
-            small.append(tensors)
+            small[i] = tensors
         else:
             rows.append(tensors)
-    return rows, small, left_over
+    # Sizes 0 and 1 would be compiled for themselves, packed as well as alone.
+    if sum(tensors[0].numel() for tensors in small.values()) < 2:
+        return rows, [], sorted([*left_over, *small])
+    return rows, list(small.values()), left_over
 
 
 def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
@@ -79,12 +84,9 @@ def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
     tensors = bucket_tensors(bucket, i)
     if bucket.plan.scope is Scope.ELEMENT:
         return flat(tensors)
-    # Reductions depend on the shape; a size of 0 or 1 would be compiled for itself.
-    if any(size < 2 for size in tensors[0].shape) or not all(t.is_contiguous() for t in tensors):
-        return None
-    if tensors[0].ndim == 0:
-        return None
-    return [t.detach() for t in tensors]
+    shape = tensors[0].shape
+    takes = 0 < len(shape) <= len(_TRACE_SIZES) and min(shape) > 1 and all(t.is_contiguous() for t in tensors)
+    return [t.detach() for t in tensors] if takes else None
 
 
 @dataclass
@@ -142,7 +144,9 @@ def _compile(plan: Plan, names: tuple[str, ...], tensor_names: tuple[str, ...]) 
 
     # Dynamo keeps its cache, and counts its limit of recompilations, per code object: every kernel has its own.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    # Kahan's term is what a cast to the parameter's dtype loses; the compiler takes such a cast for superfluous.
+    options: dict[str, Any] | None = {"emulate_precision_casts": True} if plan.kahan else None
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
 
 
 def compilations() -> int:
