@@ -131,6 +131,7 @@ def main(
     vocab: Annotated[int, typer.Option(help="rows of the embedding")] = 50257,
     repeats: Annotated[int, typer.Option(help="timed steps of each candidate")] = 15,
     family: Annotated[list[str] | None, typer.Option(help="AdamW, Lion, Adafactor or SGD; default all")] = None,
+    compiled: Annotated[bool, typer.Option(help="also time the compiled runner")] = True,
     threads: Annotated[int, typer.Option(help="threads; 0 leaves torch's choice")] = 0,
     output: Annotated[Path | None, typer.Option(help="write the rows to this JSON file")] = None,
 ) -> None:
@@ -143,7 +144,8 @@ def main(
     families = candidates()
     rows: dict[str, list[dict]] = {}
     for name in family or families:
-        rows[name] = time_family(families[name], params, repeats, name)
+        chosen = {k: make for k, make in families[name].items() if compiled or not k.endswith("compiled")}
+        rows[name] = time_family(chosen, params, repeats, name)
         gc.collect()
     head = f"{numel / 1e6:.1f} M parameters in {len(shapes)} float32 tensors, {torch.get_num_threads()} threads"
     for name, entries in rows.items():

@@ -199,7 +199,7 @@ def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     info = get_optimizer_info(name)
     check_options(name, options)
-    return info.opt_class.options_by_name({**info.defaults, **options})
+    return {**info.defaults, **info.opt_class.defaults_by_name(options), **options}
 
 
 def create_optimizer_v2(

@@ -69,12 +69,15 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
     absent = [
         name
         for name in optimizer.defaults
-        if name not in saved and name not in cls.absent_from_peers and name not in optimizer.engine_option_names()
+        if name != "differentiable"
+        and name not in saved
+        and name not in cls.absent_from_peers
+        and name not in optimizer.engine_option_names()
     ]
     if foreign or absent:
         what = [f"has {name}={saved[name]!r}" for name in foreign] + [f"lacks {name!r}" for name in absent]
         raise ValueError(f"the state_dict is not one of {cls.__name__}: group {index} {', '.join(what)}")
-    group = {**optimizer.defaults, **{name: current[name] for name in _OF_THE_RUN if name in current}}
+    group = {name: current[name] for name in current if name in _OF_THE_RUN or name in optimizer.defaults}
     for name, value in saved.items():
         if name not in _OF_THE_RUN and (name in current or name in ("initial_lr", "maximize")):
             group[name] = deepcopy(value)

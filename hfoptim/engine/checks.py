@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -21,13 +22,14 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high
         if value.numel() != 1:
             raise ValueError(f"{name}={value!r}: a tensor must hold one number")
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected a number")
-    too_high = value >= high if high_open else value > high
-    if math.isnan(value) or value < low or too_high:
+    found = float(value)
+    too_high = found >= high if high_open else found > high
+    if math.isnan(found) or found < low or too_high:
         closing = ")" if high_open else "]"
         raise ValueError(f"{name}={value!r} is out of range, expected a number in [{low:g}, {high:g}{closing}")
-    return float(value)
+    return found
 
 
 def betas(name: str, value: Any, count: int) -> tuple[float, ...]:
@@ -37,7 +39,7 @@ def betas(name: str, value: Any, count: int) -> tuple[float, ...]:
         TypeError: not a sequence of numbers.
         ValueError: another length, or a coefficient outside [0, 1).
     """
-    if not isinstance(value, (tuple, list)):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {count} numbers in [0, 1)")
     if len(value) != count:
         raise ValueError(f"{name}={value!r} has {len(value)} entries, expected {count}")

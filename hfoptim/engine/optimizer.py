@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
 
@@ -102,9 +102,9 @@ class RuleOptimizer(Optimizer):
         return frozenset(ENGINE_DEFAULTS)
 
     @classmethod
-    def options_by_name(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """What `options` mean where the optimizer is chosen by name, and a bare name with an lr has to work."""
-        return options
+    def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults that follow from the options given, where the optimizer is chosen by name."""
+        return {}
 
     # -- torch.optim.Optimizer ----------------------------------------------------------------------------------
 
@@ -117,7 +117,8 @@ class RuleOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # torch's, in the defaults of every optimizer
+                    group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict, each state tensor in the dtype it was saved in.

@@ -220,9 +220,9 @@ class Adafactor(RuleOptimizer):
             number("min_dim_size_to_factor", group["min_dim_size_to_factor"])
 
     @classmethod
-    def options_by_name(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """An lr is meant to be used: it switches `relative_step` off unless that is asked for."""
-        return options if options.get("lr") is None else {"relative_step": False, **options}
+        return {} if given.get("lr") is None else {"relative_step": False}
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         dims = _factored_dims(param.shape, group["min_dim_size_to_factor"])
@@ -283,6 +283,10 @@ class AdafactorSchedule(LambdaLR):
         super().__init__(optimizer, _one)
         for group in optimizer.param_groups:
             del group["initial_lr"]
+
+    def get_last_lr(self) -> list[Any]:
+        """The same as `get_lr`: loggers may ask between the optimizer's step and the schedule's."""
+        return self.get_lr()
 
     def get_lr(self) -> list[Any]:
         """The step size each group took last."""

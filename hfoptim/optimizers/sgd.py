@@ -98,6 +98,11 @@ class SGD(RuleOptimizer):
                 f"dampening={group['dampening']}"
             )
 
+    @classmethod
+    def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Without momentum there is no Nesterov momentum, whatever the name stands for."""
+        return {"nesterov": False} if given.get("momentum") == 0 else {}
+
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         if group["momentum"] == 0:
             return sgd

@@ -1,0 +1,218 @@
+"""The command `hfoptim`: compare optimizers on a language model, list them, explain one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from hfoptim.registry import OptimInfo
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="hfoptim",
+    help="Optimizers and learning-rate schedules for HuggingFace Transformers, each chosen by name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import hfoptim
+
+        typer.echo(f"hfoptim {hfoptim.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    optim: Annotated[
+        list[str] | None,
+        typer.Option(help="Optimizer, in any case; repeatable or comma-separated. (default: adamw,adafactor,lion,sgd)"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub dataset, or a local .txt, .json, .jsonl, .csv, .parquet file or folder. "
+            "(default: Python's language reference)"
+        ),
+    ] = None,
+    dataset_config: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column with the text, if in doubt.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub model or local folder, pretrained. (default: a small new GPT-2)")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Take only the architecture of --model, with fresh weights.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps per run. (default: 300)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per step. (default: 8)")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens per sequence. (default: 64)")] = None,
+    lr_grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Learning rates, for all optimizers (1e-3,3e-3) or for one (lion=1e-4,3e-4); repeatable. "
+            "(default: three per optimizer)"
+        ),
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="Learning-rate schedule. (default: cosine)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data order. (default: 0)")] = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints of a run, 0 for none. (default: a quarter of it)")
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("hfoptim-compare"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the comparison in --output-dir, with its options.")
+    ] = False,
+) -> None:
+    """Train a model with several optimizers, each over its learning rates, and compare them fairly."""
+    from hfoptim.compare import CompareConfig, CompareError, resumed_config
+    from hfoptim.compare import compare as run_comparison
+
+    options: dict[str, Any] = {
+        "optimizers": optim or None,
+        "lr_grid": lr_grid or None,
+        "dataset": dataset,
+        "dataset_config": dataset_config,
+        "text_column": text_column,
+        "model": model,
+        "from_scratch": from_scratch or None,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "schedule": schedule,
+        "seed": seed,
+        "checkpoint_steps": checkpoint_steps,
+    }
+    try:
+        config = resumed_config(output_dir, options) if resume else CompareConfig.from_options(**options)
+        results = run_comparison(config, output_dir, resume=resume)
+    except CompareError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; go on with: hfoptim compare --resume --output-dir {output_dir}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if not results.complete:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_names(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'adam*'.")] = "",
+) -> None:
+    """List the optimizers."""
+    from hfoptim.registry import get_optimizer_info, list_optimizers
+
+    found = [str(name) for name in list_optimizers(pattern)]
+    if not found:
+        _fail(f"no optimizer matches {pattern!r}; `hfoptim list` shows all of them")
+    grid = Table()
+    grid.add_column("name", no_wrap=True)
+    grid.add_column("description")
+    for name in found:
+        grid.add_row(name, get_optimizer_info(name).description)
+    Console().print(grid)
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.")]) -> None:
+    """Explain one optimizer: what it does, its options, its source, the state it keeps."""
+    from hfoptim.registry import get_optimizer_info
+
+    try:
+        found = get_optimizer_info(name)
+    except ValueError as error:
+        _fail(str(error))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for title, text in _facts(found):
+        grid.add_row(title, text)
+    Console(highlight=False).print(grid)
+    typer.echo(f"\n{inspect.getdoc(found.opt_class)}")
+
+
+def _facts(found: OptimInfo) -> list[tuple[str, str]]:
+    cls = found.opt_class
+    facts = [
+        ("name", found.name),
+        ("class", f"{cls.__module__.partition('.')[0]}.{cls.__name__}"),
+        ("description", found.description),
+        ("source", found.source),
+    ]
+    if found.aliases:
+        facts.append(("aliases", ", ".join(found.aliases)))
+    if found.defaults:
+        facts.append(("by name", ", ".join(f"{key}={value!r}" for key, value in found.defaults.items())))
+    facts.append(("options", "\n".join(_signature(cls))))
+    facts.append(("state", "\n".join(_state(found.name))))
+    return facts
+
+
+def _signature(cls: Callable[..., Optimizer]) -> list[str]:
+    """The constructor's arguments with their defaults, one per line."""
+    return [
+        f"{name}={parameter.default!r}"
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if name != "params" and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+
+
+def _state(name: str) -> list[str]:
+    """What a step leaves in the state of a matrix and of a vector: names, shapes, bytes per entry."""
+    import torch
+
+    from hfoptim.registry import get_optimizer_class
+
+    lines = []
+    for kind, shape in (("matrix", (256, 128)), ("vector", (256,))):
+        param = torch.nn.Parameter(torch.ones(shape))
+        create: Callable[..., Optimizer] = get_optimizer_class(name)
+        optimizer = create([("weight", param)])
+        param.grad = torch.ones(shape)
+        optimizer.step()
+        tensors = {key: value for key, value in optimizer.state[param].items() if isinstance(value, torch.Tensor)}
+        size = sum(value.numel() * value.element_size() for value in tensors.values())
+        texts = [f"{key} {_shape(value.shape)}" for key, value in tensors.items()]
+        lines.append(
+            f"{kind} {_shape(param.shape)}: {size / param.numel():.2f} bytes per entry ({', '.join(texts) or 'none'})"
+        )
+    return lines
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "number"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(USAGE_ERROR)
+
+
+if __name__ == "__main__":
+    main()

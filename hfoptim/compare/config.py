@@ -1,0 +1,272 @@
+"""What a comparison is made of: its options, their defaults and their checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+DEFAULT_OPTIMIZERS = ("adamw", "adafactor", "lion", "sgd")
+
+# Three rates per optimizer, half a decade apart, around the value at which it trains the default model best: an
+# optimizer must not win because its rival was given a poor learning rate.
+DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
+    "adam": (1e-3, 3e-3, 1e-2),
+    "adam_weight_decay": (1e-3, 3e-3, 1e-2),
+    "adamw": (1e-3, 3e-3, 1e-2),
+    "adafactor": (3e-3, 1e-2, 3e-2),
+    "lion": (3e-4, 1e-3, 3e-3),
+    "momentum": (0.1, 0.3, 1.0),
+    "sgd": (0.1, 0.3, 1.0),
+}
+
+# Options that a comparison of learning rates calls for. Adafactor would multiply the rate by the size of the parameter.
+PRESETS: dict[str, dict[str, Any]] = {"adafactor": {"relative_step": False, "scale_parameter": False}}
+
+# Schedules that follow a metric have no place here: the comparison fixes the schedule before the first step.
+METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+
+
+class CompareError(ValueError):
+    """A comparison that cannot be made as it was asked for; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Everything that decides the numbers of a comparison. Build it with `CompareConfig.from_options`.
+
+    Args:
+        optimizers: Names of the registry, in the order in which they run.
+        lr_grid: The learning rates that each of the optimizers is run with.
+        dataset: Name of a dataset on the hub or path of a local file or folder. None: the text of Python's language
+            reference, which ships with Python.
+        dataset_config: Configuration of a hub dataset, such as `wikitext-2-raw-v1`.
+        text_column: The column that holds the text. None: found by itself where there is no doubt.
+        model: Name of a causal language model on the hub or path of a local folder. None: a small GPT-2 with a
+            tokenizer trained on the training text.
+        from_scratch: Take only the architecture of `model`, with fresh weights.
+        steps: Optimizer steps of every run.
+        batch_size: Sequences per step.
+        seq_len: Tokens per sequence.
+        schedule: Name of the learning-rate schedule, the same for all runs. The first tenth of the steps warms up.
+        seed: Seed of the initial weights and of the order of the data, the same for all runs.
+        checkpoint_steps: Steps between the checkpoints of a run, from which `--resume` goes on. 0: none. None: a
+            quarter of the run.
+    """
+
+    optimizers: tuple[str, ...]
+    lr_grid: dict[str, tuple[float, ...]]
+    dataset: str | None = None
+    dataset_config: str | None = None
+    text_column: str | None = None
+    model: str | None = None
+    from_scratch: bool = False
+    steps: int = 300
+    batch_size: int = 8
+    seq_len: int = 64
+    schedule: str = "cosine"
+    seed: int = 0
+    checkpoint_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("seq_len", 8), ("seed", 0)):
+            _check_int(name, getattr(self, name), least)
+        if self.checkpoint_steps is not None:
+            _check_int("checkpoint_steps", self.checkpoint_steps, 0)
+        if self.seed >= 2**32:
+            raise CompareError(f"--seed must be below 2**32, got {self.seed}")
+        if self.dataset is None and (self.dataset_config is not None or self.text_column is not None):
+            raise CompareError("--dataset-config and --text-column need --dataset")
+        if self.model is None and self.from_scratch:
+            raise CompareError("--from-scratch needs --model")
+
+    @classmethod
+    def from_options(
+        cls,
+        optimizers: Iterable[str] | None = None,
+        lr_grid: Sequence[str] | Mapping[str, Sequence[float]] | None = None,
+        schedule: str | None = None,
+        dataset: str | None = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> CompareConfig:
+        """Build a configuration from what a user wrote; None stands for the default everywhere.
+
+        Args:
+            optimizers: Names in any case; one string may hold several, separated by commas.
+            lr_grid: `["1e-3,3e-3", "lion=1e-4,3e-4"]`, or a mapping of names to rates.
+            schedule: Name of a schedule in any case.
+            dataset, model: As in the class; a path that exists is made absolute.
+            **options: The other fields of the class.
+
+        Raises:
+            CompareError: A value is not usable; the message names it and says what would be right.
+        """
+        names = parse_optimizers(DEFAULT_OPTIMIZERS if optimizers is None else optimizers)
+        return cls(
+            optimizers=names,
+            lr_grid=parse_lr_grid(() if lr_grid is None else lr_grid, names),
+            schedule=_schedule_name("cosine" if schedule is None else schedule),
+            dataset=_absolute(dataset),
+            model=_absolute(model),
+            **{name: value for name, value in options.items() if value is not None},
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CompareConfig:
+        """The configuration that `to_json` wrote."""
+        values = {f.name: data[f.name] for f in fields(cls)}
+        values["optimizers"] = tuple(values["optimizers"])
+        values["lr_grid"] = {name: tuple(rates) for name, rates in values["lr_grid"].items()}
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as values that JSON can hold, plus what follows from them."""
+        data = asdict(self)
+        data["warmup_steps"] = self.warmup_steps
+        data["schedule_kwargs"] = self.schedule_kwargs
+        data["optimizer_options"] = {name: PRESETS.get(name, {}) for name in self.optimizers}
+        return data
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises to its peak: a tenth of the run."""
+        return self.steps // 10
+
+    @property
+    def schedule_kwargs(self) -> dict[str, Any]:
+        """What some schedules cannot do without: the length of their decay, the floor they end at."""
+        if self.schedule == "warmup_stable_decay":
+            return {"num_decay_steps": max(1, self.steps // 5)}
+        if self.schedule in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
+            return {"min_lr_rate": 0.1}
+        return {}
+
+    @property
+    def save_every(self) -> int:
+        """Steps between two checkpoints of a run; 0 for none."""
+        return max(1, self.steps // 4) if self.checkpoint_steps is None else self.checkpoint_steps
+
+    def differences(self, other: CompareConfig) -> list[str]:
+        """One line per option in which `other` differs, as `steps: 160 against 200`."""
+        names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        return [f"{name}: {getattr(self, name)!r} against {getattr(other, name)!r}" for name in names]
+
+
+def parse_optimizers(names: Iterable[str]) -> tuple[str, ...]:
+    """Canonical names of the optimizers, each once, in the given order.
+
+    Raises:
+        CompareError: A name is unknown (the closest ones are listed), or there is none.
+    """
+    from hfoptim.registry import canonical_name
+
+    found: dict[str, None] = {}
+    for part in ",".join(names).split(","):
+        if part.strip():
+            try:
+                found[canonical_name(part.strip())] = None
+            except ValueError as error:
+                raise CompareError(str(error)) from error
+    if not found:
+        raise CompareError("--optim names no optimizer; `hfoptim list` shows all of them")
+    return tuple(found)
+
+
+def parse_lr_grid(
+    grid: Sequence[str] | Mapping[str, Sequence[float]], optimizers: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
+    """The learning rates of every optimizer: those asked for, else the default ones.
+
+    Args:
+        grid: A mapping, or texts such as `1e-3,3e-3` (all optimizers) and `lion=1e-4,3e-4` (one).
+        optimizers: Canonical names of the optimizers that take part.
+
+    Raises:
+        CompareError: A rate is no positive number, or a name is not among `optimizers`.
+    """
+    named: dict[str, tuple[float, ...]] = {}
+    if isinstance(grid, Mapping):
+        for name, rates in grid.items():
+            named[_participant(name, optimizers)] = _rates(",".join(map(repr, rates)))
+    else:
+        for text in (text for text in grid if "=" not in text):
+            named.update(dict.fromkeys(optimizers, _rates(text)))
+        for text in (text for text in grid if "=" in text):
+            name, _, values = text.partition("=")
+            named[_participant(name.strip(), optimizers)] = _rates(values)
+    return {name: named[name] if name in named else default_grid(name) for name in optimizers}
+
+
+def default_grid(name: str) -> tuple[float, ...]:
+    """The rates tried for an optimizer: of the table above, else around the optimizer's own default.
+
+    Raises:
+        CompareError: The optimizer has no default learning rate to build a grid around.
+    """
+    if name in DEFAULT_GRIDS:
+        return DEFAULT_GRIDS[name]
+    from hfoptim.registry import get_optimizer_class
+
+    rate = default_lr(get_optimizer_class(name))
+    if rate is None:
+        raise CompareError(f"{name} has no default learning rate: give its rates, as in --lr-grid {name}=1e-3,3e-3")
+    return tuple(float(f"{factor * rate:.3g}") for factor in (0.3, 1.0, 3.0))
+
+
+def default_lr(optimizer: Any) -> float | None:
+    """Default of the argument `lr` (Keras: `learning_rate`) of an optimizer class or partial; None without one."""
+    import inspect
+
+    parameters = inspect.signature(optimizer).parameters
+    for name in ("lr", "learning_rate"):
+        if name in parameters and isinstance(parameters[name].default, float):
+            return parameters[name].default
+    return None
+
+
+def _participant(name: str, optimizers: Sequence[str]) -> str:
+    (canonical,) = parse_optimizers([name])
+    if canonical not in optimizers:
+        raise CompareError(f"--lr-grid names {canonical}, which is not compared; compared are {', '.join(optimizers)}")
+    return canonical
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    rates: set[float] = set()
+    for part in text.split(","):
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = math.nan
+        if not (rate > 0 and math.isfinite(rate)):
+            raise CompareError(
+                f"--lr-grid: {part.strip()!r} is no learning rate; write positive numbers as in 1e-3,3e-3"
+            )
+        rates.add(rate)
+    return tuple(sorted(rates))
+
+
+def _schedule_name(name: str) -> str:
+    from schedules import canonical_schedule_name
+
+    try:
+        canonical = str(canonical_schedule_name(name))
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    if canonical in METRIC_SCHEDULES:
+        raise CompareError(f"--schedule {canonical} follows a metric; take one that is fixed, such as cosine or linear")
+    return canonical
+
+
+def _absolute(name: str | None) -> str | None:
+    if name is None or not Path(name).exists():
+        return name
+    return str(Path(name).resolve())
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise CompareError(f"--{name.replace('_', '-')} must be a whole number of at least {least}, got {value!r}")

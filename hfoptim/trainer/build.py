@@ -1,0 +1,312 @@
+"""From a name, its options and the TrainingArguments to an optimizer's class and arguments, and to a schedule.
+
+What an optimizer is built with, the first that is there:
+1. what was given by name: `OptimizerCallback(...)` or `optim_args`;
+2. what was changed in the TrainingArguments: learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon;
+3. the optimizer's own default.
+"Changed" is different from the default of TrainingArguments itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+import schedules
+from hfoptim import registry
+from hfoptim.optimizers import Adafactor, AdafactorSchedule
+from hfoptim.trainer import private
+from hfoptim.trainer.options import fit, parse_optim_args
+
+logger = logging.getLogger(__name__)
+
+ARGUMENT_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+# Keras' names, which AdamWeightDecay has besides everybody's.
+KERAS = {"learning_rate": "lr", "weight_decay_rate": "weight_decay", "epsilon": "eps"}
+NAME_PATTERNS = ("include_in_weight_decay", "exclude_from_weight_decay")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An optimizer chosen by name, with the options given for it.
+
+    Args:
+        name: its canonical name.
+        options: constructor keywords and values, checked.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def make(cls, name: str, options: Mapping[str, Any]) -> Choice:
+        """Check a name and options.
+
+        Raises:
+            ValueError: the name or an option is unknown (lists the closest), or a value is of the wrong kind.
+        """
+        name = registry.canonical_name(name)
+        registry.check_options(name, options)
+        own = own_defaults(name)
+        return cls(name, _common({key: fit(key, value, own[key]) for key, value in options.items()}, own))
+
+    @classmethod
+    def from_arguments(cls, name: str, args: Any) -> Choice:
+        """The choice that `TrainingArguments(optim=name, optim_args=...)` makes."""
+        return cls.make(name, parse_optim_args(args.optim_args))
+
+    @property
+    def optimizer_class(self) -> type[torch.optim.Optimizer]:
+        return registry.get_optimizer_info(self.name).opt_class
+
+    def resolve(self, args: Any | None) -> Resolved:
+        """Settle every value, and try them.
+
+        Args:
+            args: the TrainingArguments; None when they are not known yet.
+
+        Raises:
+            ValueError: a value is out of range, or two exclude each other.
+        """
+        own = own_defaults(self.name)
+        unused: list[str] = []
+        changed = {} if args is None else _from_arguments(own, args, unused)
+        if self.options.get("relative_step"):
+            changed.pop("lr", None)
+        elif args is None and self.options.get("relative_step") is False:
+            # The arguments will have to give one.
+            changed["lr"] = 1e-3
+        kwargs = registry.resolve_options(self.name, {**changed, **self.options})
+        _trial(self.optimizer_class, kwargs)
+        lr_given = "lr" in changed or "lr" in self.options or self.options.get("relative_step", False)
+        decay = kwargs.pop("weight_decay", own.get("weight_decay", 0.0))
+        return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A choice with every value settled.
+
+    Args:
+        choice: what was chosen.
+        kwargs: the constructor's keywords, without weight decay.
+        weight_decay: of the parameters that get any.
+        lr: the learning rate, None if the optimizer sets its own.
+        lr_given: whether the user gave the learning rate.
+        unused: the fields of TrainingArguments that were changed and that this optimizer does not have.
+    """
+
+    choice: Choice
+    kwargs: Mapping[str, Any]
+    weight_decay: float
+    lr: Any
+    lr_given: bool
+    unused: tuple[str, ...]
+
+    @property
+    def sets_its_own_lr(self) -> bool:
+        return self.lr is None
+
+    def class_and_kwargs(self, args: Any, model: Any | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        """What `Trainer.get_optimizer_cls_and_kwargs` returns.
+
+        The Trainer makes two parameter groups, with `args.weight_decay` and with none. Where that is not what was asked
+        for, the groups are in the result under `params`, which the Trainer then uses.
+
+        Args:
+            args: the TrainingArguments.
+            model: the model, None if there is none yet.
+        """
+        if args.should_log:
+            self._say_what_was_not_taken(args)
+        cls, kwargs, own = self.choice.optimizer_class, dict(self.kwargs), own_defaults(self.choice.name)
+        if "weight_decay" not in own:
+            return cls, kwargs
+        if model is None:
+            kwargs["weight_decay"] = self.weight_decay
+        elif any(kwargs.get(option) for option in NAME_PATTERNS):
+            named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+            kwargs["params"] = [{"params": named, "weight_decay": self.weight_decay}]
+        elif self.weight_decay != args.weight_decay:
+            kwargs["params"] = _decay_groups(model, self.weight_decay)
+        return cls, kwargs
+
+    def _say_what_was_not_taken(self, args: Any) -> None:
+        name = self.choice.name
+        for field in self.unused:
+            logger.warning("%s=%r is not used: %s has no such option", field, getattr(args, field), name)
+        if not self.lr_given:
+            logger.warning(
+                "learning_rate is TrainingArguments' default %g, so %s uses its own: %s. To use %g, write lr=%g in %s",
+                args.learning_rate,
+                name,
+                "set by itself at every step" if self.lr is None else f"{self.lr:g}",
+                args.learning_rate,
+                args.learning_rate,
+                "optim_args or OptimizerCallback",
+            )
+
+
+@functools.cache
+def own_defaults(name: str) -> Mapping[str, Any]:
+    """Every option of an optimizer with its own default, by its canonical name.
+
+    The defaults that count are those of an optimizer that has been made: a signature may leave them open.
+    """
+    info = registry.get_optimizer_info(name)
+    signature = inspect.signature(info.opt_class).parameters
+    made = _trial(info.opt_class, registry.resolve_options(name, {})).defaults
+    return {
+        option: made.get(option, getattr(signature.get(option), "default", None))
+        for option in registry.option_names(name)
+    }
+
+
+def _trial(optimizer_class: type[torch.optim.Optimizer], kwargs: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Make the optimizer for one small parameter, to have its values checked; named and a matrix, as some need it."""
+    return optimizer_class([("weight", torch.nn.Parameter(torch.zeros(2, 2)))], **kwargs)
+
+
+def _common(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an optimizer that takes Keras' names too, by everybody's.
+
+    Raises:
+        ValueError: one is given by both names.
+    """
+    if "learning_rate" not in own:
+        return dict(options)
+    common: dict[str, Any] = {}
+    for option, value in options.items():
+        name = "betas" if option in ("beta_1", "beta_2") else KERAS.get(option, option)
+        if name != option and name in options:
+            raise ValueError(f"{option}={value!r} and {name}={options[name]!r} are the same option; give one of them")
+        if name != option and name == "betas":
+            pair = list(common.get("betas", own["betas"]))
+            pair[int(option[-1]) - 1] = value
+            value = tuple(pair)
+        common[name] = value
+    return common
+
+
+def _changed(args: Any, field: str) -> bool:
+    return bool(getattr(args, field) != ARGUMENT_DEFAULTS[field])
+
+
+def _from_arguments(own: Mapping[str, Any], args: Any, unused: list[str]) -> dict[str, Any]:
+    """What the user changed in the TrainingArguments; notes in `unused` what the optimizer has no option for."""
+    options: dict[str, Any] = {}
+    for field, option in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
+        # A pair of eps (Adafactor's) is not Adam's eps.
+        if _changed(args, field) and option in own and not isinstance(own[option], tuple):
+            options[option] = getattr(args, field)
+        elif _changed(args, field):
+            unused.append(field)
+    for index, field in enumerate(("adam_beta1", "adam_beta2")):
+        if _changed(args, field) and isinstance(own.get("betas"), tuple):
+            pair = list(options.get("betas", own["betas"]))
+            pair[index] = getattr(args, field)
+            options["betas"] = tuple(pair)
+        elif _changed(args, field):
+            unused.append(field)
+    return options
+
+
+def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    decayed = set(private.decay_parameter_names(model))
+    trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    return [
+        {"params": [param for name, param in trained if name in decayed], "weight_decay": weight_decay},
+        {"params": [param for name, param in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+
+
+# -- schedules ------------------------------------------------------------------------------------------------------
+
+
+def schedule_by_name(
+    name: str, optimizer: Any, num_warmup_steps: int | None = None, num_training_steps: int | None = None, **kwargs: Any
+) -> Any:
+    """Make a schedule of ours; the form that transformers' table of schedules wants."""
+    return schedules.get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
+
+
+def own_schedule(optimizer: Any) -> AdafactorSchedule | None:
+    """The schedule of an optimizer that sets its own learning rate, or None for one that does not."""
+    adafactor = private.unwrap(optimizer, Adafactor)
+    if adafactor is None or not all(group["relative_step"] for group in adafactor.param_groups):
+        return None
+    return AdafactorSchedule(optimizer)
+
+
+def check_no_idle_schedule(resolved: Resolved, args: Any) -> None:
+    """Raise if the user asked for a schedule or a warmup of an optimizer that sets its own learning rate."""
+    if not resolved.sets_its_own_lr:
+        return
+    name, schedule = resolved.choice.name, str(args.lr_scheduler_type.value)
+    if schedule not in (ARGUMENT_DEFAULTS["lr_scheduler_type"], "constant"):
+        raise ValueError(
+            f"{name} with relative_step=True sets its own learning rate, which lr_scheduler_type={schedule!r} cannot "
+            f"scale; give a learning rate, or leave out lr_scheduler_type"
+        )
+    if args.get_warmup_steps(1000) > 0:
+        raise ValueError(
+            f"{name} with relative_step=True sets its own learning rate, which a warmup cannot scale; give a learning "
+            f"rate, or its option warmup_init=True in place of the warmup steps"
+        )
+
+
+def prepare_schedule_arguments(schedule: str, args: Any) -> None:
+    """Check `lr_scheduler_type` and `lr_scheduler_kwargs` for a schedule of ours.
+
+    Raises:
+        ValueError: an unknown or missing option, or no evaluation for a schedule that follows a metric.
+    """
+    check_schedule_options(schedule, args.lr_scheduler_kwargs or {}, "lr_scheduler_kwargs")
+    require_metric(schedule, args)
+
+
+def require_metric(schedule: str, args: Any) -> None:
+    """See that a schedule that follows an evaluation metric gets one; the default is the loss.
+
+    Raises:
+        ValueError: the TrainingArguments ask for no evaluation.
+    """
+    if schedules.get_schedule_info(schedule).needs_metric:
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+            raise ValueError(
+                f"schedule {schedule!r} follows an evaluation metric; give eval_strategy='steps' or 'epoch'"
+            )
+        if args.metric_for_best_model is None:
+            args.metric_for_best_model = "loss"
+        if args.greater_is_better is None:
+            args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+
+
+def check_schedule_options(schedule: str, options: Mapping[str, Any], where: str, extra: tuple[str, ...] = ()) -> None:
+    """Check the names of a schedule's options.
+
+    Args:
+        schedule: its canonical name.
+        options: the options.
+        where: where the user gave them, for the message.
+        extra: what is allowed besides the schedule's own.
+
+    Raises:
+        ValueError: an option is unknown or missing; names those there are.
+    """
+    info = schedules.get_schedule_info(schedule)
+    known = [*info.kwargs, *extra]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{where}: {schedule} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    for option in info.required_kwargs:
+        if option not in options:
+            raise ValueError(f"{where}: {schedule} needs the option {option!r}")

@@ -1,0 +1,181 @@
+"""`OptimizerCallback`: the optimizer and the schedule of one Trainer, chosen by name."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback
+
+import schedules
+from hfoptim.trainer import build, private
+
+
+class OptimizerCallback(TrainerCallback):
+    """Choose a Trainer's optimizer and schedule by name, whatever its arguments' `optim` says.
+
+        Trainer(model, args, train_dataset=data, callbacks=[OptimizerCallback("lion", lr=3e-4, schedule="cosine")])
+
+    Parameters get weight decay as the Trainer gives it: not biases and normalisation layers. What is not given here
+    comes from the TrainingArguments where the user changed them, else it is the optimizer's own default. One callback
+    may serve several trainers.
+
+    Args:
+        optimizer: a name of `hfoptim.list_optimizers()`, in any case, with `-` or `_`.
+        lr (default None): learning rate. None: `args.learning_rate` if it is not TrainingArguments' default (5e-5),
+            else the optimizer's own.
+        weight_decay (None): for the parameters that get any. None: `args.weight_decay` if it is not TrainingArguments'
+            default (0.0), else the optimizer's own.
+        schedule (None): a name of `schedules.list_schedules()`. None: the Trainer's `lr_scheduler_type`.
+        schedule_kwargs (None): options of the schedule. `num_warmup_steps` and `num_training_steps` are the Trainer's
+            unless given here.
+        **options: the optimizer's own options, such as `betas`, `momentum`, `foreach`.
+
+    Raises:
+        ValueError: an unknown optimizer, schedule or option, a value out of range, or `schedule_kwargs` without
+            `schedule`. From the Trainer: it was also given an optimizer in another way, or asks for no evaluation while
+            the schedule follows a metric.
+        TypeError: an option of the wrong type.
+        RuntimeError: at the start of the training: the callback was added after the Trainer was made, or the Trainer
+            built its optimizer in another way.
+    """
+
+    def __init__(
+        self,
+        optimizer: str,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        schedule: str | None = None,
+        schedule_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        given = {"lr": lr, "weight_decay": weight_decay}
+        self.choice = build.Choice.make(optimizer, {**{k: v for k, v in given.items() if v is not None}, **options})
+        self.choice.resolve(None)
+        if schedule is None and schedule_kwargs:
+            raise ValueError(f"schedule_kwargs={dict(schedule_kwargs)!r} needs the name of a schedule; give schedule")
+        self.schedule = None if schedule is None else schedules.canonical_schedule_name(schedule)
+        self.schedule_kwargs = dict(schedule_kwargs or {})
+        if self.schedule is not None:
+            steps = ("num_warmup_steps", "num_training_steps")
+            build.check_schedule_options(self.schedule, self.schedule_kwargs, "schedule_kwargs", extra=steps)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.choice.options.items())
+        schedule = f", schedule={self.schedule!r}" if self.schedule else ""
+        return f"OptimizerCallback({self.choice.name!r}{options}{schedule})"
+
+    # -- the Trainer's events -------------------------------------------------------------------------------------
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take over the making of this trainer's optimizer and schedule: the last event before they are made."""
+        trainer = private.trainer_in_charge()
+        self._refuse_conflicts(trainer)
+        resolved = self.choice.resolve(args)
+        if self.schedule is not None:
+            if resolved.sets_its_own_lr:
+                raise ValueError(
+                    f"{self.choice.name} with relative_step=True sets its own learning rate, which "
+                    f"schedule={self.schedule!r} cannot scale; give lr, or leave out schedule"
+                )
+            build.require_metric(self.schedule, args)
+        else:
+            build.check_no_idle_schedule(resolved, args)
+        # On the object, not on its class: other trainers are not touched. Both methods are public in transformers.
+        trainer.get_optimizer_cls_and_kwargs = self.optimizer_cls_and_kwargs
+        trainer.create_scheduler = _Scheduling(self, trainer)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise if this trainer does not train with the optimizer chosen here."""
+        trainer = private.trainer_in_charge()
+        if not self._attached(trainer):
+            raise RuntimeError(
+                f"{self!r} was added after the Trainer was made, too late to choose its optimizer; give it to the "
+                f"Trainer itself: Trainer(..., callbacks=[OptimizerCallback({self.choice.name!r}, ...)])"
+            )
+        wanted = self.choice.optimizer_class
+        if private.unwrap(trainer.optimizer, wanted) is None:
+            raise RuntimeError(
+                f"{self!r} chose {wanted.__name__}, but the training starts with {_inner_name(trainer.optimizer)}: "
+                f"{type(trainer).__name__}.create_optimizer or a DeepSpeed configuration makes its own; remove one"
+            )
+
+    # -- what the Trainer calls in place of its own methods -----------------------------------------------------------
+
+    def optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[type, dict[str, Any]]:
+        """The optimizer's class and arguments, in place of `Trainer.get_optimizer_cls_and_kwargs`."""
+        return self.choice.resolve(args).class_and_kwargs(args, model)
+
+    def create_scheduler(self, trainer: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule, in place of `trainer.create_scheduler`.
+
+        Args:
+            trainer: the trainer.
+            num_training_steps: the number of optimizer steps of the whole training.
+            optimizer (default None): None is the trainer's.
+
+        Returns:
+            The trainer's schedule, made now unless it has one.
+        """
+        if trainer.lr_scheduler is None:
+            optimizer = trainer.optimizer if optimizer is None else optimizer
+            scheduler = build.own_schedule(optimizer)
+            if scheduler is None and self.schedule is None:
+                make = type(trainer).create_scheduler
+                return make(trainer, num_training_steps=num_training_steps, optimizer=optimizer)
+            if scheduler is None and self.schedule is not None:
+                warmup = trainer.args.get_warmup_steps(num_training_steps)
+                steps = {"num_warmup_steps": warmup, "num_training_steps": num_training_steps}
+                scheduler = build.schedule_by_name(self.schedule, optimizer, **{**steps, **self.schedule_kwargs})
+            private.keep_scheduler(trainer, scheduler)
+        return trainer.lr_scheduler
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _attached(self, trainer: Any) -> bool:
+        return getattr(trainer.get_optimizer_cls_and_kwargs, "__self__", None) is self
+
+    def _refuse_conflicts(self, trainer: Any) -> None:
+        if trainer.optimizer is not None:
+            raise ValueError(
+                f"the Trainer got {self!r} and optimizers=({type(trainer.optimizer).__name__}, ...); give one of them"
+            )
+        if trainer.optimizer_cls_and_kwargs is not None:
+            other = trainer.optimizer_cls_and_kwargs[0]
+            raise ValueError(
+                f"the Trainer got {self!r} and optimizer_cls_and_kwargs=({getattr(other, '__name__', other)}, ...); "
+                f"give one of them"
+            )
+        if trainer.lr_scheduler is not None and self.schedule is not None:
+            raise ValueError(
+                f"the Trainer got schedule={self.schedule!r} and optimizers=(None, "
+                f"{type(trainer.lr_scheduler).__name__}); give one of them"
+            )
+        other = getattr(trainer.get_optimizer_cls_and_kwargs, "__self__", None)
+        if isinstance(other, OptimizerCallback):
+            raise ValueError(f"the Trainer got two optimizers, {other!r} and {self!r}; give one of them")
+
+
+class _Scheduling:
+    """`create_scheduler` of one trainer. Holds it weakly: in a circle it would keep its model until the next gc run."""
+
+    def __init__(self, callback: OptimizerCallback, trainer: Any) -> None:
+        self.__setstate__((callback, trainer))
+
+    def __call__(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        return self.callback.create_scheduler(self.trainer(), num_training_steps, optimizer)
+
+    def __getstate__(self) -> tuple[OptimizerCallback, Any]:
+        return self.callback, self.trainer()
+
+    def __setstate__(self, state: tuple[OptimizerCallback, Any]) -> None:
+        self.callback = state[0]
+        self.trainer = weakref.ref(state[1])
+
+
+def _inner_name(optimizer: Any) -> str:
+    while getattr(optimizer, "optimizer", None) is not None:
+        optimizer = optimizer.optimizer
+    return type(optimizer).__name__

@@ -1,0 +1,205 @@
+"""Names for `TrainingArguments(optim=...)` and `lr_scheduler_type`: `enable()` and `disable()`.
+
+transformers converts both arguments with `OptimizerNames(value)` and `SchedulerType(value)` as soon as they are made,
+and the command line lists the members of these enums. So the names have to be members. Every optimizer `x` of the
+catalogue becomes `hfoptim_x`, and plain `x` too unless transformers has that name; the same for schedules.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+import schedules
+from hfoptim import registry
+from hfoptim.trainer import build, private
+from hfoptim.trainer.private import OptimizerNames, SchedulerType
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "hfoptim_"
+
+
+class _Names:
+    """The names of one enum: which of its values are ours, and what they mean.
+
+    Args:
+        kind: the enum class.
+        catalogue: the canonical names to add.
+        canonical: turns any spelling into a canonical name, or raises ValueError.
+        word: what a name stands for, for messages.
+    """
+
+    def __init__(self, kind: Any, catalogue: Iterable[str], canonical: Callable[[str], str], word: str) -> None:
+        self.kind = kind
+        self.canonical = canonical
+        self.word = word
+        self.members: dict[Enum, str] = {}
+        for name in catalogue:
+            for value in (name, PREFIX + name):
+                if value not in kind._value2member_map_:
+                    self.members[private.add_member(kind, self._free(value), value, _restore)] = name
+        kind._missing_ = classmethod(lambda cls, value: self.find(value))
+
+    def _free(self, value: str) -> str:
+        """A member name: the value in capitals, with an end where that is taken (LION is "lion_32bit")."""
+        name = value.upper()
+        return name if name not in self.kind._member_map_ else f"{name}_HFOPTIM"
+
+    def ours(self, value: Any) -> str | None:
+        """The canonical name that `value` means, or None when it is transformers' own (or nobody's)."""
+        return self.members.get(value)
+
+    def find(self, value: Any) -> Enum:
+        """The member that a spelling not listed means: another case, `-` for `_`, or an alias.
+
+        Raises:
+            ValueError: nobody knows the name; lists the closest ones.
+        """
+        if isinstance(value, str):
+            plain = value.strip().lower().replace("-", "_")
+            if plain in self.kind._value2member_map_:
+                return self.kind(plain)
+            try:
+                name = self.canonical(plain.removeprefix(PREFIX))
+            except ValueError:
+                pass
+            else:
+                # An alias is not a name of transformers, so it means ours even where the plain name is theirs.
+                own = [member for member, meaning in self.members.items() if meaning == name]
+                return own[0]
+        raise ValueError(self._unknown(value))
+
+    def _unknown(self, value: Any) -> str:
+        known = [member.value for member in self.kind]
+        return (
+            f"{value!r} is not {self.word} ({self.kind.__name__}); {_closest(str(value), known)}. "
+            f"All names: {', '.join(known)}"
+        )
+
+    def remove(self) -> None:
+        del self.kind._missing_
+        for member in self.members:
+            private.remove_member(self.kind, member)
+
+
+class _Enabled:
+    """Everything `enable()` put into transformers."""
+
+    def __init__(self) -> None:
+        self.optimizers = _Names(
+            OptimizerNames, map(str, registry.list_optimizers()), registry.canonical_name, "the name of an optimizer"
+        )
+        self.schedules = _Names(
+            SchedulerType, schedules.list_schedules(), schedules.canonical_schedule_name, "the name of a schedule"
+        )
+        for member, name in self.schedules.members.items():
+            private.add_schedule_function(member, functools.partial(build.schedule_by_name, name))
+        self.undo = [
+            private.replace(TrainingArguments, "__post_init__", _checking_post_init),
+            private.replace(Trainer, "get_optimizer_cls_and_kwargs", _building_ours),
+            private.replace(Trainer, "create_scheduler", _creating_ours),
+            private.choice_reader(lambda kind, word: kind(word).value),
+        ]
+
+    def remove(self) -> None:
+        for undo in reversed(self.undo):
+            undo()
+        for member in self.schedules.members:
+            private.remove_schedule_function(member)
+        self.optimizers.remove()
+        self.schedules.remove()
+
+
+_enabled: _Enabled | None = None
+
+
+def enable() -> None:
+    """Add every optimizer and schedule of hfoptim to the names transformers knows. Idempotent.
+
+    From then on `TrainingArguments(optim="lion", lr_scheduler_type="hfoptim_cosine")`, the command line
+    (`--optim lion`), configuration files and pickled arguments take them, in any case, with `-` or `_`. Names that
+    transformers owns (`adafactor`, `sgd`, `linear`, ...) keep their meaning; ours are always there as
+    `hfoptim_<name>`.
+
+    `TrainingArguments.optim_args` of one of our optimizers is JSON or `name=value,...` with tuples, flags and None,
+    and is checked as soon as the arguments are made.
+    """
+    global _enabled
+    if _enabled is None:
+        _enabled = _Enabled()
+
+
+def disable() -> None:
+    """Take back all that `enable()` changed in transformers. Idempotent."""
+    global _enabled
+    if _enabled is not None:
+        _enabled.remove()
+        _enabled = None
+
+
+def _restore(kind: str, value: str) -> Any:
+    """Read a pickled name. Names that are not there cannot be read, so they are enabled first."""
+    if _enabled is None:
+        logger.info("enabling hfoptim's names in transformers: a pickled object has %r in it", value)
+        enable()
+    return {"OptimizerNames": OptimizerNames, "SchedulerType": SchedulerType}[kind](value)
+
+
+def _our_optimizer(args: Any) -> str | None:
+    return _enabled.optimizers.ours(args.optim) if _enabled is not None else None
+
+
+def _our_schedule(args: Any) -> str | None:
+    return _enabled.schedules.ours(args.lr_scheduler_type) if _enabled is not None else None
+
+
+def _checking_post_init(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Check the options when the arguments are made: a script that loads data first would fail much later."""
+
+    @functools.wraps(original)
+    def __post_init__(self: Any) -> None:
+        original(self)
+        name, schedule = _our_optimizer(self), _our_schedule(self)
+        if name is not None:
+            build.check_no_idle_schedule(build.Choice.from_arguments(name, self).resolve(self), self)
+        if schedule is not None:
+            build.prepare_schedule_arguments(schedule, self)
+
+    return __post_init__
+
+
+def _building_ours(original: staticmethod) -> staticmethod:
+    @functools.wraps(original.__func__)
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        name = _our_optimizer(args)
+        if name is None:
+            return original.__func__(args, model)
+        return build.Choice.from_arguments(name, args).resolve(args).class_and_kwargs(args, model)
+
+    return staticmethod(get_optimizer_cls_and_kwargs)
+
+
+def _creating_ours(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        if _enabled is not None and self.lr_scheduler is None:
+            schedule = build.own_schedule(self.optimizer if optimizer is None else optimizer)
+            if schedule is not None:
+                private.keep_scheduler(self, schedule)
+        return original(self, num_training_steps=num_training_steps, optimizer=optimizer)
+
+    return create_scheduler
+
+
+def _closest(wanted: str, known: list[str]) -> str:
+    import difflib
+
+    plain = wanted.strip().lower().replace("-", "_")
+    near = difflib.get_close_matches(plain, known, n=3, cutoff=0.5)
+    return f"the closest are {', '.join(map(repr, near))}" if near else "no name is close to it"

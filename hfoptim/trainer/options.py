@@ -1,0 +1,139 @@
+"""Reading and checking options given as text: `optim_args`.
+
+    optim_args : JSON object | pair ("," pair)*
+    pair       : name "=" value
+    value      : number | True | False | None | (value, ...) | [value, ...] | quoted or plain word
+
+Commas inside brackets and quotes do not separate, and `False` is False. (transformers' own reader cuts at every comma
+and leaves every value a string.)
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+PAIRS = {"(": ")", "[": "]", "{": "}"}
+
+
+def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read `TrainingArguments.optim_args`.
+
+    Args:
+        given: a JSON object, `key=value,...`, a mapping (from a configuration file), or None for no options.
+
+    Returns:
+        Option names and values. Lists are tuples.
+
+    Raises:
+        ValueError: it follows neither grammar, or names an option twice.
+        TypeError: it is neither text nor a mapping.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {str(key): _tuples(value) for key, value in given.items()}
+    if not isinstance(given, str):
+        raise TypeError(f"optim_args must be text or a mapping, got {given!r}")
+    if given.lstrip().startswith("{"):
+        return _from_json(given)
+    options: dict[str, Any] = {}
+    for part in _split(given):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key.isidentifier() or not value:
+            raise ValueError(f"optim_args: {part.strip()!r} is not of the form name=value (in {given!r})")
+        if key in options:
+            raise ValueError(f"optim_args: {key!r} is given twice (in {given!r})")
+        options[key] = read_value(value)
+    return options
+
+
+def read_value(text: str) -> Any:
+    """Read one value: a number, True, False, None, a tuple or list of values, or else a word.
+
+    Args:
+        text: the value as written; `true`, `null` and the like count in any case.
+
+    Returns:
+        The value. A list is returned as a tuple.
+
+    Raises:
+        ValueError: the text is neither a literal nor a plain word.
+    """
+    text = text.strip()
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return float(text) if text.lower().lstrip("+-") in ("inf", "nan") else _tuples(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        if re.fullmatch(r"[\w.:/+-]+", text):
+            return text
+        raise ValueError(f"optim_args: cannot read the value {text!r}") from None
+
+
+def fit(option: str, value: Any, default: Any) -> Any:
+    """Bring a value to the kind of its default: text is read, and a flag must be a flag.
+
+    Args:
+        option: the option's name, for the message.
+        value: as given. Text comes from YAML too, whose reader takes `1e-3` for text.
+        default: the optimizer's own value.
+
+    Returns:
+        The value to pass to the optimizer.
+
+    Raises:
+        ValueError: the value is of another kind than the default.
+    """
+    if isinstance(value, str) and not isinstance(default, str):
+        value = read_value(value)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{option} must be True or False, got {value!r}")
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if number and (value is None or isinstance(value, (str, tuple, bool))):
+        raise ValueError(f"{option} must be a number, got {value!r}")
+    return value
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = {key for key, _ in items if [k for k, _ in items].count(key) > 1}
+        if twice:
+            raise ValueError(f"optim_args: {sorted(twice)[0]!r} is given twice (in {text!r})")
+        return dict(items)
+
+    try:
+        return {key: _tuples(value) for key, value in json.loads(text, object_pairs_hook=pairs).items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"optim_args starts with {{ but is not JSON: {error} (in {text!r})") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas that are not inside brackets or quotes."""
+    parts, start, closing, quote = [], 0, [], ""
+    for position, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in PAIRS:
+            closing.append(PAIRS[char])
+        elif closing and char == closing[-1]:
+            closing.pop()
+        elif char in ")]}":
+            raise ValueError(f"optim_args: unexpected {char!r} (in {text!r})")
+        elif char == "," and not closing:
+            parts.append(text[start:position])
+            start = position + 1
+    if quote or closing:
+        raise ValueError(f"optim_args: {quote or closing[-1]!r} is missing (in {text!r})")
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()]

@@ -1,0 +1,224 @@
+"""python -m hfoptim SCRIPT: an unmodified training script, started in every way scripts are started."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfoptim.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What the script of a user looks like: nothing of hfoptim in it.
+SCRIPT = '''
+"""A training script like those of transformers' examples."""
+import json
+import os
+import sys
+
+os.environ["HF_HOME"] = os.path.abspath("their-cache")  # scripts do this, and do it before they import transformers
+
+import helper_beside_the_script
+import torch
+from huggingface_hub import constants
+from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
+
+
+class Text(torch.utils.data.Dataset):
+    def __init__(self, args):
+        self.args = args  # so the arguments travel to the workers
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        assert self.args.optim.value, "the worker cannot read the arguments"
+        row = (torch.arange(8) + index) % 16
+        return {"input_ids": row, "labels": row}
+
+
+def main():
+    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    trainer = Trainer(GPT2LMHeadModel(config), args, train_dataset=Text(args))
+    trainer.train()
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    rank = int(os.environ.get("RANK", 0))
+    with open(os.path.join(args.output_dir, f"rank-{rank}.json"), "w") as file:
+        json.dump(
+            {
+                "class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+                "lr": [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry],
+                "weights": sum(p.double().sum().item() for p in trainer.model.parameters()),
+                "world": args.world_size,
+                "argv": sys.argv,
+                "path": sys.path[0],
+                "name": __name__,
+                "cache": constants.HF_HOME,
+                "helper": helper_beside_the_script.VALUE,
+            },
+            file,
+        )
+
+
+if __name__ == "__main__":
+    main()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+'''
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+# fmt: off
+LINE = [
+    "--output_dir", "out", "--use_cpu", "--report_to", "none", "--disable_tqdm", "True", "--save_strategy", "no",
+    "--max_steps", "4", "--per_device_train_batch_size", "2", "--logging_steps", "1",
+    "--optim", "lion", "--learning_rate", "1e-3", "--lr_scheduler_type", "inverse_sqrt", "--warmup_steps", "2",
+]
+# fmt: on
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with a training script and a module beside it."""
+    folder = tmp_path / "their project"
+    folder.mkdir()
+    (folder / "train.py").write_text(SCRIPT)
+    (folder / "helper_beside_the_script.py").write_text("VALUE = 42\n")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a command in an empty folder; returns the finished process and what each rank wrote."""
+
+    def start(*command, **more):
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        wrote = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/rank-*.json"))]
+        return done, wrote
+
+    return start
+
+
+def check(results, project, line, world=1):
+    assert [result["class"] for result in results] == ["hfoptim.optimizers.lion.Lion"] * world
+    for result in results:
+        assert result["lr"] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3 * (2 / 3) ** 0.5])
+        assert result["world"] == world
+        assert result["weights"] == results[0]["weights"]
+        assert result["argv"] == [str(project / "train.py"), *line]
+        assert result["path"] == str(project)
+        assert result["name"] == "__main__"
+        assert result["cache"].endswith("their-cache")
+        assert result["helper"] == 42
+
+
+def test_python_m_hfoptim(project, run):
+    done, results = run(sys.executable, "-m", "hfoptim", str(project / "train.py"), *LINE)
+    assert done.returncode == 0, done.stderr
+    check(results, project, LINE)
+
+
+def test_accelerate_launch_with_spawned_data_loader_workers(project, run):
+    script = (project / "train.py").read_text()
+    spawn = "def main():\n    torch.multiprocessing.set_start_method('spawn')\n"
+    (project / "train.py").write_text(script.replace("def main():\n", spawn))
+    launch = [*ACCELERATE, "--cpu", "--num_processes", "2"]  # of which accelerate makes one, without MPI
+    line = [*LINE, "--dataloader_num_workers", "1"]
+    done, results = run(*launch, "-m", "hfoptim", str(project / "train.py"), *line)
+    assert done.returncode == 0, done.stderr
+    check(results, project, line)
+
+
+def test_two_processes_by_accelerate_launch(project, run):
+    launch = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    line = [*LINE, "--ddp_backend", "gloo"]
+    done, results = run(*launch, "-m", "hfoptim", str(project / "train.py"), *line)
+    assert done.returncode == 0, done.stderr
+    check(results, project, line, world=2)
+
+
+def test_a_module(project, run):
+    path = os.pathsep.join([str(ROOT), str(project)])
+    done, results = run(sys.executable, "-m", "hfoptim", "-m", "train", *LINE, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert results[0]["class"] == "hfoptim.optimizers.lion.Lion"
+    assert results[0]["name"] == "__main__"
+    assert results[0]["argv"] == [str(project / "train.py"), *LINE]
+
+
+def test_names_come_with_transformers_and_a_mistake_shows_where_it_is(tmp_path, run):
+    (tmp_path / "script.py").write_text(
+        "import importlib.util, sys\n"
+        "assert 'transformers' not in sys.modules\n"
+        "assert importlib.util.find_spec('transformers')  # asked for, not imported: accelerate does that\n"
+        "assert 'transformers' not in sys.modules\n"
+        "from transformers.training_args import OptimizerNames\n"
+        "assert OptimizerNames('lion').value == 'lion'\n"
+        "raise KeyError('their mistake')\n"
+    )
+    done, _ = run(sys.executable, "-m", "hfoptim", "script.py")
+    assert done.returncode == 1
+    assert 'script.py", line 7' in done.stderr
+    assert done.stderr.rstrip().endswith("KeyError: 'their mistake'")
+
+
+# -- in this process ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launch(names, monkeypatch):
+    """The launcher's main function; what it changes is put back."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return main
+
+
+@pytest.mark.parametrize(("body", "code"), [("raise SystemExit(3)", 3), ("import sys; sys.exit('no data')", "no data")])
+def test_exit_codes_are_the_scripts(tmp_path, launch, body, code):
+    (tmp_path / "script.py").write_text(body)
+    with pytest.raises(SystemExit) as stopped:
+        launch([str(tmp_path / "script.py")])
+    assert stopped.value.code == code
+
+
+def test_a_script_is_found_from_the_current_folder(tmp_path, launch, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "script.py").write_text("import sys; raise SystemExit([sys.argv, sys.path[0], __file__])")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        launch(["folder/script.py", "--optim", "lion"])
+    assert stopped.value.code == [
+        ["folder/script.py", "--optim", "lion"],
+        str(tmp_path / "folder"),
+        "folder/script.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], "no script given"),
+        (["missing.py"], "no such script: 'missing.py'"),
+        (["compare"], "no such script: 'compare'"),
+        (["--optim", "lion"], "unknown option '--optim'; options of the script come after the script"),
+        (["-m"], "-m needs the name of a module"),
+    ],
+)
+def test_wrong_use_is_explained(launch, capsys, command, words):
+    with pytest.raises(SystemExit) as stopped:
+        launch(command)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "there is the command `hfoptim`" in error
+
+
+def test_help(launch, capsys):
+    launch(["--help"])
+    assert "usage: python -m hfoptim SCRIPT [ARGS]" in capsys.readouterr().out
