@@ -40,14 +40,15 @@ def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def _vector_update(grad: Any, moments: list[Any], h: Any) -> tuple[Any, Any, list[Any]]:
-    """The update before clipping and scaling, its root mean square, the new moment."""
-    exp_avg_sq = ema(moments[0], grad * grad + h.eps, h.alpha2)
-    update = grad * exp_avg_sq.rsqrt()
-    return update, rms(update), [exp_avg_sq]
+def _vector_factors(grad: Any, moments: list[Any], h: Any) -> tuple[list[Any], Any, list[Any]]:
+    """The factors whose roots scale the gradient to the update, the update's mean square, the new moment."""
+    squared = grad * grad
+    exp_avg_sq = ema(moments[0], squared + h.eps, h.alpha2)
+    factor = exp_avg_sq.reciprocal()
+    return [factor], (squared * factor).mean(), [exp_avg_sq]
 
 
-def _matrix_update(column: int, row: int, grad: Any, moments: list[Any], h: Any) -> tuple[Any, Any, list[Any]]:
+def _matrix_factors(column: int, row: int, grad: Any, moments: list[Any], h: Any) -> tuple[list[Any], Any, list[Any]]:
     """The same from row and column means.
 
     The gradient is read four times: for either mean, for the update's mean square, which follows from the squares that
@@ -57,10 +58,10 @@ def _matrix_update(column: int, row: int, grad: Any, moments: list[Any], h: Any)
     rows = ema(moments[0], squared.mean(row) + h.eps, h.alpha2)
     columns = ema(moments[1], squared.mean(column) + h.eps, h.alpha2)
     # Among the dimensions that the row means kept, the column has its place: it comes before the row.
-    row_scale = rows.mean(column + 1 if column < 0 else column, keepdim=True) / rows
-    column_scale = columns.reciprocal().unsqueeze(column)
-    size = ((squared * column_scale).mean(row) * row_scale).mean().sqrt()
-    return grad * row_scale.sqrt().unsqueeze(row) * column_scale.sqrt(), size, [rows, columns]
+    row_factor = rows.mean(column + 1 if column < 0 else column, keepdim=True) / rows
+    column_factor = columns.reciprocal().unsqueeze(column)
+    mean_square = ((squared * column_factor).mean(row) * row_factor).mean()
+    return [row_factor.unsqueeze(row), column_factor], mean_square, [rows, columns]
 
 
 @cache
@@ -73,20 +74,23 @@ def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_mom
         first_moment: keep a moving average of the finished updates.
     """
     second: dict[str, Any] = {"exp_avg_sq": zeros}
-    advance_moments = _vector_update
+    factors_of = _vector_factors
     if factored is not None:
         second = {"exp_avg_sq_row": zeros_without(factored[1]), "exp_avg_sq_col": zeros_without(factored[0])}
-        advance_moments = partial(_matrix_update, *factored)
+        factors_of = partial(_matrix_factors, *factored)
 
     def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
-        update, size_of_update, moments = advance_moments(grad, state[: len(second)], h)
+        (factor, *more), mean_square, moments = factors_of(grad, state[: len(second)], h)
         size, rest = h.lr, []
         if scale_parameter:
             size_of_param = rms(param)
             size = h.lr * size_of_param.clamp(min=h.eps_scale)
             rest = [size_of_param]
-        update = update * (size / (size_of_update * h.inverse_clip).clamp(min=1.0))
+        # The step size and the clipping go into the smaller factor.
+        update = grad * (factor.sqrt() * (size / (mean_square.sqrt() * h.inverse_clip).clamp(min=1.0)))
+        for factor in more:
+            update = update * factor.sqrt()
         if first_moment:
             update = ema(state[len(second)], update, h.alpha1)
             rest = [update, *rest]
