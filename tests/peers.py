@@ -24,6 +24,11 @@ class MissingPeer(ImportError):
     """A peer is not installed."""
 
 
+def installed(name: str) -> bool:
+    """Whether the package of a peer is there."""
+    return importlib.util.find_spec(name.split(".")[0]) is not None
+
+
 def load(name: str) -> Any:
     """A peer's class or function.
 
@@ -34,8 +39,8 @@ def load(name: str) -> Any:
         MissingPeer: its package is not installed.
     """
     module, _, attribute = name.rpartition(".")
-    if importlib.util.find_spec(module.split(".")[0]) is None:
-        raise MissingPeer(f"{module.split('.')[0]} is not installed")
+    if not installed(name):
+        raise MissingPeer(f"{name.split('.')[0]} is not installed")
     if module.split(".")[0] in _BARE:
         return getattr(submodule(module), attribute)
     return getattr(importlib.import_module(module), attribute)
@@ -86,7 +91,7 @@ class KerasAdam:
         decays: Callable[[str], bool],
         **options: Any,
     ) -> None:
-        if importlib.util.find_spec("keras") is None:
+        if not installed("keras"):
             raise MissingPeer("keras is not installed")
         import keras
 

@@ -16,7 +16,7 @@ DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
     "adam": (1e-3, 3e-3, 1e-2),
     "adam_weight_decay": (1e-3, 3e-3, 1e-2),
     "adamw": (1e-3, 3e-3, 1e-2),
-    "adafactor": (3e-3, 1e-2, 3e-2),
+    "adafactor": (1e-3, 3e-3, 1e-2),
     "lion": (3e-4, 1e-3, 3e-3),
     "momentum": (0.1, 0.3, 1.0),
     "sgd": (0.1, 0.3, 1.0),

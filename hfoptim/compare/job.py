@@ -19,7 +19,7 @@ from hfoptim.compare import report
 from hfoptim.compare.config import PRESETS, CompareConfig, CompareError, parse_optimizers
 from hfoptim.compare.data import MAX_HELD_OUT_TOKENS, Blocks, fingerprint, load_corpus, make_blocks
 from hfoptim.compare.model import load_model, small_gpt2, train_tokenizer
-from hfoptim.compare.results import FAILED, Results, RunRecord, check_unchanged, environment
+from hfoptim.compare.results import FAILED, FILE, Results, RunRecord, check_unchanged, environment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ def compare(
         _run_missing(results, model, train_blocks, held_out_blocks, console)
     console.print(report.table(results))
     picture = f"picture: {folder / report.PICTURE}" if report.draw(results) else report.PICTURE_HINT
-    _say(console, *report.notes(results), f"results: {folder / 'results.json'}", picture)
+    _say(console, *report.notes(results), f"results: {folder / FILE}", picture)
     return results
 
 
@@ -102,7 +102,7 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CompareError(f"--output-dir {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()):
-        hint = "; to go on with the comparison in it, add --resume" if (folder / "results.json").exists() else ""
+        hint = "; to go on with the comparison in it, add --resume" if (folder / FILE).exists() else ""
         raise CompareError(f"--output-dir {folder} is not empty; name a new folder{hint}")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hfoptim.compare.results import FAILED, FINISHED, Results, RunRecord, eval_loss, write_atomically
+from hfoptim.compare.results import FAILED, FILE, FINISHED, Results, RunRecord, eval_loss, write_atomically
 
 PICTURE = "loss_curves.png"
 PICTURE_HINT = "no picture: matplotlib is not installed; pip install 'hfoptim[report]', then run again with --resume"
@@ -36,7 +36,7 @@ class Display:
     def __enter__(self) -> Display:
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bars = Progress(*columns, console=self.console, transient=True)
+            self.bars = Progress(*columns, console=self.console, refresh_per_second=4, transient=True)
             self.all_runs = self.bars.add_task("all steps", total=self.total * self.steps)
             self.this_run = self.bars.add_task("", total=self.steps)
             self.bars.start()
@@ -66,7 +66,7 @@ class Display:
         if run.status == FINISHED:
             outcome = f"eval loss {eval_loss(run):.3f}, {run.wall_seconds:.1f} s"
         elif run.status == FAILED:
-            outcome = f"failed: {run.error}"
+            outcome = f"failed: {str(run.error).splitlines()[-1]} (traceback in {FILE})"
         else:
             outcome = f"diverged after {run.steps} steps"
         line = f"[{self.done}/{self.total}] {run.optimizer}, lr {run.lr:g}: {outcome}"

@@ -141,6 +141,7 @@ class Adam(RuleOptimizer):
         decouple_lr (False): fully decoupled weight decay; wants a much smaller `weight_decay`, since lr no longer
             multiplies it.
         max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
+        triton (None): optimi's name for `fused`; on a GPU the compiled kernels are Triton's.
         **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
 
     Raises:
@@ -165,8 +166,14 @@ class Adam(RuleOptimizer):
         decouple_wd: bool = False,
         decouple_lr: bool = False,
         max_lr: float | None = None,
+        *,
+        triton: bool | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
+        if triton is not None:
+            if options.get("fused") is not None:
+                raise ValueError(f"triton={triton!r} and fused={options['fused']!r} name one option; give one of them")
+            options["fused"] = triton
         defaults = {
             "lr": lr,
             "betas": betas,

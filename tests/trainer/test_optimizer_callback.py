@@ -189,7 +189,7 @@ def test_a_schedule_over_a_learning_rate_that_adafactor_sets_itself_is_refused(m
         ("lion", {"betas": (0.9, 1.0)}, "betas"),
         ("lion", {"lr": "fast"}, "lr must be a number"),
         ("sgd", {"nesterov": 1}, "nesterov must be True or False"),
-        ("sgd", {"momentum": 0.0}, "momentum"),
+        ("sgd", {"momentum": 0.0, "nesterov": True}, "momentum"),
         ("lion", {"schedule": "cosin"}, "cosine"),
         ("lion", {"schedule": "cosine", "schedule_kwargs": {"cycles": 2}}, "no option 'cycles'; it has num_cycles"),
         ("lion", {"schedule": "warmup_stable_decay"}, "needs the option 'num_decay_steps'"),
