@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hfoptim.engine.checks import number
+from hfoptim.engine.checks import number, strings
 
 ParamGroups = list[dict[str, Any]]
 
@@ -19,7 +19,7 @@ _INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 def _undecayed(model: nn.Module, extra: Iterable[str]) -> list[str]:
     """Names and patterns of parameters without decay: those given and those the model itself names."""
     own = getattr(model, "no_weight_decay", None)
-    return [*extra, *(own() if callable(own) else ())]
+    return [*strings("no_weight_decay_list", extra), *(own() if callable(own) else ())]
 
 
 def _is_decayed(name: str, param: nn.Parameter, exempt: list[str], exclude_1d: bool) -> bool:
@@ -57,13 +57,13 @@ def param_groups_weight_decay(
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """The depth of every trainable parameter: 0 before the blocks, 1.. in them, the last after them.
+    """The depth of every parameter, frozen ones too: 0 before the blocks, 1.. in them, the last after them.
 
     Blocks are recognised by the first number in a parameter's name (`h.3.attn...`, `encoder.layer.3...`); what is
     registered after the last block (final norm, head) is the last depth. Where an encoder and a decoder both have
     blocks, the number alone counts.
     """
-    names = [name for name, param in model.named_parameters() if param.requires_grad]
+    names = [name for name, _ in model.named_parameters()]
     blocks = {name: int(found.group(1)) for name in names if (found := _INDEX.search(name))}
     if not blocks:
         return dict.fromkeys(names, 0)
@@ -108,6 +108,8 @@ def param_groups_layer_decay(
     """
     number("weight_decay", weight_decay)
     number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    if lr is not None:
+        lr = number("lr", lr)
     if number("layer_decay", layer_decay, 0.0, 1.0, high_open=False) == 0.0:
         raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
     exempt = _undecayed(model, no_weight_decay_list)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -141,7 +142,7 @@ def list_optimizers(
     Returns:
         The names, or pairs.
     """
-    include = [filter] if isinstance(filter, str) else list(filter)
+    include = [filter] if isinstance(filter, str) else list(filter) or [""]
     names = [name for name in sorted(_INFOS) if any(_matches(name, pattern) for pattern in include)]
     names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude_filters or ())]
     return [(name, _INFOS[name].description) for name in names] if with_description else names
@@ -252,7 +253,9 @@ def create_optimizer_v2(
         if param_group_fn is not None:
             params = param_group_fn(model)
         elif layer_decay is not None:
-            top = lr if lr is not None else inspect.signature(cls).parameters["lr"].default
+            top = _own_lr(cls, options)
+            if top is None:
+                raise ValueError(f"layer_decay={layer_decay!r} scales a learning rate, and {opt} sets its own; give lr")
             params = param_groups_layer_decay(model, weight_decay, (), filter_bias_and_bn, layer_decay, top)
         elif weight_decay and filter_bias_and_bn:
             params = param_groups_weight_decay(model, weight_decay)
@@ -260,6 +263,12 @@ def create_optimizer_v2(
             params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     create: Callable[..., RuleOptimizer] = cls
     return create(params, **options)
+
+
+def _own_lr(cls: Callable[..., RuleOptimizer], options: dict[str, Any]) -> float | None:
+    """The learning rate an optimizer would start with."""
+    lr: float | None = cls([nn.Parameter(torch.zeros(1))], **options).defaults["lr"]
+    return lr
 
 
 # What transformers leaves out of weight decay ("LayerNorm", "layer_norm", "bias"), in the spellings of PyTorch models:

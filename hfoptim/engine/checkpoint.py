@@ -64,7 +64,7 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
         for name, value in saved.items()
         if name not in current
         and name not in _OF_THE_RUN | {"initial_lr", "maximize"}
-        and not any(value is v or value == v for v in cls.neutral_peer_flags.get(name, ()))
+        and not optimizer.ignores_peer_flag(name, value, {**current, **saved})
     ]
     absent = [
         name

@@ -26,7 +26,7 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected a number")
     found = float(value)
     too_high = found >= high if high_open else found > high
-    if math.isnan(found) or found < low or too_high:
+    if not math.isfinite(found) or found < low or too_high:
         closing = ")" if high_open else "]"
         raise ValueError(f"{name}={value!r} is out of range, expected a number in [{low:g}, {high:g}{closing}")
     return found
@@ -44,6 +44,21 @@ def betas(name: str, value: Any, count: int) -> tuple[float, ...]:
     if len(value) != count:
         raise ValueError(f"{name}={value!r} has {len(value)} entries, expected {count}")
     return tuple(number(f"{name}[{i}]", v, 0.0, 1.0) for i, v in enumerate(value))
+
+
+def strings(name: str, value: Any) -> list[str]:
+    """`value`, an iterable of strings, as a list; a bare string would be taken letter by letter.
+
+    Raises:
+        TypeError: a string, or something else than strings.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected a list of strings such as [{value!r}]")
+    entries = list(value)
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise TypeError(f"{name} holds {entry!r}, a {type(entry).__name__}, expected strings")
+    return entries
 
 
 def flag(name: str, value: Any, optional: bool = False) -> None:

@@ -61,10 +61,12 @@ class RuleOptimizer(Optimizer):
 
     rule: ClassVar[Rule]
     decay: ClassVar[Decay] = Decay.DECOUPLED
+    # Whether lr=None means something to this class.
+    lr_optional: ClassVar[bool] = False
+    # Hyper-parameters, of those that an optimizer has, that are one number >= 0.
+    numbers: ClassVar[tuple[str, ...]] = ("eps", "weight_decay", "momentum")
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
     absent_from_peers: ClassVar[frozenset[str]] = frozenset()
-    # Flags of peers' checkpoints that this class has not, with the values at which they change nothing.
-    neutral_peer_flags: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
         checks.known_options(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
@@ -82,13 +84,13 @@ class RuleOptimizer(Optimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter of a group is wrong. Subclasses add what only they have."""
-        if group["lr"] is not None:
+        if group["lr"] is not None or not self.lr_optional:
             checks.number("lr", group["lr"])
-        for name in ("eps", "weight_decay", "momentum"):
-            if isinstance(self.defaults.get(name), (int, float)):
+        for name in self.numbers:
+            if name in self.defaults:
                 checks.number(name, group[name])
-        if self.defaults.get("betas") is not None:
-            checks.betas("betas", group["betas"], len(self.defaults["betas"]))
+        if "betas" in self.defaults:
+            checks.betas("betas", group["betas"], 2)
         for name in ("maximize", "caution"):
             checks.flag(name, group[name])
         for name in ("foreach", "fused", "kahan_sum"):
@@ -130,6 +132,15 @@ class RuleOptimizer(Optimizer):
             ValueError: it is another optimizer's, or its groups, parameters or shapes are not these; nothing changed.
         """
         checkpoint.load(self, state_dict)
+
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        """Whether a hyper-parameter of a peer's checkpoint that this class has not changes nothing at that value.
+
+        Args:
+            name, value: the peer's hyper-parameter.
+            group: the group as it will be, with the peer's entries.
+        """
+        return False
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         """Turn a peer's saved state of one parameter into ours. Subclasses whose peer keeps no `step` override it."""
@@ -249,7 +260,7 @@ class _Work:
 def _ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
     """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed."""
     if "step" not in state:
-        state["step"] = torch.zeros(())
+        state["step"] = torch.zeros((), dtype=torch.float32)
     for name, init in plan.rule.state.items():
         if name not in state:
             if param.is_complex() and plan.scope is not Scope.ELEMENT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -148,6 +148,8 @@ class Adafactor(RuleOptimizer):
         Shazeer and Stern, arXiv 1804.04235; transformers and timm, `Adafactor`.
     """
 
+    lr_optional = True
+    numbers = ("weight_decay",)
     absent_from_peers = frozenset({"min_dim_size_to_factor"})
 
     def __init__(
@@ -175,6 +177,8 @@ class Adafactor(RuleOptimizer):
         if betas is not None:
             if beta1 is not None:
                 raise ValueError(f"beta1={beta1!r} and betas={betas!r} name the same coefficient; give one of them")
+            if not isinstance(betas, Sequence) or isinstance(betas, str) or not betas:
+                raise TypeError(f"betas={betas!r}, expected a tuple of numbers in [0, 1), of which the first is used")
             beta1 = check_betas("betas", betas, len(betas))[0]
         defaults = {
             "lr": lr,
@@ -196,6 +200,7 @@ class Adafactor(RuleOptimizer):
         Later a schedule may write an lr beside relative_step, as `AdafactorSchedule` does to show it.
         """
         group = {**self.defaults, **param_group}
+        self.check_group(group)
         if group["lr"] is not None and group["relative_step"]:
             raise ValueError(
                 f"lr={group['lr']!r} and relative_step=True exclude each other; give relative_step=False to use lr, or "
@@ -207,8 +212,6 @@ class Adafactor(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if group["warmup_init"] and not group["relative_step"]:
-            raise ValueError("warmup_init=True needs relative_step=True")
         if not isinstance(group["eps"], (tuple, list)) or len(group["eps"]) != 2:
             raise ValueError(f"eps={group['eps']!r}, expected two numbers: for the squared gradient and for the scale")
         for i, value in enumerate(group["eps"]):
@@ -220,6 +223,8 @@ class Adafactor(RuleOptimizer):
             number("beta1", group["beta1"], 0.0, 1.0)
         for name in ("scale_parameter", "relative_step", "warmup_init"):
             flag(name, group[name])
+        if group["warmup_init"] and not group["relative_step"]:
+            raise ValueError("warmup_init=True needs relative_step=True")
         if group["min_dim_size_to_factor"] is not None:
             number("min_dim_size_to_factor", group["min_dim_size_to_factor"])
 
@@ -273,6 +278,7 @@ class AdafactorSchedule(LambdaLR):
 
     Raises:
         TypeError: another optimizer.
+        ValueError: a group has relative_step=False.
 
     Source:
         transformers, `optimization.AdafactorSchedule`.
@@ -281,6 +287,11 @@ class AdafactorSchedule(LambdaLR):
     def __init__(self, optimizer: Optimizer, initial_lr: float = 0.0) -> None:
         if not isinstance(unwrapped(optimizer), Adafactor):
             raise TypeError(f"AdafactorSchedule reads the step sizes of Adafactor, got {type(optimizer).__name__}")
+        if not all(group["relative_step"] for group in optimizer.param_groups):
+            raise ValueError(
+                "AdafactorSchedule shows step sizes that Adafactor chooses, which it does with relative_step=True; "
+                "with an lr of yours use an ordinary schedule"
+            )
         self.initial_lr = number("initial_lr", initial_lr)
         for group in optimizer.param_groups:
             group["initial_lr"] = initial_lr

@@ -55,8 +55,12 @@ def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -
 adam = rule(ELEMENT, per_step=corrected, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)
 adamw = rule(ELEMENT, per_step=folded, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)
 
-# torch.optim's Adam and AdamW: a checkpoint loads where these flags change nothing.
-_TORCH_FLAGS = {"amsgrad": (False,), "decoupled_weight_decay": (True, False)}
+
+def torch_flag_is_neutral(name: str, value: Any, group: Mapping[str, Any], decoupled: bool) -> bool:
+    """Whether a flag of torch.optim.Adam or AdamW says what happens here anyway."""
+    if name == "decoupled_weight_decay":
+        return bool(value) is decoupled or group["weight_decay"] == 0
+    return name == "amsgrad" and value is False
 
 
 class AdamW(RuleOptimizer):
@@ -94,7 +98,6 @@ class AdamW(RuleOptimizer):
     rule = adamw
     decay = Decay.DECOUPLED_AFTER
     absent_from_peers = frozenset({"correct_bias"})
-    neutral_peer_flags = _TORCH_FLAGS
 
     def __init__(
         self,
@@ -113,6 +116,9 @@ class AdamW(RuleOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         flag("correct_bias", group["correct_bias"])
+
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        return torch_flag_is_neutral(name, value, group, decoupled=True)
 
 
 class Adam(RuleOptimizer):
@@ -154,7 +160,6 @@ class Adam(RuleOptimizer):
 
     rule = adam
     absent_from_peers = frozenset({"decouple_wd", "decouple_lr", "max_lr"})
-    neutral_peer_flags = _TORCH_FLAGS
 
     def __init__(
         self,
@@ -189,15 +194,19 @@ class Adam(RuleOptimizer):
         """Add a parameter group; under `decouple_lr` its peak learning rate is `max_lr`, else the lr it starts with."""
         group = {**self.defaults, **param_group}
         if group["decouple_lr"] and group["max_lr"] is None:
-            param_group = {**param_group, "max_lr": group["lr"]}
+            # A number of its own: a schedule may change a tensor lr in place.
+            param_group = {**param_group, "max_lr": number("lr", group["lr"])}
         super().add_param_group(param_group)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         flag("decouple_wd", group["decouple_wd"])
         flag("decouple_lr", group["decouple_lr"])
-        if group["max_lr"] is not None:
-            number("max_lr", group["max_lr"])
+        if group["max_lr"] is not None and number("max_lr", group["max_lr"]) == 0 and group["decouple_lr"]:
+            raise ValueError("decouple_lr divides by the peak learning rate, which is 0 here; give max_lr above 0")
+
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        return torch_flag_is_neutral(name, value, group, decoupled=self.decay_for(group) is not Decay.COUPLED)
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         if group["decouple_lr"]:

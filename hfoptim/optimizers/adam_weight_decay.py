@@ -13,8 +13,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Rule, RuleOptimizer, zeros
-from hfoptim.engine.checks import flag, number
-from hfoptim.optimizers.adam import folded, moments_step
+from hfoptim.engine.checks import flag, number, strings
+from hfoptim.optimizers.adam import folded, moments_step, torch_flag_is_neutral
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
@@ -99,7 +99,6 @@ class AdamWeightDecay(RuleOptimizer):
     """
 
     absent_from_peers = frozenset(_CLIPS) | {"amsgrad", "iterations"}
-    neutral_peer_flags = {"decoupled_weight_decay": (True, False), "correct_bias": (True,)}
 
     def __init__(
         self,
@@ -126,8 +125,8 @@ class AdamWeightDecay(RuleOptimizer):
         learning_rate = learning_rate if lr is None else lr
         self.name = name
         self.learning_rate = learning_rate
-        self.include_in_weight_decay = list(include_in_weight_decay or ())
-        self.exclude_from_weight_decay = list(exclude_from_weight_decay or ())
+        self.include_in_weight_decay = _patterns("include_in_weight_decay", include_in_weight_decay)
+        self.exclude_from_weight_decay = _patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         defaults = {
             "lr": learning_rate(0) if callable(learning_rate) else learning_rate,
             "betas": (beta_1, beta_2) if betas is None else betas,
@@ -172,16 +171,23 @@ class AdamWeightDecay(RuleOptimizer):
             if number(name, group[name]) == 0.0:
                 raise ValueError(f"{name}=0 would erase every gradient, expected a number above 0, or None")
 
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        if name == "correct_bias":
+            return value is True
+        return torch_flag_is_neutral(name, value, group, decoupled=True)
+
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adam_weight_decay(next((name for name in _CLIPS if group[name] is not None), None), group["amsgrad"])
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one optimization step; a `learning_rate` function is asked for this step's first."""
+    def _collect(self) -> list[Any]:
+        work = super()._collect()
         if callable(self.learning_rate):
+            # After the gradients were found good: a refused step changes nothing.
             for group in self.param_groups:
-                group["lr"] = self.learning_rate(group["iterations"])
+                rate = number("learning_rate's value", self.learning_rate(group["iterations"]))
+                group["lr"] = rate * group.get("lr_scale", 1.0)
                 group["iterations"] += 1
-        return super().step(closure)
+        return work
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments but `params`, as Keras' optimizers give them."""
@@ -203,6 +209,20 @@ class AdamWeightDecay(RuleOptimizer):
     def from_config(cls, config: Mapping[str, Any], params: nn.Module | ParamsT) -> AdamWeightDecay:
         """An optimizer from `get_config()`; in PyTorch it also needs the parameters."""
         return cls(params, **config)
+
+
+def _patterns(name: str, value: Sequence[str] | None) -> list[str]:
+    patterns = strings(name, () if value is None else value)
+    for pattern in patterns:
+        _check_pattern(name, pattern)
+    return patterns
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from error
 
 
 def _names_and_params(params: Iterable[Any]) -> tuple[list[str], list[Tensor]]:

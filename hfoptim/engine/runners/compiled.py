@@ -26,9 +26,12 @@ from hfoptim.engine.runners import loop
 PACK_BELOW = 1 << 15
 GRAD = 1  # place of the gradient in `bucket_tensors`
 
-# A kernel traced at one of these sizes is valid for all: unequal, not 0 or 1, and large enough that the compiler
-# decides to run it on all cores.
-_TRACE_SIZES = (1021, 2039, 3, 5, 7)
+# A kernel traced at one of these shapes (by number of dimensions) is valid for all: no size is 0, 1 or equal to
+# another, and there are enough entries that the compiler decides to run it on all cores.
+_TRACE_SHAPES = ((), (1 << 20,), (1021, 2039), (509, 1021, 3), (127, 509, 3, 5), (61, 127, 3, 5, 7))
+
+# Reductions over as few entries as this or fewer are compiled for themselves; the loop takes them.
+_FEW = 1 << 12
 
 
 def run(bucket: Bucket) -> None:
@@ -85,7 +88,8 @@ def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
     if bucket.plan.scope is Scope.ELEMENT:
         return flat(tensors)
     shape = tensors[0].shape
-    takes = 0 < len(shape) <= len(_TRACE_SIZES) and min(shape) > 1 and all(t.is_contiguous() for t in tensors)
+    takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and tensors[0].numel() > _FEW
+    takes = takes and all(t.is_contiguous() for t in tensors)
     return [t.detach() for t in tensors] if takes else None
 
 
@@ -100,8 +104,7 @@ class Kernel:
         """Compile once, on throw-away tensors whose sizes all differ, so that no size is taken for another."""
         if self.traced:
             return
-        shape = [1 << 20] if tensors[0].ndim == 1 else list(_TRACE_SIZES[: tensors[0].ndim])
-        param = torch.zeros(shape, dtype=tensors[0].dtype, device=tensors[0].device)
+        param = torch.zeros(_TRACE_SHAPES[tensors[0].ndim], dtype=tensors[0].dtype, device=tensors[0].device)
         grad = torch.zeros_like(param, dtype=tensors[1].dtype)
         dtypes = [t.dtype for t in tensors[2:]]
         state = [init(param, dtype) for init, dtype in zip(plan.rule.state.values(), dtypes, strict=False)]

@@ -1,0 +1,109 @@
+"""bfloat16 and float16 parameters: stepped in float32, and what rounding takes is kept (Kahan)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import ENTRIES
+from harness import assert_same, feed, parameters, train, values
+
+LOW = [torch.bfloat16, torch.float16]
+LAYOUTS = ("vector", "matrix", "conv", "transposed")
+# Steps far below the spacing of bfloat16 numbers around 1, which is 1/128.
+STEPS, LR = 200, 1e-4
+SLOW = {
+    "adamw": {"lr": LR, "weight_decay": 0.1},
+    "adam": {"lr": LR, "weight_decay": 0.1, "decouple_wd": True},
+    "sgd": {"lr": LR, "momentum": 0.9},
+    "lion": {"lr": LR, "weight_decay": 0.1},
+    "adafactor": {"lr": LR, "relative_step": False, "scale_parameter": False},
+    "adam_weight_decay": {"learning_rate": LR, "weight_decay_rate": 0.1},
+}
+
+
+def run(entry, dtype, **options):
+    """200 steps. The gradients do not depend on where the parameters have come."""
+    params = parameters(LAYOUTS, dtype)
+    optimizer = entry.cls(list(params.items()), **SLOW[entry.name], **options)
+    train(optimizer, params, range(1, STEPS + 1), follow=values(params))
+    return params, optimizer
+
+
+def reference(entry, dtype):
+    """The same in float32, on the same gradients."""
+    params = {name: torch.nn.Parameter(p.detach().float()) for name, p in parameters(LAYOUTS, dtype).items()}
+    start = values(params)
+    low = parameters(LAYOUTS, dtype)
+    optimizer = entry.cls(list(params.items()), **SLOW[entry.name])
+    for t in range(1, STEPS + 1):
+        feed(low, t, follow=start)
+        for name, param in params.items():
+            param.grad = low[name].grad.float()
+        optimizer.step()
+    return params, start
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_kahan_summation_keeps_what_rounding_takes(entry, dtype):
+    exact, start = reference(entry, dtype)
+    kept, optimizer = run(entry, dtype)
+    plain, _ = run(entry, dtype, kahan_sum=False)
+    for name, param in exact.items():
+        want = param.detach()
+        moved = (want - start[name]).abs().mean()
+        assert moved > 1e-4, "the reference did not move"
+        compensation = optimizer.state[kept[name]]["kahan_comp"].float()
+        with_rest = (kept[name].detach().float() + compensation - want).abs().mean()
+        without = (plain[name].detach().float() - want).abs().mean()
+        # The sum of parameter and compensation follows float32, as far as a compensation of so few digits can; without
+        # it most steps are lost.
+        assert with_rest < 0.08 * moved, name
+        assert with_rest < 0.1 * without, name
+        # And the parameter itself is never further away than one rounding.
+        spacing = torch.finfo(dtype).eps * want.abs() + torch.finfo(dtype).tiny
+        assert ((kept[name].detach().float() - want).abs() <= spacing).all(), name
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_kahan_sum_may_be_switched_off_and_on_between_steps(entry, dtype):
+    params = parameters(LAYOUTS, dtype)
+    optimizer = entry.cls(list(params.items()), kahan_sum=False, **SLOW[entry.name])
+    train(optimizer, params, range(1, 3))
+    assert not any("kahan_comp" in state for state in optimizer.state.values())
+    for group in optimizer.param_groups:
+        group["kahan_sum"] = True
+    train(optimizer, params, range(3, 30))
+    assert all(state["kahan_comp"].abs().max() > 0 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_kahan_sum_changes_nothing_for_float32(entry):
+    plain, kept = parameters(LAYOUTS), parameters(LAYOUTS)
+    for params, option in ((plain, False), (kept, True)):
+        optimizer = entry.cls(list(params.items()), kahan_sum=option, **SLOW[entry.name])
+        train(optimizer, params, range(1, 4))
+        assert not any("kahan_comp" in state for state in optimizer.state.values())
+    assert_same(values(kept), values(plain))
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_a_step_is_computed_in_float32(entry, dtype):
+    # Two steps from the same values: the low-precision parameter is the float32 result, rounded once.
+    low = parameters(LAYOUTS, dtype)
+    high = {name: torch.nn.Parameter(p.detach().float()) for name, p in low.items()}
+    options = {k: v for k, v in SLOW[entry.name].items() if k not in ("lr", "learning_rate")}
+    options["learning_rate" if "learning_rate" in SLOW[entry.name] else "lr"] = 1e-2
+    ours = entry.cls(list(low.items()), kahan_sum=False, **options)
+    theirs = entry.cls(list(high.items()), **options)
+    feed(low, 1)
+    for name, param in high.items():
+        param.grad = low[name].grad.float()
+    ours.step()
+    theirs.step()
+    for name, param in low.items():
+        assert_same(param.detach(), high[name].detach().to(dtype), name)
+        for key, value in theirs.state[high[name]].items():
+            assert_same(ours.state[param][key], value, f"{name}.{key}")

@@ -1,0 +1,231 @@
+"""What may import what, and what the public names promise."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hfoptim
+import schedules
+
+ROOT = Path(hfoptim.__file__).resolve().parent.parent
+HEAVY = ("transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "keras", "timm", "typer", "rich")
+
+# Part of the packages -> what of hfoptim and schedules it may import at the top or inside a function; an entry covers
+# its submodules. The first match from the top counts.
+MAY_IMPORT = {
+    "schedules": {"schedules"},
+    "hfoptim.engine": {"hfoptim.engine"},
+    "hfoptim.optimizers": {"hfoptim.engine", "hfoptim.optimizers"},
+    "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
+    "hfoptim.param_groups": {"hfoptim.engine.checks"},
+    "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
+    "hfoptim.gradient_sums": {"hfoptim.engine"},
+    "hfoptim.registry": {
+        "hfoptim.engine",
+        "hfoptim.optimizers",
+        "hfoptim.wrappers",
+        "hfoptim.param_groups",
+        "schedules",
+    },
+    "hfoptim.trainer": {
+        "hfoptim.trainer",
+        "hfoptim.registry",
+        "hfoptim.optimizers",
+        "hfoptim.wrappers",
+        "hfoptim.param_groups",
+        "hfoptim.engine",
+        "schedules",
+    },
+    "hfoptim.compare": {"hfoptim", "schedules"},
+    "hfoptim.cli": {"hfoptim", "schedules"},
+    "hfoptim.__main__": {"hfoptim", "schedules"},
+    "hfoptim": {"hfoptim", "schedules"},
+}
+# Part -> packages from outside that it may import besides the standard library, anywhere in its files.
+OUTSIDE = {
+    "schedules": {"torch", "typing_extensions"},
+    "hfoptim.engine": {"torch", "typing_extensions"},
+    "hfoptim.optimizers": {"torch", "typing_extensions"},
+    "hfoptim.param_groups": {"torch"},
+    "hfoptim.registry": {"torch", "typing_extensions"},
+}
+
+
+def modules():
+    """Every module of the two packages, by its dotted name."""
+    found = {}
+    for package in ("hfoptim", "schedules"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name, path):
+    """The absolute names of all that a module imports, also inside functions, but not for type checkers only."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+        for body in test.body
+        for node in ast.walk(body)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                names.add(inner if inner in modules() else base)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
+            names |= {str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    return names
+
+
+def within(name, part):
+    return name == part or name.startswith(part + ".")
+
+
+def part_of(name, table):
+    return next((part for part in table if within(name, part)), None)
+
+
+MODULES = modules()
+
+
+def test_the_walk_sees_modules_and_imports():
+    assert {"hfoptim", "schedules", "hfoptim.engine.optimizer", "hfoptim.registry", "hfoptim.optimizers.lion"} <= set(
+        MODULES
+    )
+    assert "hfoptim.engine.runners.compiled" in imported("hfoptim.engine.runners", MODULES["hfoptim.engine.runners"])
+    assert "hfoptim.optimizers.adam" in imported("hfoptim.optimizers.lion", MODULES["hfoptim.optimizers.lion"])
+    assert "schedules.curves" in imported("schedules.warmup", MODULES["schedules.warmup"])
+    assert "torch" in imported("hfoptim.engine.rule", MODULES["hfoptim.engine.rule"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name):
+    allowed = MAY_IMPORT[part_of(name, MAY_IMPORT)]
+    wrong = {
+        other
+        for other in imported(name, MODULES[name])
+        if other.split(".")[0] in ("hfoptim", "schedules") and not any(within(other, part) for part in allowed)
+    }
+    assert not wrong, f"{name} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if part_of(name, OUTSIDE)])
+def test_the_lower_floors_know_only_torch(name):
+    allowed = OUTSIDE[part_of(name, OUTSIDE)] | {"hfoptim", "schedules"} | set(sys.stdlib_module_names)
+    wrong = {other.split(".")[0] for other in imported(name, MODULES[name])} - allowed
+    assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if not name.startswith(("hfoptim.trainer", "hfoptim.compare", "hfoptim.cli"))]
+)
+def test_only_the_trainer_the_comparison_and_the_cli_name_transformers(name):
+    if name == "hfoptim.__main__":
+        return  # the launcher runs scripts with the trainer's names
+    assert "transformers" not in {other.split(".")[0] for other in imported(name, MODULES[name])}
+
+
+def loaded_by(statement):
+    """Top-level packages that a fresh interpreter has loaded after a statement."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {statement}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_import_hfoptim_loads_nothing_heavy():
+    loaded = loaded_by("import hfoptim; hfoptim.Lion, hfoptim.create_optimizer_v2, hfoptim.GradientAccumulator")
+    assert {"hfoptim", "schedules", "torch"} <= loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_import_schedules_loads_nothing_of_hfoptim():
+    loaded = loaded_by("import schedules; schedules.get_scheduler")
+    assert {"schedules", "torch"} <= loaded
+    assert not loaded & {*HEAVY, "hfoptim"}
+
+
+def test_hfoptim_schedules_is_schedules():
+    loaded_by(
+        "import hfoptim, schedules, hfoptim.schedules; assert hfoptim.schedules is schedules; "
+        "import hfoptim.schedules.curves as a, schedules.curves as b; assert a is b; "
+        "from hfoptim.schedules import get_scheduler; assert get_scheduler is schedules.get_scheduler"
+    )
+    # Asked for under the long name first, it is still one module.
+    loaded_by("import hfoptim.schedules as a; import schedules as b; assert a is b; assert a.__name__ == 'schedules'")
+    assert hfoptim.schedules is schedules
+
+
+def test_lazy_names_are_found_and_others_are_not():
+    loaded = loaded_by("import hfoptim; hfoptim.OptimizerCallback, hfoptim.enable, hfoptim.disable")
+    assert "transformers" in loaded
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = hfoptim.no_such_name
+    assert set(hfoptim.__all__) <= {*dir(hfoptim), "OptimizerCallback", "enable", "disable"}
+    assert hfoptim.__version__
+
+
+PUBLIC = [
+    pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
+    for package in (hfoptim, schedules)
+    for name in package.__all__
+    if callable(getattr(package, name))
+]
+
+
+def parameters_of(thing):
+    try:
+        given = inspect.signature(thing).parameters.values()
+    except ValueError:
+        return []
+    return [p.name for p in given if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("thing", PUBLIC)
+def test_public_names_are_documented(thing):
+    text = inspect.getdoc(thing)
+    assert text, f"{thing} has no docstring"
+    assert len(text.splitlines()[0]) <= 120
+    assert text.splitlines()[0].rstrip().endswith(".") or "\n" in text
+    if inspect.isclass(thing) and issubclass(thing, str):
+        return  # an enumeration
+    names = parameters_of(thing)
+    referred = "rguments as for" in text or "rguments of" in text
+    if len(names) > 1 and not referred:
+        section = "Args:" if "Args:" in text else "Attributes:"
+        assert section in text, f"{thing.__name__} does not describe its arguments"
+        missing = [name for name in names if name not in text.split(section, 1)[1]]
+        assert not missing, f"{thing.__name__} does not describe {missing}"
+
+
+@pytest.mark.parametrize("name", hfoptim.list_optimizers())
+def test_optimizers_state_their_errors_equation_and_source(name):
+    cls = hfoptim.get_optimizer_info(name).opt_class
+    text = inspect.getdoc(cls)
+    for section in ("Args:", "Raises:", "Source:"):
+        assert section in text, f"{cls.__name__} has no section {section}"
+    assert " = p - " in text or "P = P - " in text, f"{cls.__name__} does not show its update"
+    for option in ("maximize", "foreach", "fused", "caution", "kahan_sum"):
+        assert option in text
