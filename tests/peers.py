@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Packages whose `__init__` wants more than the optimizers need: timm torchvision, galore_torch bitsandbytes.
+# Packages whose `__init__` wants more than the optimizers need: timm torchvision, galore_torch bitsandbytes. They lie
+# in a folder of their own: transformers would take a timm without torchvision for a whole one, and fail.
 _BARE = ("timm", "galore_torch")
+BARE_FOLDER = os.path.join(sys.prefix, "peers")
 
 
 class MissingPeer(ImportError):
@@ -26,7 +29,11 @@ class MissingPeer(ImportError):
 
 def installed(name: str) -> bool:
     """Whether the package of a peer is there."""
-    return importlib.util.find_spec(name.split(".")[0]) is not None
+    return _find(name.split(".")[0]) is not None
+
+
+def _find(package: str) -> ModuleSpec | None:
+    return PathFinder.find_spec(package, [BARE_FOLDER]) if package in _BARE else importlib.util.find_spec(package)
 
 
 def load(name: str) -> Any:
@@ -55,12 +62,11 @@ def submodule(name: str) -> ModuleType:
     """
     parents = name.split(".")[:-1]
     root = parents[0]
-    if root in sys.modules:  # whole, imported by somebody else
-        return importlib.import_module(name)
-    spec = importlib.util.find_spec(root)
+    spec = _find(root)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPeer(f"{root} is not installed")
     path = next(iter(spec.submodule_search_locations))
+    whole = {m: sys.modules.pop(m) for m in list(sys.modules) if m == root or m.startswith(root + ".")}
     try:
         for i, part in enumerate(parents):
             path = os.path.join(path, part) if i else path
@@ -69,9 +75,10 @@ def submodule(name: str) -> ModuleType:
             sys.modules[bare.__name__] = bare
         return importlib.import_module(name)
     finally:
-        # Who imports the package later gets the whole one.
+        # Who imports the package elsewhere gets the whole one, if there is one.
         for loaded in [m for m in sys.modules if m == root or m.startswith(root + ".")]:
             del sys.modules[loaded]
+        sys.modules.update(whole)
 
 
 class KerasAdam:
