@@ -115,7 +115,9 @@ def compare(
     except CompareError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        typer.echo(f"stopped; go on with: hfoptim compare --resume --output-dir {output_dir}", err=True)
+        begun = (output_dir / "results.json").exists()
+        hint = f"; go on with: hfoptim compare --resume --output-dir {output_dir}" if begun else ""
+        typer.echo(f"stopped{hint}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if not results.complete:
         raise typer.Exit(1)

@@ -91,9 +91,14 @@ def language_reference() -> list[str]:
 
     Topics quote each other at length (`try` is a part of `compound`). A paragraph stays only in the longest topic that
     holds it, so that no held-out paragraph was seen in training.
-    """
-    from pydoc_data import topics as module
 
+    Raises:
+        CompareError: This Python came without them.
+    """
+    try:
+        from pydoc_data import topics as module
+    except ImportError as error:
+        raise CompareError("this Python came without the text of its language reference: give a --dataset") from error
     topics: dict[str, str] = module.topics
     seen: set[str] = set()
     documents = []

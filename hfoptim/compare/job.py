@@ -58,8 +58,11 @@ def compare(
         surroundings = environment(str(device))
         if earlier is None:
             results = Results(folder, config, surroundings, facts["data"], facts["model"])
-            folder.mkdir(parents=True, exist_ok=True)
-            results.save()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                results.save()
+            except OSError as error:
+                raise CompareError(f"--output-dir {folder} cannot be written: {error}") from error
         else:
             check_unchanged(earlier, surroundings, facts["data"])
             results = earlier

@@ -1,0 +1,240 @@
+"""The command line: what a user types, what comes back, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import hfoptim
+from hfoptim.cli import app
+from hfoptim.compare import runs
+
+CLI = [sys.executable, "-c", "from hfoptim.cli import main; main()"]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"Paragraph {i} says that {i} and {i * i % 97} are numbers." * 3 for i in range(100)))
+    return path
+
+
+@pytest.fixture
+def tiny(text_file: Path) -> list[str]:
+    return f"--dataset {text_file} --lr-grid 1e-3 --steps 3 --batch-size 2 --seq-len 16".split()
+
+
+def call(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(args), env={"COLUMNS": "100"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return content
+
+
+def test_version() -> None:
+    assert call("--version") == (0, f"hfoptim {hfoptim.__version__}\n", "")
+
+
+def test_list() -> None:
+    code, out, _ = call("list")
+    assert code == 0
+    for name in hfoptim.list_optimizers():
+        assert re.search(rf"│ {name} +│", out), name
+    _, out, _ = call("list", "ADAM*")
+    assert "adamw" in out
+    assert "adafactor" not in out
+    code, out, err = call("list", "nothing*")
+    assert (code, out) == (2, "")
+    assert "no optimizer matches 'nothing*'" in err
+
+
+@pytest.mark.parametrize("name", hfoptim.list_optimizers())
+def test_info(name: str) -> None:
+    code, out, _ = call("info", name.upper())
+    info = hfoptim.get_optimizer_info(name)
+    assert code == 0
+    assert re.search(rf"^name +{name}\b", out, re.MULTILINE)
+    assert f"hfoptim.{info.opt_class.__name__}" in out
+    assert info.source in out
+    assert str(info.opt_class.__doc__).splitlines()[0] in out
+
+
+def test_info_gives_signature_bound_defaults_and_state() -> None:
+    _, out, _ = call("info", "sgd")
+    assert "momentum=0.9, nesterov=True" in out
+    assert "momentum=0.0\n" in re.sub(r" +\n", "\n", out)
+    assert "nesterov" in out.partition("aliases")[2].splitlines()[0]
+    assert re.search(r"matrix 256x128: 4\.00 bytes per entry \(.*momentum_buffer 256x128\)", out)
+    _, out, _ = call("info", "adafactor")
+    assert "exp_avg_sq_row 256, exp_avg_sq_col 128" in " ".join(out.split())
+    assert call("info", "adamv")[0] == 2
+    assert "did you mean" in call("info", "adamv")[2]
+
+
+def test_quick_commands_do_not_import_transformers() -> None:
+    code = (
+        "import sys, hfoptim.cli\n"
+        "for args in (['list'], ['info', 'lion'], ['--version'], ['compare', '--help']):\n"
+        "    try: hfoptim.cli.app(args)\n"
+        "    except SystemExit as end: assert end.code == 0, args\n"
+        "assert not {'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+
+def test_help_tells_the_true_defaults() -> None:
+    from hfoptim.compare import CompareConfig
+
+    _, out, _ = call("compare", "--help")
+    text = " ".join(out.replace("│", " ").split())
+    config = CompareConfig.from_options()
+    for option, value in (
+        ("--optim", ",".join(config.optimizers)),
+        ("--steps", config.steps),
+        ("--batch-size", config.batch_size),
+        ("--seq-len", config.seq_len),
+        ("--schedule", config.schedule),
+        ("--seed", config.seed),
+    ):
+        assert f"(default: {value})" in text.partition(f"{option} ")[2].partition(" --")[0], option
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--optim", "lyon"], "unknown optimizer 'lyon'"),
+        (["--optim", "lion", "--lr-grid", "adamw=1e-3"], "names adamw, which is not compared"),
+        (["--lr-grid", "0"], "'0' is no learning rate"),
+        (["--schedule", "cosin"], "cosin"),
+        (["--steps", "0"], "--steps must be a whole number of at least 1"),
+        (["--dataset", "does/not-exist"], "--dataset does/not-exist cannot be loaded"),
+        (["--resume"], "nothing to resume"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(args: list[str], message: str, tmp_path: Path) -> None:
+    code, out, err = call("compare", *args, "--output-dir", str(tmp_path / "out"))
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert message in err
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "out").exists()
+
+
+def test_used_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, err = call("compare", "--output-dir", str(tmp_path))
+    assert code == 2
+    assert "is not empty" in err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_compare_in_a_process_of_its_own(tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    command = [*CLI, "compare", "--optim", "SGD,Lion", "--optim", "adam-w", *tiny, "--output-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    for number, name in enumerate(("sgd", "lion", "adamw"), 1):
+        assert re.search(rf"^\[{number}/3\] {name}, lr 0\.001: eval loss \d\.\d+, ", done.stdout, re.MULTILINE)
+        assert re.search(rf"^ ?{name} +0\.001 \* +0\.001 +\d\.\d{{3}} +\d\.\d{{3}} ", done.stdout, re.MULTILINE)
+    assert "[1/3]" in done.stdout.splitlines()[3], "something else was printed before the first run"
+    assert read(folder)["complete"] is True
+    assert (folder / "loss_curves.png").stat().st_size > 10_000
+
+
+def test_resume_with_the_options_repeated_or_left_out(tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first = call("compare", "--optim", "lion", *tiny, "--output-dir", str(folder))
+    before = read(folder)
+    assert call("compare", "--optim", "lion", *tiny, "--output-dir", str(folder))[0] == 2
+    for options in ([], ["--optim", "LION", *tiny]):
+        code, out, _ = call("compare", *options, "--resume", "--output-dir", str(folder))
+        assert code == 0
+        assert "[1/1]" not in out
+        assert out.splitlines()[-6:] == first[1].splitlines()[-6:]
+    code, _, err = call("compare", "--resume", "--seed", "5", "--output-dir", str(folder))
+    assert code == 2
+    assert "seed: 0 against 5" in err
+    assert read(folder) == before
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([*CLI, "compare", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 240
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def comparable(run: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in run.items() if key not in ("step_ms", "wall_seconds")}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_comparison_goes_on_where_it_stopped(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 60 --checkpoint-steps 7".split()
+    options += ["--optim", "adamw,lion,sgd", "--lr-grid", "1e-3", "--lr-grid", "sgd=0.01"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = start(*options, "--output-dir", str(killed))
+    wait_for(process, killed, f"checkpoints/lion-0.001/checkpoint-*/{runs.MARKER}")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    stopped = read(killed)
+    assert [run["optimizer"] for run in stopped["runs"]] == ["adamw"]
+    assert stopped["complete"] is False
+
+    used: list[Path | None] = []
+    search = runs.last_checkpoint
+
+    def spy(folder: Path) -> Path | None:
+        used.append(search(folder))
+        return used[-1]
+
+    monkeypatch.setattr(runs, "last_checkpoint", spy)
+    code, out, _ = call("compare", "--resume", "--output-dir", str(killed))
+    assert code == 0, out
+    assert "[1/3]" not in out
+    assert "[2/3] lion" in out
+    assert used[0] is not None
+    assert int(used[0].name.removeprefix("checkpoint-")) % 7 == 0
+    assert used[1:] == [None]
+    resumed = read(killed)
+    assert resumed["runs"][0] == stopped["runs"][0]
+    assert not (killed / "checkpoints").exists()
+
+    assert call("compare", *options, "--output-dir", str(straight))[0] == 0
+    assert [comparable(run) for run in resumed["runs"]] == [comparable(run) for run in read(straight)["runs"]]
+
+
+def test_ctrl_c_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 2000 --checkpoint-steps 5".split()
+    process = start(*options, "--optim", "lion", "--output-dir", str(folder))
+    wait_for(process, folder, f"checkpoints/*/checkpoint-*/{runs.MARKER}")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.strip() == f"stopped; go on with: hfoptim compare --resume --output-dir {folder}"
+    assert read(folder)["runs"] == []
