@@ -8,7 +8,7 @@ WORKERS ?= 2
 .PHONY: demo test test-all lint bench clean
 
 demo: $(READY)
-	$(BIN)/hfoptim compare --output-dir demo
+	$(BIN)/hfoptim compare --output-dir demo $(if $(wildcard demo/results.json),--resume)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"

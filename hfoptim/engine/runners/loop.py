@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from hfoptim.engine.apply import advance
-from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.bucket import Bucket, pieces
 
 
 def run(bucket: Bucket) -> None:
     """Step every tensor of the bucket in place."""
     h = bucket.hyper()
-    for param, grad, state, compensation in zip(
-        bucket.params, bucket.grads, bucket.states, bucket.compensations, strict=True
-    ):
+    for param, grad, *state in pieces(bucket):
+        compensation = state.pop() if bucket.plan.kahan else None
         new_param, new_compensation, *new_state = advance(bucket.plan, h, grad, param, state, compensation)
         param.copy_(new_param)
         if compensation is not None:
