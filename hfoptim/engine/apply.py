@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,9 +29,12 @@ class Decay(enum.Enum):
     FULLY_DECOUPLED = "p - lr * u - wd * lr / max_lr * p: wd does not depend on the peak learning rate"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """All that fixes the computation of a step, apart from numbers: a compiled kernel is made for one plan."""
+    """All that fixes the computation of a step, apart from numbers: a compiled kernel is made for one plan.
+
+    `plan_of` makes them: equal plans are one object, so that looking things up by plan costs nothing.
+    """
 
     rule: Rule
     decay: Decay
@@ -43,6 +47,12 @@ class Plan:
     def scope(self) -> Scope:
         """The rule's scope; caution needs a mean over the tensor."""
         return Scope.TENSOR if self.caution and self.rule.scope is Scope.ELEMENT else self.rule.scope
+
+
+@cache
+def plan_of(rule: Rule, decay: Decay, dtype: torch.dtype, maximize: bool, caution: bool, kahan: bool) -> Plan:
+    """The plan with these options; the same object every time."""
+    return Plan(rule, decay, dtype, maximize, caution, kahan)
 
 
 def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:

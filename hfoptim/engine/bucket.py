@@ -59,10 +59,10 @@ def flat(tensors: list[Tensor]) -> list[Tensor] | None:
     """
     first = tensors[0]
     if all(t.is_contiguous() for t in tensors):
-        return [t.detach().view(-1) for t in tensors]
+        return [t.view(-1) for t in tensors]
     if any(t.stride() != first.stride() for t in tensors) or not is_dense(first):
         return None
-    return [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
+    return [t.as_strided((t.numel(),), (1,)) for t in tensors]
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hfoptim.engine import checkpoint, checks, runners
-from hfoptim.engine.apply import Decay, Plan, decay_scalars
+from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.rule import Rule, Scope
 
@@ -215,13 +215,13 @@ class RuleOptimizer(Optimizer):
     def _plan(self, param: Tensor, group: dict[str, Any], run: runners.Runner) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
         decays = run is runners.compiled.run or group.get("weight_decay", 0.0) != 0.0
-        return Plan(
-            rule=self.rule_for(param, group),
-            decay=self.decay_for(group) if decays else Decay.NONE,
-            dtype=torch.float64 if param.dtype in DOUBLE_PRECISION else torch.float32,
-            maximize=group["maximize"],
-            caution=group["caution"],
-            kahan=group["kahan_sum"] is not False and param.dtype in LOW_PRECISION,
+        return plan_of(
+            self.rule_for(param, group),
+            self.decay_for(group) if decays else Decay.NONE,
+            torch.float64 if param.dtype in DOUBLE_PRECISION else torch.float32,
+            group["maximize"],
+            group["caution"],
+            group["kahan_sum"] is not False and param.dtype in LOW_PRECISION,
         )
 
     def _scalars(self, item: _Work, totals: dict[str, Tensor]) -> dict[str, Any]:
@@ -247,7 +247,8 @@ class _Work:
     steps: list[Tensor] = field(default_factory=list)
 
     def add(self, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
-        tensors = [param, grad, *(state[name] for name in self.bucket.plan.rule.state)]
+        # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
+        tensors = [param.detach(), grad.detach(), *(state[name] for name in self.bucket.plan.rule.state)]
         if param.is_complex():
             tensors = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
         self.bucket.params.append(tensors[0])

@@ -7,7 +7,7 @@ Python float would recompile whenever it changes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
@@ -25,6 +25,10 @@ from hfoptim.engine.runners import loop
 # copy about this many entries to and fro.
 PACK_BELOW = 1 << 15
 GRAD = 1  # place of the gradient in `bucket_tensors`
+
+# Element-wise kernels step as many tensors per call: entering a compiled function costs some 40 microseconds of Python.
+SHARE = 4
+_FILLER = 64
 
 # A kernel traced at one of these shapes (by number of dimensions) is valid for all: no size is 0, 1 or equal to
 # another, and there are enough entries that the compiler decides to run it on all cores.
@@ -47,13 +51,14 @@ def run(bucket: Bucket) -> None:
     if columns:
         rows.append(columns)
     compiled: dict[int, Kernel] = {}
-    for tensors in rows:
+    for together in _calls(bucket.plan, rows):
+        tensors = together[0]
         ndim = tensors[0].ndim
         if ndim not in compiled:
             signature = tuple((t.dtype, t.ndim) for t in tensors)
             compiled[ndim] = kernel(bucket.plan, device, names, tuple(tensor_scalars), signature)
             compiled[ndim].ready(bucket.plan, packed, tensor_scalars, tensors)
-        compiled[ndim].function(packed, list(tensor_scalars.values()), tensors)
+        compiled[ndim].function(packed, list(tensor_scalars.values()), together)
     if columns:
         sizes = [row[0].numel() for row in small]
         for i, column in enumerate(columns):
@@ -61,6 +66,19 @@ def run(bucket: Bucket) -> None:
                 torch._foreach_copy_([row[i] for row in small], list(column.split(sizes)))
     if left_over:
         loop.run(bucket.select(left_over))
+
+
+def _calls(plan: Plan, rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """The rows by kernel call: several element-wise ones share one, each other has its own."""
+    if plan.scope is not Scope.ELEMENT:
+        yield from ([row] for row in rows)
+        return
+    for start in range(0, len(rows), SHARE):
+        together = rows[start : start + SHARE]
+        # One kernel for any number of rows: the missing ones are throw-away tensors.
+        while len(together) < SHARE:
+            together.append([torch.zeros(_FILLER, dtype=t.dtype, device=t.device) for t in rows[0]])
+        yield together
 
 
 def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[int]]:
@@ -90,7 +108,7 @@ def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
     shape = tensors[0].shape
     takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and tensors[0].numel() > _FEW
     takes = takes and all(t.is_contiguous() for t in tensors)
-    return [t.detach() for t in tensors] if takes else None
+    return tensors if takes else None
 
 
 @dataclass
@@ -104,13 +122,17 @@ class Kernel:
         """Compile once, on throw-away tensors whose sizes all differ, so that no size is taken for another."""
         if self.traced:
             return
-        param = torch.zeros(_TRACE_SHAPES[tensors[0].ndim], dtype=tensors[0].dtype, device=tensors[0].device)
-        grad = torch.zeros_like(param, dtype=tensors[1].dtype)
-        dtypes = [t.dtype for t in tensors[2:]]
-        state = [init(param, dtype) for init, dtype in zip(plan.rule.state.values(), dtypes, strict=False)]
-        if plan.kahan:
-            state.append(torch.zeros_like(param))
-        self.function(packed, list(tensor_scalars.values()), [param, grad, *state])
+        shapes: list[tuple[int, ...]] = [_TRACE_SHAPES[tensors[0].ndim]]
+        if plan.scope is Scope.ELEMENT:
+            shapes = [(shapes[0][0] + i,) for i in range(SHARE)]
+        rows = []
+        for shape in shapes:
+            param = torch.zeros(shape, dtype=tensors[0].dtype, device=tensors[0].device)
+            dtypes = [t.dtype for t in tensors[2:]]
+            state = [init(param, dtype) for init, dtype in zip(plan.rule.state.values(), dtypes, strict=False)]
+            compensation = [torch.zeros_like(param)] if plan.kahan else []
+            rows.append([param, torch.zeros_like(param, dtype=tensors[1].dtype), *state, *compensation])
+        self.function(packed, list(tensor_scalars.values()), rows)
         self.traced = True
 
 
@@ -134,16 +156,16 @@ def kernel(
 def _compile(plan: Plan, names: tuple[str, ...], tensor_names: tuple[str, ...]) -> Callable[..., None]:
     hyper = hyper_type((*names, *tensor_names))
 
-    def step(packed: Tensor, tensor_scalars: list[Tensor], tensors: list[Tensor]) -> None:
+    def step(packed: Tensor, tensor_scalars: list[Tensor], rows: list[list[Tensor]]) -> None:
         h = hyper(*packed.unbind(), *tensor_scalars)
-        param, grad, *state = tensors
-        compensation = state.pop() if plan.kahan else None
-        new_param, new_compensation, *new_state = advance(plan, h, grad, param, state, compensation)
-        param.copy_(new_param)
-        if compensation is not None:
-            compensation.copy_(new_compensation)
-        for old, new in zip(state, new_state, strict=True):
-            old.copy_(new)
+        for param, grad, *state in rows:
+            compensation = state.pop() if plan.kahan else None
+            new_param, new_compensation, *new_state = advance(plan, h, grad, param, state, compensation)
+            param.copy_(new_param)
+            if compensation is not None:
+                compensation.copy_(new_compensation)
+            for old, new in zip(state, new_state, strict=True):
+                old.copy_(new)
 
     # Dynamo keeps its cache, and counts its limit of recompilations, per code object: every kernel has its own.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
