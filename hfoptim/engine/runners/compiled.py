@@ -6,7 +6,9 @@ Python float would recompile whenever it changes.
 
 from __future__ import annotations
 
+import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,7 +34,7 @@ _FILLER = 64
 
 # A kernel traced at one of these shapes (by number of dimensions) is valid for all: no size is 0, 1 or equal to
 # another, and there are enough entries that the compiler decides to run it on all cores.
-_TRACE_SHAPES = ((), (1 << 20,), (1021, 2039), (509, 1021, 3), (127, 509, 3, 5), (61, 127, 3, 5, 7))
+_TRACE_SHAPES = ((), (1 << 18,), (1021, 2039), (509, 1021, 3), (127, 509, 3, 5), (61, 127, 3, 5, 7))
 
 # Reductions over as few entries as this or fewer are compiled for themselves; the loop takes them.
 _FEW = 1 << 12
@@ -182,12 +184,17 @@ def compilations() -> int:
 @cache
 def missing(device_type: str) -> str | None:
     """What torch.compile lacks on this machine for a device type, or None when it can be used."""
-    if device_type == "cpu":
-        from torch._inductor import config
+    if device_type != "cpu":
+        from torch.utils._triton import has_triton
 
-        compilers = config.cpp.cxx if isinstance(config.cpp.cxx, (tuple, list)) else (config.cpp.cxx,)
-        found = any(c and shutil.which(c) for c in (*compilers, "g++", "clang++"))
-        return None if found else "a C++ compiler (g++ or clang++)"
-    from torch.utils._triton import has_triton
-
-    return None if has_triton() else f"Triton for {device_type}"
+        if not has_triton():
+            return f"Triton for {device_type}"
+    # For a GPU too: Triton builds its launchers with a C compiler.
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "cl"]
+    if device_type != "cpu":
+        compilers += [os.environ.get("CC"), "gcc", "clang"]
+    if not any(name and shutil.which(name) for name in compilers):
+        return "a C++ compiler (g++ or clang++)"
+    if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        return "the C headers of Python (Python.h)"
+    return None
