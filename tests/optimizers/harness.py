@@ -212,3 +212,24 @@ def snapshot(optimizer: Optimizer, params: Mapping[str, Tensor]) -> Any:
         {k: copy.deepcopy(v) for k, v in optimizer.state[p].items()} for p in params.values() if p in optimizer.state
     ]
     return copy.deepcopy(groups), state, values(params)
+
+
+def assert_goes_on_like(ours: Any, mine: Any, theirs: Any, other: Any, steps: Iterable[int], tolerance: float) -> None:
+    """Two optimizers, fed alike from equal parameters, stay together after every one of the steps.
+
+    Args:
+        ours, mine: an optimizer and its parameters by name.
+        theirs, other: the one to follow.
+        steps: their numbers, which decide the gradients.
+        tolerance: of the movement.
+    """
+    start = values(mine)
+    rows: tuple[list[Any], list[Any]] = ([], [])
+    for t in steps:
+        feed(mine, t, follow=other)
+        feed(other, t)
+        ours.step()
+        theirs.step()
+        rows[0].append(flattened(mine))
+        rows[1].append(flattened(other))
+    assert_follows(*rows, start, tolerance)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from cases import ENTRIES
 from harness import (
-    assert_follows,
+    assert_goes_on_like,
     assert_moved,
     assert_same,
     feed,
-    flattened,
     parameters,
     set_lr,
     snapshot,
@@ -80,15 +79,7 @@ def test_a_checkpoint_of_a_peer_loads_and_goes_on_identically(entry, checkpoint,
         for name, param in mine.items():
             param.copy_(other[name])
     start = values(other)
-    rows = ([], [])
-    for t in range(4, 14):
-        feed(mine, t, follow=other)
-        feed(other, t)
-        ours.step()
-        theirs.step()
-        rows[0].append(flattened(mine))
-        rows[1].append(flattened(other))
-    assert_follows(*rows, start, 1e-10)
+    assert_goes_on_like(ours, mine, theirs, other, range(4, 14), 1e-10)
     assert_moved(other, start)
 
 

@@ -8,6 +8,7 @@ from cases import ADAFACTOR, ADAM, ENTRIES, LION, SGD
 from harness import (
     SMALL,
     assert_follows,
+    assert_goes_on_like,
     assert_moved,
     assert_same,
     feed,
@@ -195,19 +196,10 @@ def test_a_tensor_learning_rate_compiles_nothing():
 
 def test_float64_parameters_are_stepped_in_float64():
     mine, other = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
-    start = values(mine)
     options = {"lr": 1e-2, "betas": (0.9, 0.9999), "eps": 1e-8, "weight_decay": 0.1}
     fused = ADAM.cls(list(mine.items()), decouple_wd=True, fused=True, **options)
     theirs = torch.optim.AdamW(list(other.values()), foreach=False, **options)
-    rows = ([], [])
-    for t in range(1, 11):
-        feed(mine, t, follow=other)
-        feed(other, t)
-        fused.step()
-        theirs.step()
-        rows[0].append(flattened(mine))
-        rows[1].append(flattened(other))
-    assert_follows(*rows, start, 1e-10)
+    assert_goes_on_like(fused, mine, theirs, other, range(1, 11), 1e-10)
 
 
 @pytest.mark.parametrize(
