@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # How a step is computed belongs to the run that loads, not to the checkpoint.
 _OF_THE_RUN = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
 
+# What schedules and grouping functions (torch's, timm's) write into groups beside an optimizer's hyper-parameters.
+_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name"}
+
 
 def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
     """Put `state_dict` into `optimizer`. torch's own loader would cast the state to the parameters' dtype."""
@@ -63,7 +66,7 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
         name
         for name, value in saved.items()
         if name not in current
-        and name not in _OF_THE_RUN | {"initial_lr", "maximize"}
+        and name not in _OF_THE_RUN | _OF_SCHEDULES | {"maximize"}
         and not optimizer.ignores_peer_flag(name, value, {**current, **saved})
     ]
     absent = [
@@ -79,7 +82,7 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
         raise ValueError(f"the state_dict is not one of {cls.__name__}: group {index} {', '.join(what)}")
     group = {name: current[name] for name in current if name in _OF_THE_RUN or name in optimizer.defaults}
     for name, value in saved.items():
-        if name not in _OF_THE_RUN and (name in current or name in ("initial_lr", "maximize")):
+        if name not in _OF_THE_RUN and (name in current or name in _OF_SCHEDULES | {"maximize"}):
             group[name] = deepcopy(value)
     order = list(saved["params"])
     names, saved_names = current.get("param_names"), saved.get("param_names")

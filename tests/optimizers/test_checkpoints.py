@@ -399,3 +399,16 @@ def test_accelerate_prepares_and_resumes_it(entry, variant):
     again = accelerator.prepare(build(entry, variant, parameters(NAMES)))
     again.load_state_dict(through_disk(plain.state_dict()))
     assert_same(again.state_dict()["state"], plain.state_dict()["state"])
+
+
+def test_what_a_schedule_wrote_into_the_groups_loads_before_the_schedule_is_made():
+    params = parameters(("matrix",))
+    first = hfoptim.Lion(list(params.values()))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(first, max_lr=1e-3, total_steps=10, base_momentum=0.8)
+    train(first, params, range(1, 3))
+    schedule.step()
+    saved = through_disk(first.state_dict())
+    assert {"initial_lr", "max_lr", "max_momentum"} <= saved["param_groups"][0].keys()
+    second = hfoptim.Lion(list(params.values()))
+    second.load_state_dict(saved)
+    assert_same(second.state_dict(), first.state_dict())
