@@ -504,7 +504,7 @@ def test_state_bytes_count_every_tensor() -> None:
     optimizer.step()
     assert runs.state_bytes_per_param(optimizer) == pytest.approx(8.04)
     wrapped = SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))
-    assert runs.bare_optimizer(wrapped) is optimizer
+    assert runs.unwrap(wrapped) is optimizer
 
 
 def test_half_written_checkpoints_are_not_used(tmp_path: Path) -> None:

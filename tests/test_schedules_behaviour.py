@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lr_trace import make, trace
 
 import schedules
 from schedules.shapes import CosineRestarts
@@ -33,21 +34,6 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     "warmup_stable_decay": {"num_decay_steps": 4},
 }
-
-
-def make(*lrs: Any) -> torch.optim.Optimizer:
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": lr} for lr in lrs]
-    return torch.optim.SGD(groups, lr=float(lrs[0]))
-
-
-def trace(schedule: Any, steps: int) -> list[list[float]]:
-    lrs = []
-    for step in range(steps):
-        if step:
-            schedule.optimizer.step()
-            schedule.step()
-        lrs.append([float(group["lr"]) for group in schedule.optimizer.param_groups])
-    return lrs
 
 
 @pytest.mark.parametrize(("warmup", "total"), LENGTHS)

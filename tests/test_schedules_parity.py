@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers.optimization as hf
 import transformers.trainer_utils as hf_utils
+from lr_trace import make, trace
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 import schedules
@@ -53,21 +54,6 @@ ENDLESS: list[tuple[str, dict[str, Any]]] = [
     ("inverse_sqrt", {}),
     ("inverse_sqrt", {"timescale": 25}),
 ]
-
-
-def make(*lrs: float) -> torch.optim.Optimizer:
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": lr} for lr in lrs]
-    return torch.optim.SGD(groups, lr=lrs[0])
-
-
-def trace(schedule: Any, steps: int) -> list[list[float]]:
-    lrs = []
-    for step in range(steps):
-        if step:
-            schedule.optimizer.step()
-            schedule.step()
-        lrs.append([float(group["lr"]) for group in schedule.optimizer.param_groups])
-    return lrs
 
 
 def assert_same(ours: list[list[float]], theirs: list[list[float]]) -> None:

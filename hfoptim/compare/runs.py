@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from hfoptim.compare.config import PRESETS, CompareConfig
 from hfoptim.compare.data import Blocks
 from hfoptim.compare.results import DIVERGED, FINISHED, RunRecord, write_atomically
+from hfoptim.engine import unwrap
 from hfoptim.trainer import OptimizerCallback
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Start the clocks."""
-        self.optimizer = bare_optimizer(optimizer)
+        self.optimizer = unwrap(optimizer)
         self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
         self.started = time.perf_counter()
@@ -199,13 +200,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written completely, or None."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside accelerate's wrapper."""
-    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def state_bytes_per_param(optimizer: torch.optim.Optimizer) -> float:

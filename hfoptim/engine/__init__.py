@@ -1,7 +1,7 @@
 """The engine: runs any rule over many parameters. Knows no optimizer by name."""
 
 from hfoptim.engine.apply import Decay
-from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, RuleOptimizer
+from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, RuleOptimizer, unwrap
 from hfoptim.engine.rule import (
     ELEMENT,
     MATRIX,
@@ -34,6 +34,7 @@ __all__ = [
     "rms",
     "rule",
     "scalar",
+    "unwrap",
     "zeros",
     "zeros_without",
 ]

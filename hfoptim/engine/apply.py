@@ -70,6 +70,18 @@ def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
 
 
+def step_in_place(plan: Plan, h: Any, row: Any) -> None:
+    """One step of one parameter, in place; `row` is a row of a `Bucket`."""
+    param, grad, *state = row
+    compensation = state.pop() if plan.kahan else None
+    new_param, new_compensation, *new_state = advance(plan, h, grad, param, state, compensation)
+    param.copy_(new_param)
+    if compensation is not None:
+        compensation.copy_(new_compensation)
+    for old, new in zip(state, new_state, strict=True):
+        old.copy_(new)
+
+
 def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation: Any = None) -> tuple[Any, ...]:
     """One step of one tensor (or `TensorList`), out of place.
 

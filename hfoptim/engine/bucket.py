@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfoptim.engine.apply import Plan
@@ -20,36 +21,22 @@ class Bucket:
 
     Args:
         plan: rule and options.
-        params, grads: one pair per parameter.
-        states: the rule's state tensors, one list per parameter.
-        compensations: Kahan terms, or None for each parameter.
+        rows: for each parameter its tensors: parameter, gradient, the rule's state, and the Kahan term if the plan has
+            one.
         scalars: what the rule sees as `h`: numbers, or 0-d tensors on the bucket's device.
     """
 
     plan: Plan
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    states: list[list[Tensor]] = field(default_factory=list)
-    compensations: list[Tensor | None] = field(default_factory=list)
+    rows: list[list[Tensor]] = field(default_factory=list)
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows[0][0].device
 
     def hyper(self) -> Any:
         """The scalars as the NamedTuple a rule reads."""
         return hyper_type(tuple(self.scalars))(*self.scalars.values())
-
-    def numel(self) -> int:
-        return sum(p.numel() for p in self.params)
-
-    def select(self, indices: list[int]) -> Bucket:
-        """The same bucket with some of its tensors."""
-        return Bucket(
-            self.plan,
-            [self.params[i] for i in indices],
-            [self.grads[i] for i in indices],
-            [self.states[i] for i in indices],
-            [self.compensations[i] for i in indices],
-            self.scalars,
-        )
 
 
 def flat(tensors: list[Tensor]) -> list[Tensor] | None:
@@ -76,13 +63,6 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def bucket_tensors(bucket: Bucket, i: int) -> list[Tensor]:
-    """All tensors of parameter `i` in one order: parameter, gradient, state, compensation."""
-    compensation = bucket.compensations[i]
-    tensors = [bucket.params[i], bucket.grads[i], *bucket.states[i]]
-    return tensors if compensation is None else [*tensors, compensation]
-
-
 # Entries a piece may have: on a CPU, few enough that what is computed in between stays in the caches and many enough
 # that the work outweighs the calls (measured from 2^14 to 2^22); a GPU wants launches that fill it.
 PIECE = {"cpu": 1 << 18, "default": 1 << 24}
@@ -90,19 +70,18 @@ PIECE = {"cpu": 1 << 18, "default": 1 << 24}
 
 def piece_size(bucket: Bucket) -> int:
     """How many entries eager work on the bucket's device takes at once."""
-    return PIECE.get(bucket.params[0].device.type, PIECE["default"])
+    return PIECE.get(bucket.device.type, PIECE["default"])
 
 
 def pieces(bucket: Bucket) -> Iterator[list[Tensor]]:
-    """The tensors of each parameter, in `bucket_tensors`' order; large ones of element-wise rules cut into pieces."""
+    """The bucket's rows; large ones of element-wise rules cut into pieces."""
     limit = piece_size(bucket)
-    for i, param in enumerate(bucket.params):
-        tensors = bucket_tensors(bucket, i)
-        cut = bucket.plan.scope is Scope.ELEMENT and param.numel() > limit
-        views = flat(tensors) if cut else None
+    for row in bucket.rows:
+        numel = row[0].numel()
+        views = flat(row) if bucket.plan.scope is Scope.ELEMENT and numel > limit else None
         if views is None:
-            yield tensors
+            yield row
             continue
-        for start in range(0, param.numel(), limit):
-            length = min(limit, param.numel() - start)
+        for start in range(0, numel, limit):
+            length = min(limit, numel - start)
             yield [view.narrow(0, start, length) for view in views]

@@ -236,6 +236,24 @@ class RuleOptimizer(Optimizer):
         return f"parameter {names[position]!r}" if names else f"parameter {position} of group {index}"
 
 
+def unwrap(optimizer: Any, wanted: type | None = None) -> Any:
+    """The optimizer inside wrappers, such as Accelerate's, that hold the next one in `.optimizer`.
+
+    Args:
+        optimizer: an optimizer, wrapped or not.
+        wanted: the class to look for; None for the innermost.
+
+    Returns:
+        The first of that class, or None where there is none.
+    """
+    while wanted is None or not isinstance(optimizer, wanted):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            return optimizer if wanted is None else None
+        optimizer = inner
+    return optimizer
+
+
 @dataclass
 class _Work:
     """A bucket with what it takes to step it: its group, the step's number, its runner and its step counters."""
@@ -248,13 +266,12 @@ class _Work:
 
     def add(self, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
         # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
-        tensors = [param.detach(), grad.detach(), *(state[name] for name in self.bucket.plan.rule.state)]
+        row = [param.detach(), grad.detach(), *(state[name] for name in self.bucket.plan.rule.state)]
         if param.is_complex():
-            tensors = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-        self.bucket.params.append(tensors[0])
-        self.bucket.grads.append(tensors[1])
-        self.bucket.states.append(tensors[2:])
-        self.bucket.compensations.append(state["kahan_comp"] if self.bucket.plan.kahan else None)
+            row = [torch.view_as_real(t) if t.is_complex() else t for t in row]
+        if self.bucket.plan.kahan:
+            row.append(state["kahan_comp"])
+        self.bucket.rows.append(row)
         self.steps.append(state["step"])
 
 
@@ -280,8 +297,9 @@ def _totals(work: list[_Work]) -> dict[str, Tensor]:
         probe = item.bucket.plan.rule.probe
         if probe is None:
             continue
-        bucket, dtype = item.bucket, item.bucket.plan.dtype
-        for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
-            for name, value in probe(grad.to(dtype), param.to(dtype), *state).items():
+        plan = item.bucket.plan
+        for param, grad, *state in item.bucket.rows:
+            state = state[: len(plan.rule.state)]
+            for name, value in probe(grad.to(plan.dtype), param.to(plan.dtype), *state).items():
                 totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
     return totals

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import TENSOR, EngineOptions, Rule, RuleOptimizer, ema, rms, scalar, zeros, zeros_without
+from hfoptim.engine import TENSOR, EngineOptions, Rule, RuleOptimizer, ema, rms, scalar, unwrap, zeros, zeros_without
 from hfoptim.engine.checks import betas as check_betas
 from hfoptim.engine.checks import flag, number
 
@@ -285,7 +285,7 @@ class AdafactorSchedule(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, initial_lr: float = 0.0) -> None:
-        if not isinstance(unwrapped(optimizer), Adafactor):
+        if unwrap(optimizer, Adafactor) is None:
             raise TypeError(f"AdafactorSchedule reads the step sizes of Adafactor, got {type(optimizer).__name__}")
         if not all(group["relative_step"] for group in optimizer.param_groups):
             raise ValueError(
@@ -305,20 +305,13 @@ class AdafactorSchedule(LambdaLR):
 
     def get_lr(self) -> list[Any]:
         """The step size each group took last."""
-        optimizer = unwrapped(self.optimizer)
+        optimizer = unwrap(self.optimizer, Adafactor)
         applied = [optimizer.applied_lr(i) for i in range(len(optimizer.param_groups))]
         return [self.initial_lr if lr is None else lr for lr in applied]
 
 
 def _one(step: int) -> float:
     return 1.0
-
-
-def unwrapped(optimizer: Any) -> Any:
-    """The optimizer inside wrappers that keep it as `.optimizer` (Accelerate's)."""
-    while not isinstance(optimizer, RuleOptimizer) and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def get_adafactor_schedule(optimizer: Optimizer, initial_lr: float = 0.0) -> AdafactorSchedule:

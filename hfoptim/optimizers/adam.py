@@ -42,13 +42,17 @@ def folded(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     return {**moment_rates(t, group), "eps": group["eps"], "lr": lr}
 
 
+def moments(grad: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any]:
+    """Both moving averages with the new gradient in them."""
+    return ema(exp_avg, grad, h.alpha1), ema(exp_avg_sq, grad * grad, h.alpha2)
+
+
 def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
     """Adam's update from exponential moving averages of the gradient and its square (arXiv 1412.6980).
 
     The bias corrections are in `h.eps` and `h.lr`.
     """
-    exp_avg = ema(exp_avg, grad, h.alpha1)
-    exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
     return exp_avg / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
 
 

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Rule, RuleOptimizer, zeros
 from hfoptim.engine.checks import flag, number, strings
-from hfoptim.optimizers.adam import folded, moments_step, torch_flag_is_neutral
+from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
@@ -46,9 +46,9 @@ def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
             grad = grad * (h.clipnorm / grad.square().sum().sqrt().clamp(min=h.clipnorm))
         elif clip == "global_clipnorm":
             grad = grad * h.global_clip
-        update, exp_avg, exp_avg_sq = moments_step(grad, param, state[0], state[1], h)
         if not amsgrad:
-            return update, exp_avg, exp_avg_sq
+            return moments_step(grad, param, state[0], state[1], h)
+        exp_avg, exp_avg_sq = moments(grad, state[0], state[1], h)
         largest = torch.maximum(state[2], exp_avg_sq)
         return exp_avg / (largest.sqrt() + h.eps), exp_avg, exp_avg_sq, largest
 

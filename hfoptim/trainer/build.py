@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 
 import schedules
 from hfoptim import registry
+from hfoptim.engine import unwrap
 from hfoptim.optimizers import Adafactor, AdafactorSchedule
 from hfoptim.trainer import private
 from hfoptim.trainer.options import fit, parse_optim_args
@@ -240,7 +241,7 @@ def schedule_by_name(
 
 def own_schedule(optimizer: Any) -> AdafactorSchedule | None:
     """The schedule of an optimizer that sets its own learning rate, or None for one that does not."""
-    adafactor = private.unwrap(optimizer, Adafactor)
+    adafactor = unwrap(optimizer, Adafactor)
     if adafactor is None or not all(group["relative_step"] for group in adafactor.param_groups):
         return None
     return AdafactorSchedule(optimizer)

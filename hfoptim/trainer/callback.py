@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 import schedules
+from hfoptim.engine import unwrap
 from hfoptim.trainer import build, private
 
 
@@ -96,9 +97,10 @@ class OptimizerCallback(TrainerCallback):
                 f"Trainer itself: Trainer(..., callbacks=[OptimizerCallback({self.choice.name!r}, ...)])"
             )
         wanted = self.choice.optimizer_class
-        if private.unwrap(trainer.optimizer, wanted) is None:
+        if unwrap(trainer.optimizer, wanted) is None:
+            found = type(unwrap(trainer.optimizer))
             raise RuntimeError(
-                f"{self!r} chose {wanted.__name__}, but the training starts with {_inner_name(trainer.optimizer)}: "
+                f"{self!r} chose {wanted.__name__}, but the training starts with {found.__name__}: "
                 f"{type(trainer).__name__}.create_optimizer or a DeepSpeed configuration makes its own; remove one"
             )
 
@@ -173,9 +175,3 @@ class _Scheduling:
     def __setstate__(self, state: tuple[OptimizerCallback, Any]) -> None:
         self.callback = state[0]
         self.trainer = weakref.ref(state[1])
-
-
-def _inner_name(optimizer: Any) -> str:
-    while getattr(optimizer, "optimizer", None) is not None:
-        optimizer = optimizer.optimizer
-    return type(optimizer).__name__

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from torch.optim import Optimizer
 from transformers import Trainer, hf_argparser
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
@@ -30,7 +29,6 @@ __all__ = [
     "remove_schedule_function",
     "replace",
     "trainer_in_charge",
-    "unwrap",
 ]
 
 
@@ -68,15 +66,6 @@ def decay_parameter_names(model: Any) -> list[str]:
     A method that uses nothing of its trainer (4.57 and 5.x).
     """
     return list(Trainer.get_decay_parameter_names(None, model))
-
-
-def unwrap(optimizer: Any, wanted: type) -> Optimizer | None:
-    """The optimizer of type `wanted` inside accelerate's wrappers, each of which holds the next in `.optimizer`."""
-    while not isinstance(optimizer, wanted):
-        optimizer = getattr(optimizer, "optimizer", None)
-        if optimizer is None:
-            return None
-    return optimizer  # type: ignore[return-value]
 
 
 def add_member(kind: Any, name: str, value: str, restore: Callable[[str, str], Enum]) -> Any:

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine.apply import Plan, advance
-from hfoptim.engine.bucket import Bucket, bucket_tensors, flat
+from hfoptim.engine.apply import Plan, step_in_place
+from hfoptim.engine.bucket import Bucket, flat
 from hfoptim.engine.rule import Scope, hyper_type
 from hfoptim.engine.runners import loop
 
 # Element-wise, smaller tensors are copied together and stepped in one call: a call costs as much time as it takes to
 # copy about this many entries to and fro.
 PACK_BELOW = 1 << 15
-GRAD = 1  # place of the gradient in `bucket_tensors`
+GRAD = 1  # the gradient's place in a row
 
 # Element-wise kernels step as many tensors per call: entering a compiled function costs some 40 microseconds of Python.
 SHARE = 4
@@ -43,7 +43,7 @@ _FEW = 1 << 12
 def run(bucket: Bucket) -> None:
     """Step every tensor of the bucket in place; what no kernel takes (sizes 0 and 1, gaps in memory) by the loop."""
     names = tuple(name for name, value in bucket.scalars.items() if not isinstance(value, Tensor))
-    device = bucket.params[0].device
+    device = bucket.device
     packed = torch.tensor([bucket.scalars[name] for name in names], dtype=bucket.plan.dtype)
     if device.type != "cpu":
         packed = packed.pin_memory().to(device, non_blocking=True)
@@ -67,7 +67,7 @@ def run(bucket: Bucket) -> None:
             if i != GRAD:
                 torch._foreach_copy_([row[i] for row in small], list(column.split(sizes)))
     if left_over:
-        loop.run(bucket.select(left_over))
+        loop.run(Bucket(bucket.plan, left_over, bucket.scalars))
 
 
 def _calls(plan: Plan, rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
@@ -83,34 +83,32 @@ def _calls(plan: Plan, rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]
         yield together
 
 
-def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[int]]:
-    """The bucket's tensors: those with a kernel call of their own, small ones to be packed, indices for the loop."""
-    rows: list[list[Tensor]] = []
-    small: dict[int, list[Tensor]] = {}
-    left_over = []
-    for i in range(len(bucket.params)):
-        tensors = _views(bucket, i)
-        if tensors is None:
-            left_over.append(i)
-        elif bucket.plan.scope is Scope.ELEMENT and tensors[0].numel() < PACK_BELOW:
-            small[i] = tensors
+def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor]]]:
+    """The bucket's rows: those with a kernel call of their own, small ones to be packed, those left to the loop."""
+    large: list[list[Tensor]] = []
+    small: list[list[Tensor]] = []
+    left_over: list[list[Tensor]] = []
+    for row in bucket.rows:
+        views = _views(bucket.plan, row)
+        if views is None:
+            left_over.append(row)
+        elif bucket.plan.scope is Scope.ELEMENT and row[0].numel() < PACK_BELOW:
+            small.append(views)
         else:
-            rows.append(tensors)
+            large.append(views)
     # Sizes 0 and 1 would be compiled for themselves, packed as well as alone.
-    if sum(tensors[0].numel() for tensors in small.values()) < 2:
-        return rows, [], sorted([*left_over, *small])
-    return rows, list(small.values()), left_over
+    if sum(row[0].numel() for row in small) < 2:
+        return large, [], [*left_over, *small]
+    return large, small, left_over
 
 
-def _views(bucket: Bucket, i: int) -> list[Tensor] | None:
-    """The tensors of parameter `i` in the form its kernel takes, or None."""
-    tensors = bucket_tensors(bucket, i)
-    if bucket.plan.scope is Scope.ELEMENT:
-        return flat(tensors)
-    shape = tensors[0].shape
-    takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and tensors[0].numel() > _FEW
-    takes = takes and all(t.is_contiguous() for t in tensors)
-    return tensors if takes else None
+def _views(plan: Plan, row: list[Tensor]) -> list[Tensor] | None:
+    """A row in the form its kernel takes, or None."""
+    if plan.scope is Scope.ELEMENT:
+        return flat(row)
+    shape = row[0].shape
+    takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and row[0].numel() > _FEW
+    return row if takes and all(t.is_contiguous() for t in row) else None
 
 
 @dataclass
@@ -160,14 +158,8 @@ def _compile(plan: Plan, names: tuple[str, ...], tensor_names: tuple[str, ...]) 
 
     def step(packed: Tensor, tensor_scalars: list[Tensor], rows: list[list[Tensor]]) -> None:
         h = hyper(*packed.unbind(), *tensor_scalars)
-        for param, grad, *state in rows:
-            compensation = state.pop() if plan.kahan else None
-            new_param, new_compensation, *new_state = advance(plan, h, grad, param, state, compensation)
-            param.copy_(new_param)
-            if compensation is not None:
-                compensation.copy_(new_compensation)
-            for old, new in zip(state, new_state, strict=True):
-                old.copy_(new)
+        for row in rows:
+            step_in_place(plan, h, row)
 
     # Dynamo keeps its cache, and counts its limit of recompilations, per code object: every kernel has its own.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
