@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import schedules
 from hfoptim.accumulation import GradientAccumulator
+from hfoptim.catalogue import OptimInfo
 from hfoptim.optimizers import (
     SGD,
     Adafactor,
@@ -18,7 +19,6 @@ from hfoptim.optimizers import (
 )
 from hfoptim.param_groups import param_groups_layer_decay, param_groups_weight_decay
 from hfoptim.registry import (
-    OptimInfo,
     create_optimizer,
     create_optimizer_v2,
     get_optimizer_class,

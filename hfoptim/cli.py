@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from hfoptim.registry import OptimInfo
+    from hfoptim.catalogue import OptimInfo
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
@@ -16,88 +15,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
 import schedules
+from hfoptim.catalogue import ENTRIES, OptimInfo
 from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer
 from hfoptim.engine.checks import closest
-from hfoptim.optimizers import SGD, Adafactor, Adam, AdamW, AdamWeightDecay, Lion
+from hfoptim.optimizers import AdamWeightDecay
 from hfoptim.param_groups import param_groups_layer_decay, param_groups_weight_decay
-
-
-@dataclass(frozen=True)
-class OptimInfo:
-    """What the registry knows of an optimizer.
-
-    Args:
-        name: canonical name.
-        opt_class: its class.
-        description: one line.
-        source: where the algorithm is published.
-        defaults: arguments bound to this name that differ from the class's own defaults.
-        aliases: other names it answers to.
-    """
-
-    name: str
-    opt_class: type[RuleOptimizer]
-    description: str
-    source: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-
-
-_ENTRIES = (
-    OptimInfo(
-        "adafactor",
-        Adafactor,
-        "Adam with a second moment factored into rows and columns, step sizes relative to the parameter",
-        "https://arxiv.org/abs/1804.04235",
-    ),
-    OptimInfo(
-        "adam",
-        Adam,
-        "Adaptive moments, with L2, decoupled or fully decoupled weight decay",
-        "https://arxiv.org/abs/1412.6980",
-    ),
-    OptimInfo(
-        "adam_weight_decay",
-        AdamWeightDecay,
-        "Keras' Adam with decoupled decay chosen by parameter name and gradient clipping",
-        "https://arxiv.org/abs/1711.05101",
-    ),
-    OptimInfo(
-        "adamw",
-        AdamW,
-        "Adam with decoupled weight decay, transformers' numbers",
-        "https://arxiv.org/abs/1711.05101",
-    ),
-    OptimInfo(
-        "lion",
-        Lion,
-        "Sign of an interpolated momentum; one state tensor",
-        "https://arxiv.org/abs/2302.06675",
-    ),
-    OptimInfo(
-        "momentum",
-        SGD,
-        "Stochastic gradient descent with heavy-ball momentum",
-        "https://doi.org/10.1016/0041-5553(64)90137-5",
-        {"momentum": 0.9, "nesterov": False},
-    ),
-    OptimInfo(
-        "sgd",
-        SGD,
-        "Stochastic gradient descent with Nesterov momentum",
-        "https://proceedings.mlr.press/v28/sutskever13.html",
-        {"momentum": 0.9, "nesterov": True},
-        aliases=("nesterov",),
-    ),
-)
 
 
 def _key(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-_INFOS = {info.name: info for info in _ENTRIES}
-_NAMES = {_key(alias): info.name for info in _ENTRIES for alias in (info.name, *info.aliases)}
+_INFOS = {info.name: info for info in ENTRIES}
+_NAMES = {_key(alias): info.name for info in ENTRIES for alias in (info.name, *info.aliases)}
 
 
 def canonical_name(name: str) -> str:
@@ -116,7 +46,7 @@ def canonical_name(name: str) -> str:
 
 
 def _aliases() -> list[str]:
-    return [alias for info in _ENTRIES for alias in info.aliases]
+    return [alias for info in ENTRIES for alias in info.aliases]
 
 
 def get_optimizer_info(name: str) -> OptimInfo:

@@ -26,7 +26,9 @@ MAY_IMPORT = {
     "hfoptim.param_groups": {"hfoptim.engine.checks"},
     "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
     "hfoptim.gradient_sums": {"hfoptim.engine"},
+    "hfoptim.catalogue": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
     "hfoptim.registry": {
+        "hfoptim.catalogue",
         "hfoptim.engine",
         "hfoptim.optimizers",
         "hfoptim.wrappers",
@@ -35,6 +37,7 @@ MAY_IMPORT = {
     },
     "hfoptim.trainer": {
         "hfoptim.trainer",
+        "hfoptim.catalogue",
         "hfoptim.registry",
         "hfoptim.optimizers",
         "hfoptim.wrappers",

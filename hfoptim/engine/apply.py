@@ -26,6 +26,7 @@ class Decay(enum.Enum):
     COUPLED = "L2: grad + wd * p, before the rule"
     DECOUPLED = "p - lr * u - lr * wd * p"
     DECOUPLED_AFTER = "(p - lr * u) * (1 - lr * wd): the decay sees the parameter after the update"
+    INSIDE = "where the rule puts it, which reads h.weight_decay: inside a trust ratio, for example"
     FULLY_DECOUPLED = "p - lr * u - wd * lr / max_lr * p: wd does not depend on the peak learning rate"
 
 
@@ -61,7 +62,7 @@ def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     if decay is Decay.NONE:
         return {}
     weight_decay = float(group["weight_decay"])
-    if decay is Decay.COUPLED or plan.rule.scaled:
+    if decay in (Decay.COUPLED, Decay.INSIDE) or plan.rule.scaled:
         return {"weight_decay": weight_decay}
     lr = float(group["lr"])
     if decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER):
@@ -79,7 +80,18 @@ def step_in_place(plan: Plan, h: Any, row: Any) -> None:
     if compensation is not None:
         compensation.copy_(new_compensation)
     for old, new in zip(state, new_state, strict=True):
-        old.copy_(new)
+        if new is not None:
+            old.copy_(new)
+
+
+def entering(plan: Plan, h: Any, grad: Any, param: Any) -> tuple[Any, Any]:
+    """(parameter, gradient) as a rule sees them: in the compute dtype, signed, with coupled decay."""
+    weight, grad = param.to(plan.dtype), grad.to(plan.dtype)
+    if plan.maximize:
+        grad = -grad
+    if plan.decay is Decay.COUPLED:
+        grad = add_scaled(grad, weight, h.weight_decay)
+    return weight, grad
 
 
 def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation: Any = None) -> tuple[Any, ...]:
@@ -93,14 +105,10 @@ def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation:
         compensation: what rounding cost the parameter so far (Kahan), in the parameter's dtype, or None.
 
     Returns:
-        (new parameter in its own dtype, new compensation or None, *new state in the compute dtype).
+        (new parameter in its own dtype, new compensation or None, *new state in the compute dtype or None).
     """
     dtype = plan.dtype
-    weight, grad = param.to(dtype), grad.to(dtype)
-    if plan.maximize:
-        grad = -grad
-    if plan.decay is Decay.COUPLED:
-        grad = add_scaled(grad, weight, h.weight_decay)
+    weight, grad = entering(plan, h, grad, param)
     update, *new_state = plan.rule.fn(grad, weight, *(s.to(dtype) for s in state), h)
     if plan.rule.scaled:
         size, *new_state = new_state

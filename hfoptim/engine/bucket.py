@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,23 @@ class Bucket:
     def hyper(self) -> Any:
         """The scalars as the NamedTuple a rule reads."""
         return hyper_type(tuple(self.scalars))(*self.scalars.values())
+
+    @contextmanager
+    def shaped(self) -> Iterator[Bucket]:
+        """The same bucket with its rows in the shape that the rule sees: views, or copies that are written back."""
+        shape = self.plan.rule.shape
+        if shape is None:
+            yield self
+            return
+        rows, copies = [], []
+        for row in self.rows:
+            own, seen = row[0].shape, shape(row[0].shape)
+            shaped = [t.reshape(seen) if t.shape == own else t for t in row]
+            copies += [(t, s) for t, s in zip(row, shaped, strict=True) if t.data_ptr() != s.data_ptr()]
+            rows.append(shaped)
+        yield Bucket(self.plan, rows, self.scalars)
+        for tensor, copied in copies:
+            tensor.copy_(copied.reshape(tensor.shape))
 
 
 def flat(tensors: list[Tensor]) -> list[Tensor] | None:

@@ -11,12 +11,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hfoptim.engine import checkpoint, checks, runners
-from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
+from hfoptim.engine.apply import Decay, Plan, decay_scalars, entering, plan_of
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.rule import Rule, Scope
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 DOUBLE_PRECISION = (torch.float64, torch.complex128)
+
+
+# A parameter with its gradient, and the index of its group.
+_Entry = tuple[int, Tensor, Tensor]
 
 
 class EngineOptions(TypedDict, total=False):
@@ -163,25 +167,35 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = self._collect()
+        self._step(self._entries())
+        return loss
+
+    def before_buckets(self, totals: Mapping[str, Tensor]) -> None:
+        """Called once per step, before any parameter moves; overridden where groups carry numbers from step to step.
+
+        Args:
+            totals: the sums of the rules' probes, over all parameters and ranks.
+        """
+
+    def _step(self, entries: list[_Entry]) -> None:
+        """Step the parameters given."""
+        work = self._collect(entries)
         totals = _totals(work)
+        self.before_buckets(totals)
         for item in work:
             item.bucket.scalars = self._scalars(item, totals)
-            item.run(item.bucket)
-        steps = [step for item in work for step in item.steps]
-        if steps:
-            torch._foreach_add_(steps, 1.0)
-        return loss
+            with item.bucket.shaped() as bucket:
+                item.run(bucket)
+        if work:
+            torch._foreach_add_([step for item in work for step in item.steps], 1.0)
 
     # -- one step -----------------------------------------------------------------------------------------------
 
-    def _collect(self) -> list[_Work]:
-        """Sort the parameters that have a gradient into buckets, creating state where there is none."""
+    def _entries(self) -> list[_Entry]:
+        """(group's index, parameter, gradient) of every parameter that has a gradient."""
         entries = []
-        numel: dict[str, int] = {}
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
-                numel[param.device.type] = numel.get(param.device.type, 0) + param.numel()
                 grad = param.grad
                 if grad is None:
                     continue
@@ -191,6 +205,14 @@ class RuleOptimizer(Optimizer):
                         f"{type(self).__name__} does not take; use a dense one (nn.Embedding(..., sparse=False))"
                     )
                 entries.append((index, param, grad))
+        return entries
+
+    def _collect(self, entries: list[_Entry]) -> list[_Work]:
+        """Sort parameters into buckets, creating state where there is none."""
+        numel: dict[str, int] = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                numel[param.device.type] = numel.get(param.device.type, 0) + param.numel()
         choice = {
             (index, device): runners.choose(group, device, total)
             for index, group in enumerate(self.param_groups)
@@ -226,10 +248,11 @@ class RuleOptimizer(Optimizer):
 
     def _scalars(self, item: _Work, totals: dict[str, Tensor]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
-        scalars = rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)
+        scalars = decay_scalars(item.bucket.plan, item.group)
+        scalars |= rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)
         if "lr" not in scalars:
             scalars["lr"] = float(item.group["lr"])
-        return {**scalars, **decay_scalars(item.bucket.plan, item.group)}
+        return scalars
 
     def _name_of(self, index: int, position: int) -> str:
         names = self.param_groups[index].get("param_names")
@@ -294,12 +317,16 @@ def _totals(work: list[_Work]) -> dict[str, Tensor]:
     """The rules' probes, summed over all tensors, on the device of the first of them."""
     totals: dict[str, Tensor] = {}
     for item in work:
-        probe = item.bucket.plan.rule.probe
+        plan = item.bucket.plan
+        probe = plan.rule.probe
         if probe is None:
             continue
-        plan = item.bucket.plan
-        for param, grad, *state in item.bucket.rows:
-            state = state[: len(plan.rule.state)]
-            for name, value in probe(grad.to(plan.dtype), param.to(plan.dtype), *state).items():
-                totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
+        scalars = {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
+        with Bucket(plan, item.bucket.rows, scalars).shaped() as bucket:
+            h = bucket.hyper()
+            for param, grad, *state in bucket.rows:
+                weight, grad = entering(plan, h, grad, param)
+                state = [s.to(plan.dtype) for s in state[: len(plan.rule.state)]]
+                for name, value in probe.fn(grad, weight, *state, h).items():
+                    totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
     return totals

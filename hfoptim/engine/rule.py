@@ -2,10 +2,12 @@
 
     rule(grad, param, *state, h) -> (update, *new_state)
 
-A rule reads nothing but its arguments and writes nothing: the engine writes the parameter and the state back. `h`
-holds what `per_step` returned, plus `lr`: Python floats in the loop and foreach runners, 0-d tensors in the compiled
-one, so a rule must only do arithmetic on them, never branch. What depends on the step, or on `1 - beta` for a beta
-close to 1, is computed by `per_step` on the host in double precision: in float32 `1 - 0.999` is off by 1e-5.
+A rule reads nothing but its arguments and writes nothing: the engine writes the parameter and the state back. A new
+state of None means: as it was. `h` holds what `per_step` returned, plus `lr`: Python floats in the loop and foreach
+runners, symbols or 0-d tensors in the compiled one, so a rule must only do arithmetic on them, never branch. What
+depends on the step, or on `1 - beta` for a beta close to 1, is computed by `per_step` on the host in double precision:
+in float32 `1 - 0.999` is off by 1e-5. A rule asks no tensor for its size either (`mean`, not `sum / numel`): it is
+traced once for all sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from torch import Tensor
 
 from hfoptim.engine.tensor_list import TensorList
 
-Init = Callable[[Tensor, torch.dtype], Tensor]
 Scalars = dict[str, Any]
 PerStep = Callable[..., Scalars]
 
@@ -39,17 +40,47 @@ class Scope(enum.Enum):
 ELEMENT, TENSOR, MATRIX = Scope.ELEMENT, Scope.TENSOR, Scope.MATRIX
 
 
-def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
-    """State of the parameter's shape, zero."""
+@dataclass(frozen=True)
+class State:
+    """How a state tensor begins, and what may be done to keep it small.
+
+    Args:
+        init: `(param, dtype) -> Tensor`, its first value.
+        signed: whether it takes negative values.
+        compressible: whether it may be kept in fewer bits; only what has the parameter's shape may.
+    """
+
+    init: Callable[[Tensor, torch.dtype], Tensor]
+    signed: bool = True
+    compressible: bool = False
+
+    def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.init(param, dtype)
+
+
+def _zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
 
-def scalar(param: Tensor, dtype: torch.dtype) -> Tensor:
-    """One number per parameter, zero, on the parameter's device."""
+def _clone(param: Tensor, dtype: torch.dtype) -> Tensor:
+    return _zeros(param, dtype).copy_(param)
+
+
+def _scalar(param: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype, device=param.device)
 
 
-def zeros_without(dim: int) -> Init:
+# The parameter's shape, zero: a momentum.
+zeros = State(_zeros, compressible=True)
+# The parameter's shape, zero and never below: a second moment.
+nonnegative = State(_zeros, signed=False, compressible=True)
+# A copy of the parameter, kept exact: weights that are averaged or returned to.
+clone = State(_clone)
+# One number per parameter, zero, on the parameter's device.
+scalar = State(_scalar)
+
+
+def zeros_without(dim: int) -> State:
     """State of the parameter's shape without dimension `dim`, zero: one factor of a factored moment."""
 
     def init(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,11 +88,25 @@ def zeros_without(dim: int) -> Init:
         del shape[dim]
         return torch.zeros(shape, dtype=dtype, device=param.device)
 
-    return init
+    return State(init, signed=False)
 
 
 def _nothing(t: int, group: Mapping[str, Any]) -> Scalars:
     return {}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Sums over all tensors of an optimizer (and over ranks) that a step needs before it starts.
+
+    Args:
+        fn: `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like a rule. `grad` has its sign (`maximize`) and its
+            coupled decay already, `state` is that before the step.
+        per_step: `(t, group) -> {name: number}`, what `fn` sees as `h`.
+    """
+
+    fn: Callable[..., dict[str, Any]]
+    per_step: PerStep = _nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,21 +116,25 @@ class Rule:
     Args:
         fn: the pure function `(grad, param, *state, h) -> (update, *new_state)`.
         scope: what one entry of the update may depend on.
-        state: name -> initialiser `(param, dtype) -> Tensor`, in the order of the rule's arguments.
+        state: name -> `State`, in the order of the rule's arguments.
         per_step: `(t, group, **totals) -> {name: float or 0-d tensor}`, called on the host once per bucket of tensors;
             `t` counts from 1. What it returns is what the rule sees as `h`. `lr` in it is what the update is multiplied
-            by, instead of the group's lr; weight decay goes by the group's.
-        probe: `(grad, param, *state) -> {name: 0-d tensor}`; summed over all tensors and handed to `per_step`.
+            by, instead of the group's lr; weight decay goes by the group's, unless it gives `decay` (what the
+            parameter is multiplied by for a decoupled decay) or `weight_decay` itself.
+        probe: sums that are handed to `per_step` by name.
         scaled: the update already contains the learning rate, and the rule returns its own step size, a number or a 0-d
             tensor, right after it: `(update, size, *new_state)`. Decoupled weight decay then follows that size.
+        shape: `(shape of the parameter) -> shape`, the one in which the rule sees parameter, gradient and what state
+            has the parameter's shape; None: their own. For blocks of rows, or kernels as matrices.
     """
 
     fn: Callable[..., tuple[Any, ...]]
     scope: Scope
-    state: Mapping[str, Init] = field(default_factory=dict)
+    state: Mapping[str, State] = field(default_factory=dict)
     per_step: PerStep = _nothing
-    probe: Callable[..., dict[str, Tensor]] | None = None
+    probe: Probe | None = None
     scaled: bool = False
+    shape: Callable[[torch.Size], tuple[int, ...]] | None = None
 
     @property
     def name(self) -> str:
@@ -99,14 +148,15 @@ def rule(
     scope: Scope,
     *,
     per_step: PerStep = _nothing,
-    probe: Callable[..., dict[str, Tensor]] | None = None,
+    probe: Probe | None = None,
     scaled: bool = False,
-    **state: Init,
+    shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
+    **state: State,
 ) -> Callable[[Callable[..., tuple[Any, ...]]], Rule]:
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        return Rule(fn, scope, state, per_step, probe, scaled)
+        return Rule(fn, scope, state, per_step, probe, scaled, shape)
 
     return decorate
 

@@ -13,7 +13,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import TENSOR, EngineOptions, Rule, RuleOptimizer, ema, rms, scalar, unwrap, zeros, zeros_without
+from hfoptim.engine import (
+    TENSOR,
+    EngineOptions,
+    Rule,
+    RuleOptimizer,
+    ema,
+    nonnegative,
+    rms,
+    scalar,
+    unwrap,
+    zeros,
+    zeros_without,
+)
 from hfoptim.engine.checks import betas as check_betas
 from hfoptim.engine.checks import flag, number
 
@@ -73,7 +85,7 @@ def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_mom
         scale_parameter: multiply the step by the parameter's root mean square.
         first_moment: keep a moving average of the finished updates.
     """
-    second: dict[str, Any] = {"exp_avg_sq": zeros}
+    second = {"exp_avg_sq": nonnegative}
     factors_of = _vector_factors
     if factored is not None:
         second = {"exp_avg_sq_row": zeros_without(factored[1]), "exp_avg_sq_col": zeros_without(factored[0])}

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, ema, rule, zeros
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, ema, nonnegative, rule, zeros
 from hfoptim.engine.checks import flag, number
 
 
@@ -56,8 +56,8 @@ def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -
     return exp_avg / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
 
 
-adam = rule(ELEMENT, per_step=corrected, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)
-adamw = rule(ELEMENT, per_step=folded, exp_avg=zeros, exp_avg_sq=zeros)(moments_step)
+adam = rule(ELEMENT, per_step=corrected, exp_avg=zeros, exp_avg_sq=nonnegative)(moments_step)
+adamw = rule(ELEMENT, per_step=folded, exp_avg=zeros, exp_avg_sq=nonnegative)(moments_step)
 
 
 def torch_flag_is_neutral(name: str, value: Any, group: Mapping[str, Any], decoupled: bool) -> bool:

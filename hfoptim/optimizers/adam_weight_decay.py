@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Rule, RuleOptimizer, zeros
+from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
 from hfoptim.engine.checks import flag, number, strings
 from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
 
@@ -30,7 +30,7 @@ def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -
     return scalars
 
 
-def _grad_sq(grad: Any, param: Any, *state: Any) -> dict[str, Any]:
+def _grad_sq(grad: Any, param: Any, *state_and_h: Any) -> dict[str, Any]:
     return {"grad_sq": grad.square().sum()}
 
 
@@ -53,11 +53,11 @@ def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
         return exp_avg / (largest.sqrt() + h.eps), exp_avg, exp_avg_sq, largest
 
     fn.__name__ = "adam_weight_decay"
-    state: dict[str, Any] = {"exp_avg": zeros, "exp_avg_sq": zeros}
+    state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}
     if amsgrad:
-        state["max_exp_avg_sq"] = zeros
+        state["max_exp_avg_sq"] = nonnegative
     scope = TENSOR if clip == "clipnorm" else ELEMENT
-    return Rule(fn, scope, state, _per_step, _grad_sq if clip == "global_clipnorm" else None)
+    return Rule(fn, scope, state, _per_step, Probe(_grad_sq) if clip == "global_clipnorm" else None)
 
 
 class AdamWeightDecay(RuleOptimizer):
@@ -179,15 +179,12 @@ class AdamWeightDecay(RuleOptimizer):
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adam_weight_decay(next((name for name in _CLIPS if group[name] is not None), None), group["amsgrad"])
 
-    def _collect(self) -> list[Any]:
-        work = super()._collect()
+    def before_buckets(self, totals: Mapping[str, Tensor]) -> None:
         if callable(self.learning_rate):
-            # After the gradients were found good: a refused step changes nothing.
             for group in self.param_groups:
                 rate = number("learning_rate's value", self.learning_rate(group["iterations"]))
                 group["lr"] = rate * group.get("lr_scale", 1.0)
                 group["iterations"] += 1
-        return work
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments but `params`, as Keras' optimizers give them."""

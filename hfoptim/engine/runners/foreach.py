@@ -27,7 +27,8 @@ def run(bucket: Bucket) -> None:
         if compensations is not None:
             torch._foreach_copy_(compensations.tensors, new_compensations.tensors)
         for old, new in zip(states, new_states, strict=True):
-            torch._foreach_copy_(old.tensors, new.tensors)
+            if new is not None:
+                torch._foreach_copy_(old.tensors, new.tensors)
 
 
 def _batches(bucket: Bucket) -> Iterator[list[list[Tensor]]]:

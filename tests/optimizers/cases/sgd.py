@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import hfoptim
+from cases.entry import Checkpoint, Entry, Reference, Variant, grid, without
+
+SGD = Entry(
+    "sgd",
+    hfoptim.SGD,
+    variants={
+        "momentum": Variant({"lr": 1e-2, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+        "plain": Variant({"lr": 1e-2}),
+        "nesterov": Variant({"lr": 1e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, compiled=True),
+    },
+    references=[
+        Reference(
+            "torch.optim.SGD",
+            grid(lr=[1e-2], momentum=[0.0, 0.9], dampening=[0.0, 0.4], weight_decay=[0.0, 0.25], maximize=[False, True])
+            + grid(lr=[1e-2], momentum=[0.5, 0.9], nesterov=[True], weight_decay=[0.0, 0.25], maximize=[False, True]),
+            without(foreach=False),
+        ),
+    ],
+    numbers={"lr": -1e-3, "momentum": -0.1, "dampening": -0.1, "weight_decay": -0.1},
+    checkpoints=[
+        Checkpoint(
+            "torch.optim.SGD",
+            {},
+            {"lr": 1e-2, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
+        ),
+        Checkpoint("torch.optim.SGD", {}, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}),
+        Checkpoint("torch.optim.SGD", {"momentum": 0.5}, {"lr": 1e-2, "weight_decay": 0.1}),
+    ],
+)
