@@ -21,8 +21,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Every figure of docs/performance.md, on a quiet machine; about an hour.
 bench: $(READY)
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/step_time.py --output benchmarks/results/step_time.json
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/report.py
 
 # torch first: with it there, the other packages do not bring its CUDA build.
 $(READY): pyproject.toml constraints.txt tests/peers.txt

@@ -1,170 +1,214 @@
-"""Time of one optimizer step against the peers: GPT-2 124M shapes, all candidates interleaved in one run.
+"""Time of one optimizer step against its floor and against the peers: GPT-2 124M shapes, all in one run.
 
-    python benchmarks/step_time.py                      # the table of the README
-    python benchmarks/step_time.py --layers 1 --vocab 512 --repeats 3     # a quick look
+    python benchmarks/step_time.py                      # all of docs/performance.md's tables of times
+    python benchmarks/step_time.py --layers 1 --vocab 512 --repeats 3 --family lion      # a quick look
 
-Every family (AdamW, Lion, Adafactor, SGD) is timed together with torch's fused AdamW, step by step in turn, so that a
-noisy machine is noisy for all of them. Reported are medians, both sides, and the ratio to that AdamW.
+Every optimizer of the registry is a family: ours (compiled; with coded state where that is compared), the peers'
+optimizers of that name, and torch's fused AdamW. A family is timed in turn, step by step, so that a noisy machine is
+noisy for all of it. Reported are medians, both sides.
+
+An optimizer's floor is torch's fused AdamW's time multiplied by the bytes that the optimizer moves (`traffic.py`) over
+those that AdamW moves. Its limit is a multiple of the floor: `LIMITS`.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import candidates
+import measure
 import torch
+import traffic
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from candidates import BASE, Candidate
+from measure import Parameters, Shapes
 
 import hfoptim
+from hfoptim.engine import Scope
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from peers import load
-
-Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
-BASE = "torch AdamW fused"
-
-
-def gpt2_shapes(layers: int = 12, width: int = 768, vocab: int = 50257, context: int = 1024) -> list[tuple[int, ...]]:
-    """The shapes of GPT-2's parameters, the tied head counted once: 124 M entries in 148 tensors by default."""
-    block = [(width,)] * 2 + [(width, 3 * width), (3 * width,), (width, width), (width,)]
-    block += [(width,)] * 2 + [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]
-    return [(vocab, width), (context, width), *block * layers, (width,), (width,)]
+# What a step may take, in floors, by scope; AdamW has a limit of its own.
+LIMITS = {Scope.ELEMENT: 1.2, Scope.TENSOR: 2.0}
+ADAMW_LIMIT = 1.05
+# Coded state saves memory, not time.
+LIMITED = ("full", "bare")
 
 
-def candidates() -> dict[str, dict[str, Make]]:
-    """Family -> name -> optimizer over given parameters, all with weight decay where they take one."""
-    decay: dict[str, Any] = {"weight_decay": 0.1}
-    fixed: dict[str, Any] = {"lr": 1e-4, "relative_step": False, "scale_parameter": False}
-    sgd: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "nesterov": True}
-    return {
-        "AdamW": {
-            "hfoptim AdamW compiled": lambda p: hfoptim.AdamW(p, lr=1e-4, fused=True, **decay),
-            "hfoptim AdamW foreach": lambda p: hfoptim.AdamW(p, lr=1e-4, foreach=True, **decay),
-            "hfoptim AdamW loop": lambda p: hfoptim.AdamW(p, lr=1e-4, foreach=False, **decay),
-            "torch AdamW foreach": lambda p: torch.optim.AdamW(p, lr=1e-4, foreach=True, **decay),
-            "torch AdamW loop": lambda p: torch.optim.AdamW(p, lr=1e-4, foreach=False, **decay),
-            "timm AdamWLegacy": lambda p: load("timm.optim.adamw.AdamWLegacy")(p, lr=1e-4, **decay),
-            "pytorch_optimizer AdamW": lambda p: load("pytorch_optimizer.AdamW")(p, lr=1e-4, **decay),
-            "optimi AdamW": lambda p: load("optimi.AdamW")(p, lr=1e-4, triton=False, **decay),
-        },
-        "Lion": {
-            "hfoptim Lion compiled": lambda p: hfoptim.Lion(p, fused=True, **decay),
-            "hfoptim Lion foreach": lambda p: hfoptim.Lion(p, foreach=True, **decay),
-            "lion-pytorch Lion": lambda p: load("lion_pytorch.Lion")(p, lr=1e-4, **decay),
-            "timm Lion": lambda p: load("timm.optim.lion.Lion")(p, lr=1e-4, **decay),
-            "pytorch_optimizer Lion": lambda p: load("pytorch_optimizer.Lion")(p, lr=1e-4, **decay),
-            "optimi Lion": lambda p: load("optimi.Lion")(p, lr=1e-4, triton=False, **decay),
-        },
-        "Adafactor": {
-            "hfoptim Adafactor compiled": lambda p: hfoptim.Adafactor(p, fused=True, **fixed, **decay),
-            "hfoptim Adafactor foreach": lambda p: hfoptim.Adafactor(p, foreach=True, **fixed, **decay),
-            "transformers Adafactor": lambda p: load("transformers.Adafactor")(p, **fixed, **decay),
-            "timm Adafactor": lambda p: load("timm.optim.adafactor.Adafactor")(p, lr=1e-4, **decay),
-            "pytorch_optimizer AdaFactor": lambda p: load("pytorch_optimizer.AdaFactor")(p, **fixed, **decay),
-            "torch Adafactor foreach": lambda p: torch.optim.Adafactor(p, lr=1e-4, foreach=True, **decay),
-        },
-        "SGD": {
-            "hfoptim SGD compiled": lambda p: hfoptim.SGD(p, fused=True, **sgd, **decay),
-            "hfoptim SGD foreach": lambda p: hfoptim.SGD(p, foreach=True, **sgd, **decay),
-            "torch SGD fused": lambda p: torch.optim.SGD(p, fused=True, **sgd, **decay),
-            "torch SGD foreach": lambda p: torch.optim.SGD(p, foreach=True, **sgd, **decay),
-            "optimi SGD": lambda p: load("optimi.SGD")(p, lr=1e-4, momentum=0.9, triton=False, **decay),
-        },
-    }
+class Family:
+    """Candidates that are timed in turn.
 
+    Args:
+        name: the registry's.
+        params: shared by all of them.
+        members: the candidates, torch's fused AdamW among them.
+        time_limit: seconds that a candidate's first step may take.
+    """
 
-def parameters(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
-    """Parameters with gradients, random but the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    params = []
-    for shape in shapes:
-        param = torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02)
-        param.grad = torch.randn(shape, generator=generator) * 1e-3
-        params.append(param)
-    return params
+    def __init__(self, name: str, params: Parameters, members: list[Candidate], time_limit: float) -> None:
+        self.name, self.params = name, params
+        self.members = {member.label: member for member in members}
+        self.time_limit = time_limit
+        self.optimizers: dict[str, Any] = {}
+        self.first: dict[str, float] = {}
+        self.bytes: dict[str, float | None] = {BASE: traffic.adamw_bytes(params.grads[0].dtype)}
+        self.skipped: dict[str, str] = {}
 
+    def start(self) -> None:
+        """Take each candidate's first two steps: they make state, and compile."""
+        for label, member in self.members.items():
+            if measure.available_memory() < _NEEDED * sum(p.nbytes for p in self.params.grads):
+                self.skipped[label] = "too little memory left"
+                continue
+            try:
+                with candidates.quiet(), measure.limited(self.time_limit), traffic.watched() as seen:
+                    optimizer = member.make(self.params)
+                    self.first[label] = measure.seconds(optimizer.step)
+                    self.params.restore()
+                if member.ours:
+                    self.bytes[label] = traffic.moved_by(optimizer, seen)
+                del seen
+                with candidates.quiet(), measure.limited(self.time_limit):
+                    optimizer.step()
+                self.optimizers[label] = optimizer
+            except Exception as error:  # one peer that does not run must not cost the others' times
+                self.skipped[label] = measure.reason(error)
+            finally:
+                self.params.restore()
 
-def time_family(family: dict[str, Make], params: list[torch.nn.Parameter], repeats: int, note: str) -> list[dict]:
-    """Time all candidates of a family in turn; one row each."""
-    every: dict[str, Make] = {BASE: lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.1, fused=True), **family}
-    steps, first = {}, {}
-    for name, make in every.items():
-        steps[name] = make(params).step
-        start = time.perf_counter()
-        steps[name]()
-        first[name] = time.perf_counter() - start
-        steps[name]()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in track(range(repeats), description=note, console=Console(stderr=True)):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    base = statistics.median(times[BASE])
-    return [
-        {
-            "optimizer": name,
-            "median_ms": 1e3 * statistics.median(ts),
-            "min_ms": 1e3 * min(ts),
-            "base_median_ms": 1e3 * base,
-            "ratio_to_base": statistics.median(ts) / base,
-            "first_step_s": first[name],
-            "repeats": repeats,
+    def time(self, repeats: int, budget: float) -> dict[str, Any]:
+        """Time them; the family's entry in the results."""
+        steps = {label: optimizer.step for label, optimizer in self.optimizers.items()}
+        with candidates.quiet():
+            times = measure.in_turn(steps, repeats, budget, between=self.params.restore)
+        timed = {label: measure.summary(each) for label, each in times.items()}
+        return {
+            "numel": self.params.numel,
+            "tensors": len(self.params.grads),
+            "finite": all(bool(param.isfinite().all()) for param in self.params.tensors),
+            "rows": [self._row(label, timed) for label in timed],
+            "skipped": self.skipped,
         }
-        for name, ts in times.items()
-    ]
+
+    def _row(self, label: str, timed: dict[str, Any]) -> dict[str, Any]:
+        member, median, base = self.members[label], timed[label]["median_ms"], timed[BASE]["median_ms"]
+        row = {"candidate": label, "package": member.package, "form": member.form, **timed[label]}
+        row |= {"ratio": median / base, "base_median_ms": base, "first_step_s": self.first[label]}
+        return row | (self._against_limit(label, median / base) if member.ours else self._against_ours(label, timed))
+
+    def _against_limit(self, label: str, ratio: float) -> dict[str, Any]:
+        """How one of ours stands to what it may take."""
+        moved, scope = self.bytes[label], candidates.scope(self.optimizers[label])
+        of_floor = None if moved is None else ratio * self.bytes[BASE] / moved
+        limit = None
+        if self.members[label].form in LIMITED and scope in LIMITS:
+            limit = ADAMW_LIMIT if self.name == "adamw" else LIMITS[scope]
+        kept = None if of_floor is None or limit is None else of_floor <= limit
+        return {"bytes_moved": moved, "scope": scope.name, "of_floor": of_floor, "limit": limit, "kept": kept}
+
+    def _against_ours(self, label: str, timed: dict[str, Any]) -> dict[str, Any]:
+        """Whether ours, in the form that the peer compares with, is faster. torch's AdamW is a peer of that alone."""
+        form = self.members[label].form
+        # Where ours has no form for the peer's savings, its default competes, which moves more.
+        competing = [form] if form in candidates.CODED else [form, "full"]
+        timed_ours = {member.form: own for own, member in self.members.items() if own in timed and member.ours}
+        mine = [timed_ours[form] for form in competing if form in timed_ours]
+        if not mine or (label == BASE and self.name != "adamw"):
+            return {"ours": None, "ahead": None}
+        return {"ours": mine[0], "ahead": timed[mine[0]]["median_ms"] < timed[label]["median_ms"]}
+
+
+# Copies of the parameters that must fit into memory for one more candidate: its state, and what it needs in between.
+_NEEDED = 5.0
+
+
+def run_family(
+    name: str,
+    shapes: Shapes,
+    matrix_shapes: Shapes,
+    dtype: torch.dtype,
+    with_peers: bool,
+    repeats: int,
+    budget: float,
+    time_limit: float,
+) -> dict[str, Any]:
+    """Time an optimizer of the registry and its peers; shapes are fewer for rules that multiply matrices."""
+    theirs = candidates.peers(name, dtype) if with_peers else []
+    mine = [candidates.ours(name, form) for form in candidates.forms(name, dtype, theirs)]
+    params = Parameters(shapes, dtype)
+    # Made on the real shapes, but not yet stepped: no state.
+    if candidates.scope(mine[0].make(params)) is Scope.MATRIX:
+        params = Parameters(matrix_shapes, dtype)
+    params.guard()
+    family = Family(name, params, [candidates.base(dtype), *mine, *theirs], time_limit)
+    family.start()
+    return family.time(repeats, budget)
+
+
+def show(dtype: str, families: dict[str, Any]) -> None:
+    """Print our side against its limits, then every family."""
+    number, verdict = measure.digits, {True: "yes", False: "NO", None: None}
+    mine = [row for family in families.values() for row in family["rows"] if row["package"] == candidates.OURS]
+    measure.table(
+        f"hfoptim, compiled, {dtype}",
+        ("optimizer", "scope", "bytes", "ms", f"{BASE}, ms", "ratio", "of its floor", "limit", "kept"),
+        [
+            [
+                *(row["candidate"], row["scope"], number(row["bytes_moved"], 1), number(row["median_ms"], 1)),
+                *(number(row["base_median_ms"], 1), number(row["ratio"]), number(row["of_floor"])),
+                *(row["limit"], verdict[row["kept"]]),
+            ]
+            for row in mine
+        ],
+    )
+    for name, family in families.items():
+        lines = sorted(family["rows"], key=lambda row: row["median_ms"])
+        measure.table(
+            f"{name}: {family['numel'] / 1e6:.1f} M {dtype} parameters in {family['tensors']} tensors",
+            ("optimizer", "form", "median ms", "ratio", "fastest ms", "first step s", "ours is ahead"),
+            [
+                [
+                    *(row["candidate"], row["form"], number(row["median_ms"], 1), number(row["ratio"])),
+                    *(number(row["min_ms"], 1), number(row["first_step_s"], 1), verdict[row.get("ahead")]),
+                ]
+                for row in lines
+            ],
+        )
+        for label, why in family["skipped"].items():
+            measure.OUT.print(f"skipped {label}: {why}", markup=False, highlight=False)
 
 
 def main(
     layers: Annotated[int, typer.Option(help="transformer blocks")] = 12,
     vocab: Annotated[int, typer.Option(help="rows of the embedding")] = 50257,
+    matrix_layers: Annotated[int, typer.Option(help="blocks where rules multiply matrices, which takes seconds")] = 1,
     repeats: Annotated[int, typer.Option(help="timed steps of each candidate")] = 15,
-    family: Annotated[list[str] | None, typer.Option(help="AdamW, Lion, Adafactor or SGD; default all")] = None,
-    compiled: Annotated[bool, typer.Option(help="also time the compiled runner")] = True,
+    budget: Annotated[float, typer.Option(help="seconds of a family, after which no further round begins")] = 60.0,
+    family: Annotated[list[str] | None, typer.Option(help="an optimizer of the registry; default all")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; default both")] = None,
+    peers: Annotated[bool, typer.Option(help="time the peers' optimizers, too")] = True,
+    time_limit: Annotated[float, typer.Option(help="seconds that a first step may take")] = 300.0,
     threads: Annotated[int, typer.Option(help="threads; 0 leaves torch's choice")] = 0,
-    output: Annotated[Path | None, typer.Option(help="write the rows to this JSON file")] = None,
+    output: Annotated[Path, typer.Option(help="the JSON file to write")] = measure.RESULTS / "step_time.json",
 ) -> None:
-    """Time optimizer steps against the peers."""
+    """Time optimizer steps against their floor and the peers."""
     if threads:
         torch.set_num_threads(threads)
-    shapes = gpt2_shapes(layers=layers, vocab=vocab)
-    params = parameters(shapes)
-    numel = sum(p.numel() for p in params)
-    families = candidates()
-    rows: dict[str, list[dict]] = {}
-    for name in family or families:
-        chosen = {k: make for k, make in families[name].items() if compiled or not k.endswith("compiled")}
-        rows[name] = time_family(chosen, params, repeats, name)
-        gc.collect()
-    head = f"{numel / 1e6:.1f} M parameters in {len(shapes)} float32 tensors, {torch.get_num_threads()} threads"
-    for name, entries in rows.items():
-        table = Table(title=f"{name}: {head}")
-        for column in ("optimizer", "median ms", f"{BASE}, median ms", "ratio", "fastest ms", "first step s"):
-            table.add_column(column, justify="left" if column == "optimizer" else "right")
-        for row in sorted(entries, key=lambda r: r["median_ms"]):
-            table.add_row(
-                row["optimizer"],
-                f"{row['median_ms']:.1f}",
-                f"{row['base_median_ms']:.1f}",
-                f"{row['ratio_to_base']:.2f}",
-                f"{row['min_ms']:.1f}",
-                f"{row['first_step_s']:.1f}",
-            )
-        Console(width=120).print(table)
-    if output is not None:
-        about = {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count(), "numel": numel}
-        output.write_text(json.dumps({"about": about, "families": rows}, indent=1) + "\n")
+    shapes = measure.gpt2_shapes(layers=layers, vocab=vocab)
+    fewer = measure.gpt2_shapes(layers=min(layers, matrix_layers), vocab=min(vocab, 4096))
+    able, left_out = candidates.names()
+    chosen = [hfoptim.get_optimizer_info(name).name for name in family] if family else able
+    result: dict[str, Any] = {"about": measure.about(), "skipped": left_out, "dtypes": {}}
+    for each in dtype or measure.DTYPES:
+        families: dict[str, Any] = {}
+        result["dtypes"][each] = families
+        for done, name in enumerate(chosen, start=1):
+            measure.ERR.print(f"{each}, {done} of {len(chosen)}: {name}", highlight=False)
+            families[name] = run_family(name, shapes, fewer, measure.DTYPES[each], peers, repeats, budget, time_limit)
+            measure.trim()
+            measure.write(output, "step_time", result)
+        show(each, families)
+    for name, why in left_out.items():
+        measure.OUT.print(f"not timed: {name}, {why}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

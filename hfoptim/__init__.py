@@ -7,17 +7,30 @@ from typing import TYPE_CHECKING, Any
 import schedules
 from hfoptim.accumulation import GradientAccumulator
 from hfoptim.catalogue import OptimInfo
+from hfoptim.engine.runners.release import prepare_for_gradient_release, remove_gradient_release
 from hfoptim.optimizers import (
     SGD,
     Adafactor,
     AdafactorSchedule,
+    Adagrad,
+    Adahessian,
     Adam,
+    AdamMini,
     AdamW,
     AdamWeightDecay,
+    AdamWScheduleFree,
+    Adan,
+    AdEMAMix,
+    Adopt,
+    Lamb,
+    Lars,
     Lion,
+    Muon,
+    NvNovoGrad,
+    Prodigy,
     get_adafactor_schedule,
 )
-from hfoptim.param_groups import param_groups_layer_decay, param_groups_weight_decay
+from hfoptim.param_groups import param_groups_layer_decay, param_groups_muon, param_groups_weight_decay
 from hfoptim.registry import (
     create_optimizer,
     create_optimizer_v2,
@@ -25,6 +38,7 @@ from hfoptim.registry import (
     get_optimizer_info,
     list_optimizers,
 )
+from hfoptim.wrappers import SAM, Lookahead
 
 if TYPE_CHECKING:
     from hfoptim.trainer import OptimizerCallback, disable, enable
@@ -36,16 +50,30 @@ for _name in [name for name in _sys.modules if name == "schedules" or name.start
     _sys.modules[f"hfoptim.{_name}"] = _sys.modules[_name]
 
 __all__ = [
+    "SAM",
     "SGD",
+    "AdEMAMix",
     "Adafactor",
     "AdafactorSchedule",
+    "Adagrad",
+    "Adahessian",
     "Adam",
+    "AdamMini",
     "AdamW",
+    "AdamWScheduleFree",
     "AdamWeightDecay",
+    "Adan",
+    "Adopt",
     "GradientAccumulator",
+    "Lamb",
+    "Lars",
     "Lion",
+    "Lookahead",
+    "Muon",
+    "NvNovoGrad",
     "OptimInfo",
     "OptimizerCallback",
+    "Prodigy",
     "create_optimizer",
     "create_optimizer_v2",
     "disable",
@@ -55,7 +83,10 @@ __all__ = [
     "get_optimizer_info",
     "list_optimizers",
     "param_groups_layer_decay",
+    "param_groups_muon",
     "param_groups_weight_decay",
+    "prepare_for_gradient_release",
+    "remove_gradient_release",
     "schedules",
 ]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from hfoptim.engine.runners.release import is_released
 from hfoptim.gradient_sums import GradientSums, check_same_kind, check_same_names, checked_weight, is_sharded
 
 Gradients: TypeAlias = Iterable[Tensor | None] | Mapping[str, Tensor | None]
@@ -149,7 +150,8 @@ class GradientAccumulator:
             ValueError: If the number or names of the gradients, a shape, dtype, or device differ from the calls
                 before or from the parameters; if a gradient is sparse; if weighted and unweighted calls meet in a
                 window; if ``weight`` is negative, not finite or not 0-d; if no parameter has a gradient.
-            RuntimeError: If the window was applied and not yet reset, or if DDP has already reduced the gradients.
+            RuntimeError: If the window was applied and not yet reset, if DDP has already reduced the gradients, or if
+                they are released as soon as they are there (``prepare_for_gradient_release``).
         """
         if self._applied:
             raise RuntimeError("This window was applied: call reset() before the next one.")
@@ -292,6 +294,11 @@ class GradientAccumulator:
             replaced = [name for name, now, then in zip(names, params, self._params, strict=True) if now is not then]
             if replaced:
                 raise ValueError(f"The module's parameters {replaced} were replaced: make a new accumulator.")
+        if any(map(is_released, self._params)):
+            raise RuntimeError(
+                "Gradient release has used and freed the gradients, so they cannot be accumulated: call "
+                "remove_gradient_release(model) first."
+            )
         grads = [param.grad for param in self._params]
         if all(grad is None for grad in grads):
             raise ValueError("No parameter has a gradient: call backward() before the accumulator.")

@@ -161,9 +161,10 @@ def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any 
 
 def _facts(found: OptimInfo) -> list[tuple[str, str]]:
     cls = found.opt_class
+    package = cls.__module__.rpartition(".")[0]  # torch.optim.lbfgs; ours are all at the top
     facts = [
         ("name", found.name),
-        ("class", f"{cls.__module__.partition('.')[0]}.{cls.__name__}"),
+        ("class", f"{'hfoptim' if package.startswith('hfoptim') else package}.{cls.__name__}"),
         ("description", found.description),
         ("source", found.source),
     ]
@@ -172,7 +173,10 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
     if found.defaults:
         facts.append(("by name", ", ".join(f"{key}={value!r}" for key, value in found.defaults.items())))
     facts.append(("options", "\n".join(_signature(cls))))
-    facts.append(("state", "\n".join(_state(found.name))))
+    if found.needs is None:
+        facts.append(("state", "\n".join(_state(found.name))))
+    else:
+        facts.append(("needs", f"{found.needs}; not for the Trainer"))
     return facts
 
 
@@ -191,14 +195,19 @@ def _state(name: str) -> list[str]:
 
     from hfoptim.registry import get_optimizer_class
 
+    named = [("weight", torch.nn.Parameter(torch.ones(256, 128))), ("bias", torch.nn.Parameter(torch.ones(256)))]
+    for _, param in named:
+        param.grad = torch.ones_like(param)
+    create: Callable[..., Optimizer] = get_optimizer_class(name)
+    optimizer = create(named)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    keys = {param: key for group, of in groups for param, key in zip(group["params"], of["params"], strict=True)}
     lines = []
-    for kind, shape in (("matrix", (256, 128)), ("vector", (256,))):
-        param = torch.nn.Parameter(torch.ones(shape))
-        create: Callable[..., Optimizer] = get_optimizer_class(name)
-        optimizer = create([("weight", param)])
-        param.grad = torch.ones(shape)
-        optimizer.step()
-        tensors = {key: value for key, value in optimizer.state[param].items() if isinstance(value, torch.Tensor)}
+    for kind, (_, param) in zip(("matrix", "vector"), named, strict=True):
+        state = saved["state"].get(keys[param], {})
+        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         size = sum(value.numel() * value.element_size() for value in tensors.values())
         texts = [f"{key} {_shape(value.shape)}" for key, value in tensors.items()]
         lines.append(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -127,3 +129,101 @@ def param_groups_layer_decay(
             groups[key] = group if lr is None else {**group, "lr": lr * scale}
         groups[key]["params"].append((name, param))
     return [groups[key] for key in sorted(groups)]
+
+
+# Names of matrices that do not lie inside a network: embeddings and tables of positions, heads, norms, biases, and the
+# logarithms of Mamba's decay rates. In the words that models of transformers, timm and torchvision use.
+_AT_THE_ENDS = re.compile(
+    r"embed|(^|[._])emb([._]|$)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$|(^|[._])pos([._]|$)|position"
+    r"|(^|\.)(?!multi)\w*heads?(\.|$)|(^|\.)score\.|classifier|logits|qa_outputs|(^|\.)cls\.|^(model\.)?fc\.weight$"
+    r"|norm|(^|[._])ln([._]|\d)|(^|\.)bn\d*\.|bias|(^|\.)a_log$",
+    re.IGNORECASE,
+)
+
+# Modules whose parameters are tables or scales, whatever their shape.
+_NOT_MATRICES = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
+
+
+def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is a matrix inside a network, by its name and shape alone.
+
+    Not one are: vectors, embeddings, position tables, the language model's and other heads, norms, biases, and what has
+    a side of 1 once it is flattened to rows, as depthwise convolutions have.
+
+    Args:
+        name: its name in the model, such as "transformer.h.0.mlp.c_fc.weight".
+        shape: its shape. What lies behind the first dimension counts as one.
+    """
+    if len(shape) < 2 or shape[1] == 1 or min(shape[0], math.prod(shape[1:])) < 2:
+        return False
+    return _AT_THE_ENDS.search(name) is None
+
+
+def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) -> ParamGroups:
+    """Divide parameter groups into those of the matrices inside a model and those of everything else.
+
+    Beside names and shapes (`is_hidden_matrix`) the model says more: which modules are embeddings and norms, which
+    matrix makes its logits, and which parameters are tied, that is found at two places.
+
+    Args:
+        model: the model.
+        groups: parameter groups with named parameters of it.
+
+    Returns:
+        The groups in their order, each as one with `use_muon=True` and one with `use_muon=False`; empty ones are left
+        out. Stacks of matrices, such as the experts of a layer, have a group of their own with `stacked=True`.
+    """
+    places = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
+    other = {param for param, count in places.items() if count > 1}
+    kernels = set()
+    for module in model.modules():
+        own = {id(param) for param in module.parameters(recurse=False)}
+        if isinstance(module, _NOT_MATRICES):
+            other |= own
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            kernels |= own
+    output = getattr(model, "get_output_embeddings", None)
+    head = output() if callable(output) else None
+    if isinstance(head, nn.Module):
+        other |= {id(param) for param in head.parameters()}
+    divided: ParamGroups = []
+    for group in groups:
+        parts: dict[tuple[bool, bool], list[Any]] = {(True, False): [], (True, True): [], (False, False): []}
+        for name, param in group["params"]:
+            hidden = id(param) not in other and is_hidden_matrix(name, param.shape)
+            # Experts are fewer than each has rows; XLNet's (width, heads, size of a head) is one matrix.
+            stacked = param.ndim == 3 and id(param) not in kernels and param.shape[0] <= min(param.shape[1:])
+            parts[hidden, hidden and stacked].append((name, param))
+        for (hidden, stacked), chosen in parts.items():
+            if chosen:
+                part = {**group, "params": chosen, "use_muon": hidden}
+                divided.append({**part, "stacked": True} if stacked else part)
+    return divided
+
+
+def param_groups_muon(
+    model: nn.Module, weight_decay: float = 0.1, no_weight_decay_list: Iterable[str] = ()
+) -> ParamGroups:
+    """Groups for `Muon`: the matrices inside a model with `use_muon=True`, everything else with `use_muon=False`.
+
+    Embeddings, heads, norms, biases and other vectors, tied weights and depthwise convolutions are everything else.
+
+    Args:
+        model: its trainable parameters are grouped, each once.
+        weight_decay (default 0.1): of matrices and higher, in either kind of group; not of biases, norms and other
+            vectors.
+        no_weight_decay_list (()): names or wildcard patterns of further parameters without decay.
+
+    Returns:
+        Parameter groups with named parameters and the key `use_muon`; empty ones are left out.
+
+    Raises:
+        ValueError: weight_decay out of range.
+    """
+    return split_hidden_matrices(model, param_groups_weight_decay(model, weight_decay, no_weight_decay_list))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
 import schedules
-from hfoptim.catalogue import ENTRIES, OptimInfo
+from hfoptim.catalogue import ENTRIES, WRAPPERS, OptimInfo
 from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer
 from hfoptim.engine.checks import closest
 from hfoptim.optimizers import AdamWeightDecay
-from hfoptim.param_groups import param_groups_layer_decay, param_groups_weight_decay
+from hfoptim.param_groups import param_groups_layer_decay, param_groups_weight_decay, split_hidden_matrices
+from hfoptim.wrappers import around
 
 
 def _key(name: str) -> str:
@@ -28,6 +30,8 @@ def _key(name: str) -> str:
 
 _INFOS = {info.name: info for info in ENTRIES}
 _NAMES = {_key(alias): info.name for info in ENTRIES for alias in (info.name, *info.aliases)}
+# What may stand in front of a name.
+_WRAPPERS = {info.name: info for info in WRAPPERS}
 
 
 def canonical_name(name: str) -> str:
@@ -39,10 +43,17 @@ def canonical_name(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"optimizer name {name!r} is a {type(name).__name__}, expected a string such as 'adamw'")
-    found = _NAMES.get(_key(name))
-    if found is None:
-        raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), [*_INFOS, *_aliases()])}")
-    return found
+    key, known = _key(name), [*_INFOS, *_aliases()]
+    if key in _NAMES:
+        return _NAMES[key]
+    for prefix in _WRAPPERS:
+        if key.removeprefix(prefix) in _NAMES:
+            return f"{prefix}_{_NAMES[key.removeprefix(prefix)]}"
+        if key == prefix:
+            raise ValueError(f"{name!r} goes around another optimizer; write its name behind: '{prefix}_sgd'")
+        if key.startswith(prefix):
+            known = [f"{prefix}_{inner}" for inner in known]
+    raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), known)}")
 
 
 def _aliases() -> list[str]:
@@ -55,7 +66,29 @@ def get_optimizer_info(name: str) -> OptimInfo:
     Raises:
         ValueError: unknown name; the message has the closest ones.
     """
-    return _INFOS[canonical_name(name)]
+    name = canonical_name(name)
+    return _INFOS[name] if name in _INFOS else _wrapped(*name.split("_", 1))
+
+
+@functools.cache
+def _wrapped(prefix: str, name: str) -> OptimInfo:
+    """The entry of an optimizer with another one around it."""
+    info, around_it = _INFOS[name], _WRAPPERS[prefix]
+    return dataclasses.replace(
+        info,
+        name=f"{prefix}_{name}",
+        opt_class=around(around_it.wrapper, info.opt_class),
+        description=f"{around_it.wrapper.__name__} around {name}: {around_it.description}",
+        source=around_it.source,
+        aliases=(),
+        needs_closure=info.needs_closure or around_it.needs_closure,
+    )
+
+
+def _engine_class(opt_class: type[Optimizer]) -> type[RuleOptimizer] | None:
+    """The class that runs on the engine: this one, or the one inside it; None for an optimizer of torch's."""
+    inner: type[Optimizer] = getattr(opt_class, "inner", opt_class)
+    return inner if issubclass(inner, RuleOptimizer) else None
 
 
 def list_optimizers(
@@ -83,9 +116,7 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch(name, pattern) if set(pattern) & set("*?[") else pattern in name
 
 
-def get_optimizer_class(
-    name: str, bind_defaults: bool = True
-) -> type[RuleOptimizer] | functools.partial[RuleOptimizer]:
+def get_optimizer_class(name: str, bind_defaults: bool = True) -> type[Optimizer] | functools.partial[Optimizer]:
     """The class of an optimizer.
 
     Args:
@@ -104,10 +135,11 @@ def get_optimizer_class(
 
 
 def option_names(name: str) -> list[str]:
-    """The options an optimizer takes, its own first, then the engine's."""
-    parameters = inspect.signature(get_optimizer_info(name).opt_class).parameters.values()
+    """The options an optimizer takes, its own first, then the engine's, where it runs on that."""
+    opt_class = get_optimizer_info(name).opt_class
+    parameters = inspect.signature(opt_class).parameters.values()
     own = [p.name for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD]
-    return [*own, *ENGINE_DEFAULTS]
+    return [*own, *ENGINE_DEFAULTS] if _engine_class(opt_class) else own
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -130,7 +162,9 @@ def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     info = get_optimizer_info(name)
     check_options(name, options)
-    return {**info.defaults, **info.opt_class.defaults_by_name(options), **options}
+    engine_class = _engine_class(info.opt_class)
+    following = engine_class.defaults_by_name(options) if engine_class else {}
+    return {**info.defaults, **following, **options}
 
 
 def create_optimizer_v2(
@@ -138,7 +172,7 @@ def create_optimizer_v2(
     opt: str = "sgd",
     lr: float | None = None,
     weight_decay: float = 0.0,
-    momentum: float = 0.9,
+    momentum: float | None = None,
     foreach: bool | None = None,
     filter_bias_and_bn: bool = True,
     layer_decay: float | None = None,
@@ -148,14 +182,16 @@ def create_optimizer_v2(
     """Create an optimizer by name, for a model or for parameters. The signature is timm's.
 
     Parameters of a model are grouped by the first of these that applies: `param_group_fn`; `layer_decay`;
-    `weight_decay` with `filter_bias_and_bn`; else one group.
+    `weight_decay` with `filter_bias_and_bn`; else one group. For an optimizer of hidden matrices such as Muon each of
+    these groups, but not those of `param_group_fn`, is divided by `use_muon`.
 
     Args:
         model_or_params: a model, or parameters, named parameters or parameter groups, which are used as they are.
         opt (default "sgd"): the optimizer's name.
         lr (None): learning rate; None takes the optimizer's own default.
         weight_decay (0.0): weight decay.
-        momentum (0.9): for optimizers that have one, ignored by others.
+        momentum (None): for optimizers that have one, ignored by others. None takes the optimizer's own default, or
+            0.9 where that is 0.
         foreach (None): engine option, see `RuleOptimizer`.
         filter_bias_and_bn (True): biases, norms and other vectors of a model are not decayed.
         layer_decay (None): learning rates of a model shrink by this factor with every layer from the top down.
@@ -171,12 +207,16 @@ def create_optimizer_v2(
     Source:
         timm 1.0, `timm.optim.create_optimizer_v2`.
     """
+    info, known = get_optimizer_info(opt), option_names(opt)
+    cls = info.opt_class
     given = {"lr": lr, "foreach": foreach}
-    options = {name: value for name, value in given.items() if value is not None} | {"weight_decay": weight_decay}
-    if "momentum" in option_names(opt):
-        options["momentum"] = momentum
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if weight_decay or "weight_decay" in known:
+        options["weight_decay"] = weight_decay
+    if "momentum" in known:
+        own = inspect.signature(cls).parameters["momentum"].default
+        options["momentum"] = momentum if momentum is not None else own or 0.9
     options = resolve_options(opt, {**options, **kwargs})
-    cls = get_optimizer_info(opt).opt_class
     params: Any = model_or_params
     if isinstance(model_or_params, nn.Module):
         model = model_or_params
@@ -191,13 +231,16 @@ def create_optimizer_v2(
             params = param_groups_weight_decay(model, weight_decay)
         else:
             params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    create: Callable[..., RuleOptimizer] = cls
+        if info.hidden_matrices and param_group_fn is None:
+            grouped = all(isinstance(entry, dict) for entry in params)
+            params = split_hidden_matrices(model, params if grouped else [{"params": params}])
+    create: Callable[..., Optimizer] = cls
     return create(params, **options)
 
 
-def _own_lr(cls: Callable[..., RuleOptimizer], options: dict[str, Any]) -> float | None:
-    """The learning rate an optimizer would start with."""
-    lr: float | None = cls([nn.Parameter(torch.zeros(1))], **options).defaults["lr"]
+def _own_lr(cls: Callable[..., Optimizer], options: dict[str, Any]) -> float | None:
+    """The learning rate an optimizer would start with; for a named matrix, as some need."""
+    lr: float | None = cls([("weight", nn.Parameter(torch.zeros(2, 2)))], **options).defaults["lr"]
     return lr
 
 

@@ -69,7 +69,8 @@ def test_info(name: str) -> None:
     info = hfoptim.get_optimizer_info(name)
     assert code == 0
     assert re.search(rf"^name +{name}\b", out, re.MULTILINE)
-    assert f"hfoptim.{info.opt_class.__name__}" in out
+    package = "hfoptim" if info.opt_class.__module__.startswith("hfoptim.") else "torch.optim"
+    assert f"{package}.{info.opt_class.__name__}" in out
     assert info.source in out
     assert str(info.opt_class.__doc__).splitlines()[0] in out
 

@@ -21,7 +21,9 @@ HEAVY = ("transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "
 MAY_IMPORT = {
     "schedules": {"schedules"},
     "hfoptim.engine": {"hfoptim.engine"},
-    "hfoptim.optimizers": {"hfoptim.engine", "hfoptim.optimizers"},
+    "hfoptim.optimizers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.param_groups"},
+    # SAM takes the name of an optimizer, and asks the registry when it is made, not before.
+    "hfoptim.wrappers.sam": {"hfoptim.engine", "hfoptim.wrappers", "hfoptim.registry"},
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
     "hfoptim.param_groups": {"hfoptim.engine.checks"},
     "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
@@ -223,7 +225,7 @@ def test_public_names_are_documented(thing):
         assert not missing, f"{thing.__name__} does not describe {missing}"
 
 
-@pytest.mark.parametrize("name", hfoptim.list_optimizers())
+@pytest.mark.parametrize("name", hfoptim.list_optimizers(exclude_filters=["lbfgs"]))  # torch's own class
 def test_optimizers_state_their_errors_equation_and_source(name):
     cls = hfoptim.get_optimizer_info(name).opt_class
     text = inspect.getdoc(cls)

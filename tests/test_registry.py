@@ -16,6 +16,8 @@ import hfoptim
 from hfoptim import registry
 
 NAMES = hfoptim.list_optimizers()
+# Those with the engine's options; the others are torch's own classes.
+OURS = [name for name in NAMES if hfoptim.get_optimizer_info(name).opt_class.__module__.startswith("hfoptim.")]
 
 
 def tiny():
@@ -29,7 +31,8 @@ def train(model, optimizer, steps, before_step=None):
         if before_step is not None:
             before_step(t)
         for param in model.parameters():
-            param.grad = torch.randn(param.shape, generator=g, dtype=torch.float64).to(param.dtype)
+            noise = torch.randn(param.shape, generator=g, dtype=torch.float64).to(param.dtype)
+            param.grad = noise + 0.0 * param  # with a graph, for those that differentiate it
         optimizer.step()
 
 
@@ -106,12 +109,12 @@ def test_lists_all_names_sorted():
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("adam*", {"adam", "adam_weight_decay", "adamw"}),
+        ("adam_w*", {"adam_weight_decay"}),
         ("*factor", {"adafactor"}),
         ("li?n", {"lion"}),
-        ("[ls]*", {"lion", "sgd"}),
+        ("[ls][ig][od]*", {"lion", "sgd"}),
         ("ADAM-W*", {"adam_weight_decay"}),
-        (["lion", "ada*"], {"lion", "adafactor", "adam", "adam_weight_decay", "adamw"}),
+        (["lion", "adam_w*", "*factor"], {"lion", "adafactor", "adam_weight_decay"}),
         ("nothing*", set()),
         ([], set(NAMES)),
         ("", set(NAMES)),
@@ -124,12 +127,15 @@ def test_lists_by_wildcards(pattern, expected):
 
 
 def test_a_pattern_without_wildcards_finds_what_contains_it():
-    assert set(hfoptim.list_optimizers("adam")) == {"adam", "adam_weight_decay", "adamw"}
+    assert hfoptim.list_optimizers("weight") == ["adam_weight_decay"]
+    assert set(hfoptim.list_optimizers("adam")) == {name for name in NAMES if "adam" in name}
 
 
 def test_exclusions():
-    assert hfoptim.list_optimizers("adam*", exclude_filters=["*decay"]) == ["adam", "adamw"]
-    assert set(hfoptim.list_optimizers(exclude_filters=["ada*", "s*"])) == {n for n in NAMES if n[0] not in "as"}
+    assert hfoptim.list_optimizers(["li?n", "adam_w*"], exclude_filters=["*decay"]) == ["lion"]
+    assert set(hfoptim.list_optimizers(exclude_filters=["ada*", "s*"])) == {
+        name for name in NAMES if not name.startswith(("ada", "s"))
+    }
 
 
 def test_descriptions():
@@ -177,7 +183,7 @@ def test_bound_defaults_cannot_leak_into_the_registry():
     assert hfoptim.get_optimizer_class("momentum").keywords["momentum"] == 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_options_are_checked_against_the_signature(name):
     own = list(inspect.signature(hfoptim.get_optimizer_info(name).opt_class).parameters)[1:-1]
     registry.check_options(name, dict.fromkeys([*own, "maximize", "foreach", "fused", "caution", "kahan_sum"]))
@@ -192,7 +198,7 @@ def test_options_are_checked_against_the_signature(name):
 # -- create_optimizer_v2 ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_weight_decay_goes_to_matrices_only(name):
     model = tiny()
     optimizer = hfoptim.create_optimizer_v2(model, name, lr=1e-3, weight_decay=0.1)
@@ -258,7 +264,7 @@ def layered():
 
 
 @pytest.mark.parametrize("lr", [1e-2, None])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_layer_decay_shrinks_the_learning_rates_downwards(name, lr):
     model = layered()
     if name == "adafactor" and lr is None:
@@ -287,15 +293,16 @@ def test_momentum_is_given_to_optimizers_that_have_one(name):
     optimizer = hfoptim.create_optimizer_v2(tiny(), name, lr=1e-3, momentum=0.77)
     if "momentum" in inspect.signature(type(optimizer)).parameters:
         assert optimizer.defaults["momentum"] == 0.77
-        assert hfoptim.create_optimizer_v2(tiny(), name, lr=1e-3).defaults["momentum"] == 0.9
+        own = inspect.signature(type(optimizer)).parameters["momentum"].default
+        assert hfoptim.create_optimizer_v2(tiny(), name, lr=1e-3).defaults["momentum"] == (own or 0.9)
     else:
         assert "momentum" not in optimizer.defaults
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_without_a_learning_rate_the_optimizers_own_default_holds(name):
     optimizer = hfoptim.create_optimizer_v2(tiny(), name)
-    own = hfoptim.get_optimizer_class(name)([nn.Parameter(torch.ones(2))])
+    own = hfoptim.get_optimizer_class(name)([nn.Parameter(torch.ones(2, 2))])
     assert optimizer.defaults == {**own.defaults, "weight_decay": 0.0}
     model = tiny()
     start = copy.deepcopy(model)

@@ -19,6 +19,7 @@ DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
     "adafactor": (1e-3, 3e-3, 1e-2),
     "lion": (3e-4, 1e-3, 3e-3),
     "momentum": (0.1, 0.3, 1.0),
+    **dict.fromkeys(("muon", "nmuon", "adamuon", "nadamuon"), (3e-3, 1e-2, 3e-2)),
     "sgd": (0.1, 0.3, 1.0),
 }
 
@@ -159,17 +160,20 @@ def parse_optimizers(names: Iterable[str]) -> tuple[str, ...]:
     """Canonical names of the optimizers, each once, in the given order.
 
     Raises:
-        CompareError: A name is unknown (the closest ones are listed), or there is none.
+        CompareError: A name is unknown (the closest ones are listed), there is none, or the Trainer cannot use it.
     """
-    from hfoptim.registry import canonical_name
+    from hfoptim.registry import get_optimizer_info
 
     found: dict[str, None] = {}
     for part in ",".join(names).split(","):
         if part.strip():
             try:
-                found[canonical_name(part.strip())] = None
+                info = get_optimizer_info(part.strip())
             except ValueError as error:
                 raise CompareError(str(error)) from error
+            if info.needs is not None:
+                raise CompareError(f"{info.name} needs {info.needs}, which the Trainer does not give; compare others")
+            found[info.name] = None
     if not found:
         raise CompareError("--optim names no optimizer; `hfoptim list` shows all of them")
     return tuple(found)

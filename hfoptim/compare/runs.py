@@ -18,8 +18,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from hfoptim.compare.config import PRESETS, CompareConfig
 from hfoptim.compare.data import Blocks
 from hfoptim.compare.results import DIVERGED, FINISHED, RunRecord, write_atomically
-from hfoptim.engine import unwrap
+from hfoptim.engine import RuleOptimizer, unwrap
 from hfoptim.trainer import OptimizerCallback
+from hfoptim.wrappers import Wrapper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,7 +129,7 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Start the clocks."""
-        self.optimizer = unwrap(optimizer)
+        self.optimizer = unwrap(optimizer, (RuleOptimizer, Wrapper))
         self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
         self.started = time.perf_counter()
@@ -206,7 +207,7 @@ def state_bytes_per_param(optimizer: torch.optim.Optimizer) -> float:
     """Bytes of all state tensors divided by the number of parameters that are optimized."""
     total = sum(
         value.numel() * value.element_size()
-        for state in optimizer.state.values()
+        for state in optimizer.state_dict()["state"].values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )

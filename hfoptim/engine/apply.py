@@ -1,4 +1,4 @@
-"""How an update reaches a parameter: sign, weight decay, learning rate, caution, compensated rounding.
+"""How an update reaches a parameter: sign, weight decay, learning rate, caution.
 
 Written once, for tensors and for `TensorList`s, eager and traced.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 
+from hfoptim.engine import storage
 from hfoptim.engine.rule import Rule, Scope, add_scaled
+from hfoptim.engine.storage import Rounding, Storage
 
 
 class Decay(enum.Enum):
@@ -35,14 +37,45 @@ class Plan:
     """All that fixes the computation of a step, apart from numbers: a compiled kernel is made for one plan.
 
     `plan_of` makes them: equal plans are one object, so that looking things up by plan costs nothing.
+
+    Args:
+        rule: the rule.
+        decay: where weight decay enters.
+        dtype: what is computed in.
+        maximize, caution: the options.
+        rounding: how new parameters get into their dtype.
+        storage: how each of the rule's states is kept.
+
+    Attributes:
+        kahan: whether rows end with what rounding cost the parameter so far.
+        plain: whether casts are all that lies between a row's tensors and what is computed, Kahan's term apart.
+        ordered: whether an entry's place in its tensor counts: blocks share scales, random bits go by the index.
+        keys: those of a parameter's state that are in its row, in that order.
     """
 
     rule: Rule
     decay: Decay
     dtype: torch.dtype
-    maximize: bool = False
-    caution: bool = False
-    kahan: bool = False
+    maximize: bool
+    caution: bool
+    rounding: Rounding
+    storage: tuple[Storage, ...]
+    kahan: bool = field(init=False)
+    plain: bool = field(init=False)
+    ordered: bool = field(init=False)
+    keys: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rounding, kept = self.rounding, self.storage
+        keys = [key for name, how in zip(self.rule.state, kept, strict=True) for key in how.names(name)]
+        kahan = rounding is Rounding.KAHAN
+        for name, value in {
+            "kahan": kahan,
+            "plain": (kahan or rounding is Rounding.NEAREST) and all(how is storage.FULL for how in kept),
+            "ordered": rounding is Rounding.STOCHASTIC or any(how.bits or how.stochastic for how in kept),
+            "keys": (*keys, rounding.keeps) if rounding.keeps else tuple(keys),
+        }.items():
+            object.__setattr__(self, name, value)
 
     @property
     def scope(self) -> Scope:
@@ -51,13 +84,21 @@ class Plan:
 
 
 @cache
-def plan_of(rule: Rule, decay: Decay, dtype: torch.dtype, maximize: bool, caution: bool, kahan: bool) -> Plan:
-    """The plan with these options; the same object every time."""
-    return Plan(rule, decay, dtype, maximize, caution, kahan)
+def plan_of(
+    rule: Rule,
+    decay: Decay,
+    dtype: torch.dtype,
+    maximize: bool = False,
+    caution: bool = False,
+    rounding: Rounding = Rounding.NEAREST,
+    kept: tuple[Storage, ...] | None = None,
+) -> Plan:
+    """The plan with these options; the same object every time. `kept` None: all states in the compute dtype."""
+    return Plan(rule, decay, dtype, maximize, caution, rounding, storage.full(rule) if kept is None else kept)
 
 
 def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars that `advance` needs for a plan's decay placement."""
+    """The scalars that `moved` needs for a plan's decay placement."""
     decay = plan.decay
     if decay is Decay.NONE:
         return {}
@@ -71,17 +112,20 @@ def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
 
 
-def step_in_place(plan: Plan, h: Any, row: Any) -> None:
-    """One step of one parameter, in place; `row` is a row of a `Bucket`."""
-    param, grad, *state = row
-    compensation = state.pop() if plan.kahan else None
-    new_param, new_compensation, *new_state = advance(plan, h, grad, param, state, compensation)
-    param.copy_(new_param)
-    if compensation is not None:
-        compensation.copy_(new_compensation)
-    for old, new in zip(state, new_state, strict=True):
-        if new is not None:
-            old.copy_(new)
+def step_in_place(plan: Plan, h: Any, row: Any, seed: int = 0, start: int = 0) -> None:
+    """One step of one parameter, in place.
+
+    Args:
+        plan: the rule and the options.
+        h: scalars by name.
+        row: a row of a `Bucket`, or a piece of one.
+        seed: of the random bits.
+        start: index of the piece's first entry in the parameter, in logical order.
+    """
+    parts = storage.split(plan, row)
+    weight, state = storage.decode(plan, parts)
+    new, *new_state = moved(plan, h, parts.grad, weight, state)
+    storage.encode(plan, parts, new, new_state, seed, start)
 
 
 def entering(plan: Plan, h: Any, grad: Any, param: Any) -> tuple[Any, Any]:
@@ -94,34 +138,25 @@ def entering(plan: Plan, h: Any, grad: Any, param: Any) -> tuple[Any, Any]:
     return weight, grad
 
 
-def advance(plan: Plan, h: Any, grad: Any, param: Any, state: Any, compensation: Any = None) -> tuple[Any, ...]:
-    """One step of one tensor (or `TensorList`), out of place.
+def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, ...]:
+    """(new parameter, *new state) of one tensor, symbol or `TensorList`, all in the compute dtype, before rounding.
 
     Args:
         plan: the rule and the options.
         h: scalars by name.
         grad, param: tensors of one shape, in any floating dtype.
-        state: the rule's state tensors, in the dtype they are kept in.
-        compensation: what rounding cost the parameter so far (Kahan), in the parameter's dtype, or None.
-
-    Returns:
-        (new parameter in its own dtype, new compensation or None, *new state in the compute dtype or None).
+        state: the values of the rule's state, in any floating dtype. A new state of None means: as it was.
     """
-    dtype = plan.dtype
     weight, grad = entering(plan, h, grad, param)
-    update, *new_state = plan.rule.fn(grad, weight, *(s.to(dtype) for s in state), h)
+    update, *new_state = plan.rule.fn(grad, weight, *(s.to(plan.dtype) for s in state), h)
     if plan.rule.scaled:
         size, *new_state = new_state
     if plan.caution:
         # Cautious Optimizers, arXiv 2411.16085: drop what points against the gradient, keep the mean step size.
-        mask = ((update * grad) > 0).to(dtype)
+        mask = ((update * grad) > 0).to(plan.dtype)
         update = update * (mask / mask.mean().clamp(min=1e-3))
-    moved = weight - update if plan.rule.scaled else add_scaled(weight, update, -h.lr)
+    new = weight - update if plan.rule.scaled else add_scaled(weight, update, -h.lr)
     if plan.decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED):
-        decayed = moved if plan.decay is Decay.DECOUPLED_AFTER else weight
-        moved = add_scaled(moved, decayed, -(size * h.weight_decay) if plan.rule.scaled else -h.decay)
-    if not plan.kahan:
-        return (moved.to(param.dtype), None, *new_state)
-    moved = moved + compensation.to(dtype)
-    rounded = moved.to(param.dtype)
-    return (rounded, (moved - rounded.to(dtype)).to(param.dtype), *new_state)
+        decayed = new if plan.decay is Decay.DECOUPLED_AFTER else weight
+        new = add_scaled(new, decayed, -(size * h.weight_decay) if plan.rule.scaled else -h.decay)
+    return (new, *new_state)

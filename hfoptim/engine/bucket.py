@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hfoptim.engine import storage
 from hfoptim.engine.apply import Plan
 from hfoptim.engine.rule import Scope, hyper_type
 
@@ -22,14 +23,16 @@ class Bucket:
 
     Args:
         plan: rule and options.
-        rows: for each parameter its tensors: parameter, gradient, the rule's state, and the Kahan term if the plan has
-            one.
+        rows: for each parameter its tensors: parameter, gradient, for each state of the rule its tensor, or its codes
+            and scales; Kahan's term or the remainder if the plan has one. `storage.split` sorts them.
         scalars: what the rule sees as `h`: numbers, or 0-d tensors on the bucket's device.
+        seeds: for each row that of the parameter's random bits; empty where the plan needs none.
     """
 
     plan: Plan
     rows: list[list[Tensor]] = field(default_factory=list)
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +41,17 @@ class Bucket:
     def hyper(self) -> Any:
         """The scalars as the NamedTuple a rule reads."""
         return hyper_type(tuple(self.scalars))(*self.scalars.values())
+
+    def chosen(self, rows: list[int]) -> Bucket:
+        """The same bucket with these of its rows."""
+        seeds = [self.seeds[i] for i in rows] if self.seeds else []
+        return Bucket(self.plan, [self.rows[i] for i in rows], self.scalars, seeds)
+
+    def occupied(self) -> Bucket:
+        """The same bucket without parameters that have no entries, such as empty parts of sharded ones."""
+        if all(row[0].numel() for row in self.rows):
+            return self
+        return self.chosen([i for i, row in enumerate(self.rows) if row[0].numel()])
 
     @contextmanager
     def shaped(self) -> Iterator[Bucket]:
@@ -50,9 +64,10 @@ class Bucket:
         for row in self.rows:
             own, seen = row[0].shape, shape(row[0].shape)
             shaped = [t.reshape(seen) if t.shape == own else t for t in row]
-            copies += [(t, s) for t, s in zip(row, shaped, strict=True) if t.data_ptr() != s.data_ptr()]
+            written = [(t, s) for i, (t, s) in enumerate(zip(row, shaped, strict=True)) if i != 1]  # not the gradient
+            copies += [(t, s) for t, s in written if t.data_ptr() != s.data_ptr()]
             rows.append(shaped)
-        yield Bucket(self.plan, rows, self.scalars)
+        yield Bucket(self.plan, rows, self.scalars, self.seeds)
         for tensor, copied in copies:
             tensor.copy_(copied.reshape(tensor.shape))
 
@@ -84,22 +99,47 @@ def is_dense(tensor: Tensor) -> bool:
 # Entries a piece may have: on a CPU, few enough that what is computed in between stays in the caches and many enough
 # that the work outweighs the calls (measured from 2^14 to 2^22); a GPU wants launches that fill it.
 PIECE = {"cpu": 1 << 18, "default": 1 << 24}
+# Coding needs several times the memory in between, indices and random bits: below 256 MB with this.
+_ORDERED_PIECE = 1 << 21
+
+
+class Piece(NamedTuple):
+    """A row, or a part of one.
+
+    Args:
+        row: its tensors.
+        seed: of the parameter's random bits.
+        start: index of the first entry in the parameter, in logical order; counts where the plan is `ordered`.
+    """
+
+    row: list[Tensor]
+    seed: int = 0
+    start: int = 0
 
 
 def piece_size(bucket: Bucket) -> int:
     """How many entries eager work on the bucket's device takes at once."""
-    return PIECE.get(bucket.device.type, PIECE["default"])
+    size = PIECE.get(bucket.device.type, PIECE["default"])
+    return min(size, _ORDERED_PIECE) if bucket.plan.ordered else size
 
 
-def pieces(bucket: Bucket) -> Iterator[list[Tensor]]:
+def pieces(bucket: Bucket) -> Iterator[Piece]:
     """The bucket's rows; large ones of element-wise rules cut into pieces."""
-    limit = piece_size(bucket)
-    for row in bucket.rows:
+    if not bucket.rows:
+        return
+    plan, limit = bucket.plan, piece_size(bucket)
+    divisible, ordered = plan.scope is Scope.ELEMENT, plan.ordered
+    for index, row in enumerate(bucket.rows):
         numel = row[0].numel()
-        views = flat(row) if bucket.plan.scope is Scope.ELEMENT and numel > limit else None
-        if views is None:
-            yield row
-            continue
-        for start in range(0, numel, limit):
-            length = min(limit, numel - start)
-            yield [view.narrow(0, start, length) for view in views]
+        seed = bucket.seeds[index] if ordered else 0
+        if not divisible or numel <= limit:
+            yield Piece(row, seed)
+        elif ordered:
+            for piece, start in storage.cut(plan, row, limit):
+                yield Piece(piece, seed, start)
+        elif (views := flat(row)) is None:
+            yield Piece(row)
+        else:
+            for start in range(0, numel, limit):
+                length = min(limit, numel - start)
+                yield Piece([view.narrow(0, start, length) for view in views])

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+
+from hfoptim.engine import sharding, storage
+from hfoptim.engine.rule import zeros
 
 if TYPE_CHECKING:
     from hfoptim.engine.optimizer import RuleOptimizer
+    from hfoptim.engine.rule import Rule
 
 # How a step is computed belongs to the run that loads, not to the checkpoint.
-_OF_THE_RUN = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+_OF_THE_RUN = {
+    *("params", "param_names", "foreach", "fused", "capturable", "differentiable"),
+    *("kahan_sum", "stochastic_rounding", "master_weights", "state_dtype", "state_rounding"),
+    "gradient_release",
+}
 
 # What schedules and grouping functions (torch's, timm's) write into groups beside an optimizer's hyper-parameters.
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name"}
@@ -25,17 +34,17 @@ def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
         changed = pre_hook(optimizer, state_dict)
         if changed is not None:
             state_dict = changed
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
-        raise ValueError(
-            "state_dict must be a dict with the keys 'state' and 'param_groups', as optimizer.state_dict() is"
-        )
-    groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(_same_count(optimizer, state_dict))]
+    groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(saved_groups(optimizer, state_dict))]
     own = {key: param for group, order in groups for key, param in zip(order, group["params"], strict=True)}
     group_of = {param: group for group, _ in groups for param in group["params"]}
+    # Some peers, such as timm's Adan, count the steps of a group, not of a parameter.
+    counted = {key: g["step"] for g in state_dict["param_groups"] if "step" in g for key in g["params"]}
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for key, saved in state_dict["state"].items():
         if key in own:
             param = own[key]
+            if saved and key in counted:
+                saved = {"step": counted[key], **saved}
             state[param] = _match_state(optimizer, key, param, saved, group_of[param])
         else:
             state[key] = saved
@@ -44,29 +53,47 @@ def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
         post_hook(optimizer)
 
 
-def _same_count(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+def saved_groups(optimizer: Optimizer, state_dict: Any) -> list[dict[str, Any]]:
+    """The groups of a state_dict, if it is one and they are as many as the optimizer's, as large."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError(
+            "state_dict must be a dict with the keys 'state' and 'param_groups', as optimizer.state_dict() is"
+        )
     saved = state_dict["param_groups"]
     if len(saved) != len(optimizer.param_groups):
         raise ValueError(
             f"the state_dict has {len(saved)} parameter groups, {type(optimizer).__name__} has "
             f"{len(optimizer.param_groups)}"
         )
+    for index, (current, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
+        if len(group["params"]) != len(current["params"]):
+            raise ValueError(
+                f"group {index} of the state_dict has {len(group['params'])} parameters, here it has "
+                f"{len(current['params'])}"
+            )
     return list(saved)
+
+
+def saved_order(index: int, current: dict[str, Any], saved: dict[str, Any]) -> list[Any]:
+    """The saved keys of a group's parameters, in the order of the parameters here: by name, where both have names."""
+    names, saved_names = current.get("param_names"), saved.get("param_names")
+    if not names or not saved_names:
+        return list(saved["params"])
+    if sorted(names) != sorted(saved_names):
+        missing = sorted(set(names) ^ set(saved_names))
+        raise ValueError(f"group {index} of the state_dict has other parameters: {', '.join(missing[:5])} differ")
+    by_name = dict(zip(saved_names, saved["params"], strict=True))
+    return [by_name[name] for name in names]
 
 
 def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The group as it will be, and the saved parameter keys in the order of its parameters."""
     cls, current = type(optimizer), optimizer.param_groups[index]
-    if len(saved["params"]) != len(current["params"]):
-        raise ValueError(
-            f"group {index} of the state_dict has {len(saved['params'])} parameters, here it has "
-            f"{len(current['params'])}"
-        )
     foreign = [
         name
         for name, value in saved.items()
         if name not in current
-        and name not in _OF_THE_RUN | _OF_SCHEDULES | {"maximize"}
+        and name not in _OF_THE_RUN | _OF_SCHEDULES | {"maximize", "step"}
         and not optimizer.ignores_peer_flag(name, value, {**current, **saved})
     ]
     absent = [
@@ -83,15 +110,10 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
     group = {name: current[name] for name in current if name in _OF_THE_RUN or name in optimizer.defaults}
     for name, value in saved.items():
         if name not in _OF_THE_RUN and (name in current or name in _OF_SCHEDULES | {"maximize"}):
-            group[name] = deepcopy(value)
-    order = list(saved["params"])
-    names, saved_names = current.get("param_names"), saved.get("param_names")
-    if names and saved_names:
-        if sorted(names) != sorted(saved_names):
-            missing = sorted(set(names) ^ set(saved_names))
-            raise ValueError(f"group {index} of the state_dict has other parameters: {', '.join(missing[:5])} differ")
-        by_name = dict(zip(saved_names, saved["params"], strict=True))
-        order = [by_name[name] for name in names]
+            # torch.distributed.checkpoint makes lists of tuples.
+            tupled = isinstance(value, list) and isinstance(current.get(name), tuple)
+            group[name] = tuple(value) if tupled else deepcopy(value)
+    order = saved_order(index, current, saved)
     optimizer.check_group(group)
     return group, order
 
@@ -99,14 +121,17 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
 def _match_state(
     optimizer: RuleOptimizer, key: Any, param: Tensor, saved: dict[str, Any], group: dict[str, Any]
 ) -> dict[str, Any]:
-    """The saved state of one parameter, on its device and in its own dtype."""
+    """The saved state of one parameter, on its device and in the form that the group asks for."""
+    cls = type(optimizer)
+    saved = optimizer.adapt_loaded(param, dict(saved), group) if saved else {}
     if not saved:
         return {}
-    cls = type(optimizer)
-    saved = optimizer.adapt_loaded(param, dict(saved), group)
     rule = optimizer.rule_for(param, group)
+    forms = dict(zip(rule.state, storage.storages(rule, param, group), strict=True))
     wanted = {"step", *rule.state}
-    if {*saved} - {"kahan_comp"} != wanted:
+    # Also without codes: where forms differ, torch.distributed.checkpoint leaves those of the state it loads into.
+    scales = {storage.scale_name(name) for name in rule.state}
+    if {*saved} - cls.occasional_state - scales != wanted:
         raise ValueError(
             f"the state_dict is not one of {cls.__name__}: parameter {key} has the state {sorted(map(str, saved))}, "
             f"expected {sorted(wanted)}"
@@ -116,16 +141,22 @@ def _match_state(
         if name == "step":
             out[name] = torch.as_tensor(value, dtype=torch.float32).detach().to("cpu").reshape(()).clone()
             continue
-        tensor = torch.as_tensor(value).to(param.device)
-        shape = param.shape if name == "kahan_comp" else _state_shape(rule.state[name], param)
-        if tensor.shape != shape:
+        if name in scales:
+            continue
+        tensor = torch.as_tensor(value)
+        shape = param.shape if name in cls.occasional_state else _state_shape(rule, name, param)
+        if tensor.shape != shape and not storage.is_coded(tensor):
             raise ValueError(
                 f"{name} of parameter {key} has the shape {tuple(tensor.shape)} in the state_dict, expected "
                 f"{tuple(shape)}"
             )
-        out[name] = tensor
+        if name in forms:
+            out |= sharding.converted(forms[name], rule, name, {**saved, name: tensor}, param)
+        else:
+            out[name] = sharding.placed(tensor, param, zeros)
+    storage.fit_rest(storage.rounding_of(param.dtype, group), out)
     return out
 
 
-def _state_shape(init: Any, param: Tensor) -> torch.Size:
-    return init(torch.empty_like(param, device="meta"), param.dtype).shape
+def _state_shape(rule: Rule, name: str, param: Tensor) -> torch.Size:
+    return rule.first(name, torch.empty(param.shape, device="meta"), param.dtype).shape

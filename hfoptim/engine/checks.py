@@ -32,6 +32,19 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high
     return found
 
 
+def integer(name: str, value: Any, low: int) -> int:
+    """`value`, if it is a whole number of at least `low`.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: a fraction, NaN, infinite, or too small.
+    """
+    found = number(name, value, low)
+    if found != int(found):
+        raise ValueError(f"{name}={value!r} is not a whole number")
+    return int(found)
+
+
 def betas(name: str, value: Any, count: int) -> tuple[float, ...]:
     """`value` as `count` coefficients, each in [0, 1).
 
@@ -66,6 +79,18 @@ def flag(name: str, value: Any, optional: bool = False) -> None:
     if not isinstance(value, bool) and not (optional and value is None):
         expected = "True, False or None" if optional else "True or False"
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {expected}")
+
+
+def unavailable(name: str, value: Any, reason: str) -> None:
+    """Raise unless `value` is False: an option that torch's signature has and this engine has not.
+
+    Raises:
+        TypeError: not a bool.
+        ValueError: True.
+    """
+    flag(name, value)
+    if value:
+        raise ValueError(f"{name}=True is not possible here: {reason}")
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, checks, runners
+from hfoptim.engine import checkpoint, checks, runners, sharding, steady, storage
 from hfoptim.engine.apply import Decay, Plan, decay_scalars, entering, plan_of
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.rule import Rule, Scope
+from hfoptim.engine.runners import sharded
+
+if TYPE_CHECKING:
+    from hfoptim.engine.runners.release import Release
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 DOUBLE_PRECISION = (torch.float64, torch.complex128)
 
 
+# What the options may be that name a form.
+_PRECISION = {
+    "state_dtype": tuple(form.value for form in storage.Format),
+    "state_rounding": (None, "nearest", "stochastic"),
+    "master_weights": (None, 8, 16),
+}
+
 # A parameter with its gradient, and the index of its group.
 _Entry = tuple[int, Tensor, Tensor]
+
+
+class Place(NamedTuple):
+    """Where an optimizer has a parameter: its group, its position there, and its number among all parameters."""
+
+    group: int
+    position: int
+    ordinal: int
+
+
+class Survey(NamedTuple):
+    """What the step of one parameter takes from all of them: the runner of each group and device, and the places."""
+
+    runners: dict[tuple[int, str], runners.Runner]
+    places: dict[Tensor, Place]
 
 
 class EngineOptions(TypedDict, total=False):
@@ -31,6 +57,11 @@ class EngineOptions(TypedDict, total=False):
     fused: bool | None
     caution: bool
     kahan_sum: bool | None
+    stochastic_rounding: bool
+    master_weights: Literal[8, 16] | None
+    state_dtype: Literal["float32", "bfloat16", "8bit", "4bit"]
+    state_rounding: Literal["nearest", "stochastic"] | None
+    gradient_release: bool
 
 
 ENGINE_DEFAULTS: dict[str, Any] = {
@@ -39,6 +70,11 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "fused": None,
     "caution": False,
     "kahan_sum": None,
+    "stochastic_rounding": False,
+    "master_weights": None,
+    "state_dtype": "float32",
+    "state_rounding": None,
+    "gradient_release": False,
 }
 
 
@@ -56,7 +92,16 @@ class RuleOptimizer(Optimizer):
             caution (False): drop the entries of the update that point against the gradient, and scale the others up
                 (Cautious Optimizers, arXiv 2411.16085).
             kahan_sum (None): keep what rounding takes from float16 and bfloat16 parameters and add it at the next
-                step. None: for such parameters, yes.
+                step. None: for such parameters, yes, unless one of the two following options is chosen.
+            stochastic_rounding (False): round bfloat16 parameters up or down by chance, right on average.
+            master_weights (None): keep so many more bits (8 or 16) of bfloat16 parameters; with 16 they are exact
+                float32 weights.
+            state_dtype ("float32"): how state of a parameter's shape is kept: "float32", "bfloat16", or in blocks with
+                a scale each, "8bit" or "4bit". State of parameters with fewer than 4096 entries stays float32.
+            state_rounding (None): how it is rounded, "nearest" or "stochastic". None: stochastic for bfloat16, nearest
+                for 8bit and 4bit.
+            gradient_release (False): step each parameter inside of backward and free its gradient at once, once
+                `hfoptim.prepare_for_gradient_release(model, optimizer)` was called; `step` then only ends a step.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -69,8 +114,22 @@ class RuleOptimizer(Optimizer):
     lr_optional: ClassVar[bool] = False
     # Hyper-parameters, of those that an optimizer has, that are one number >= 0.
     numbers: ClassVar[tuple[str, ...]] = ("eps", "weight_decay", "momentum")
+    # How many coefficients `betas` has.
+    beta_count: ClassVar[int] = 2
+    # Entries of a group that change from step to step and that no choice of a rule depends on.
+    moving: ClassVar[frozenset[str]] = frozenset({"lr"})
+    # The buckets of the last step; neither saved nor copied.
+    _seats: list[steady.Seat] | None = None
+    _work: list[_Work]
+    _options: list[list[Any]]
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
     absent_from_peers: ClassVar[frozenset[str]] = frozenset()
+    # State, of a parameter's shape, that is there at times only.
+    occasional_state: ClassVar[frozenset[str]] = storage.RESTS
+    # Whether a schedule that lowers lr works against this class.
+    wants_constant_lr: ClassVar[bool] = False
+    # Takes the steps inside of backward, while gradients are released.
+    release: Release | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
         checks.known_options(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
@@ -94,11 +153,12 @@ class RuleOptimizer(Optimizer):
             if name in self.defaults:
                 checks.number(name, group[name])
         if "betas" in self.defaults:
-            checks.betas("betas", group["betas"], 2)
-        for name in ("maximize", "caution"):
+            checks.betas("betas", group["betas"], self.beta_count)
+        for name in ("maximize", "caution", "stochastic_rounding", "gradient_release"):
             checks.flag(name, group[name])
         for name in ("foreach", "fused", "kahan_sum"):
             checks.flag(name, group[name], optional=True)
+        _check_precision(group)
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach=True and fused=True exclude each other; give one of them")
 
@@ -127,7 +187,7 @@ class RuleOptimizer(Optimizer):
                     group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state_dict, each state tensor in the dtype it was saved in.
+        """Take over a state_dict, each state tensor in the form that its group asks for (`state_dtype`).
 
         Args:
             state_dict: of this optimizer, or of the peer (torch.optim, transformers) whose state names it shares.
@@ -152,7 +212,7 @@ class RuleOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one optimization step.
+        """Take one optimization step; under gradient release, end the one that backward has taken.
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
@@ -162,30 +222,91 @@ class RuleOptimizer(Optimizer):
 
         Raises:
             TypeError: a gradient is sparse; no parameter has changed.
+            RuntimeError: under gradient release, if a gradient is there that was not released.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step(self._entries())
+        entries = self._entries()
+        if self._is_only_for_state(entries):
+            self._collect(entries)
+        elif self.release is not None:
+            self.release.end(self, entries)
+        elif entries and any(group["gradient_release"] for group in self.param_groups):
+            raise RuntimeError(
+                f"{type(self).__name__} was made with gradient_release=True, and no model was prepared for it; call "
+                f"prepare_for_gradient_release(model, optimizer) before the first backward pass"
+            )
+        else:
+            self._step(entries)
         return loss
 
-    def before_buckets(self, totals: Mapping[str, Tensor]) -> None:
+    def before_buckets(self, totals: dict[str, Any]) -> None:
         """Called once per step, before any parameter moves; overridden where groups carry numbers from step to step.
 
         Args:
-            totals: the sums of the rules' probes, over all parameters and ranks.
+            totals: the sums of the rules' probes, over all parameters and ranks. What is added to them reaches the
+                rules' `per_step` in the same way, by name.
         """
 
     def _step(self, entries: list[_Entry]) -> None:
         """Step the parameters given."""
-        work = self._collect(entries)
+        # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
+        seats, self._seats = self._seats, None
+        work = self._again(seats, entries) if seats else None
+        if work is None:
+            seats, work = None, self._collect(entries)
         totals = _totals(work)
         self.before_buckets(totals)
+        self._run(work, totals)
+        self._seats = seats or self._seat(entries, work)
+        for seat in self._seats or ():
+            seat.version = seat.step._version
+            seat.bucket.rows[seat.place][1] = seat.step  # gradients are not kept alive; this one is never read
+
+    def _again(self, seats: list[steady.Seat], entries: list[_Entry]) -> list[_Work] | None:
+        """The last step's buckets with the gradients of this one; None where they do not fit any more."""
+        if len(seats) != len(entries):
+            return None
+        if steady.options_of(self.param_groups, self.moving) != self._options:
+            return None
+        for seat, (index, param, grad) in zip(seats, entries, strict=True):
+            if not seat.holds(index, param, grad, self.state):
+                return None
+        for seat, entry in zip(seats, entries, strict=True):
+            seat.bucket.rows[seat.place][1] = entry[2]
+        for item in self._work:
+            item.advance()
+        return self._work
+
+    def _seat(self, entries: list[_Entry], work: list[_Work]) -> list[steady.Seat] | None:
+        """The buckets as they can be kept for the next step, if they are of plain, real tensors."""
+        if any(item.whole or sharding.is_dtensor(param) for item in work for param in item.params):
+            return None
+        found = {param: (item, place) for item in work for place, param in enumerate(item.params)}
+        seats = []
+        for index, param, grad in entries:
+            if param.is_complex():
+                return None
+            item, place = found[param]
+            keys, step = item.bucket.plan.keys, item.steps[place]
+            seats.append(
+                steady.Seat(index, param, self.state[param], keys, item.bucket, place, step, step._version, grad.dtype)
+            )
+        self._work = work
+        self._options = steady.options_of(self.param_groups, self.moving)
+        return seats
+
+    def _run(self, work: list[_Work], totals: dict[str, Any]) -> None:
         for item in work:
             item.bucket.scalars = self._scalars(item, totals)
-            with item.bucket.shaped() as bucket:
-                item.run(bucket)
+            if item.whole:
+                sharded.run(item.bucket, item.run)
+                continue
+            with item.bucket.occupied().shaped() as bucket:
+                if bucket.rows:
+                    item.run(bucket)
         if work:
             torch._foreach_add_([step for item in work for step in item.steps], 1.0)
 
@@ -197,53 +318,84 @@ class RuleOptimizer(Optimizer):
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
                 grad = param.grad
-                if grad is None:
-                    continue
-                if grad.layout is not torch.strided:
-                    raise TypeError(
-                        f"{self._name_of(index, position)} has a sparse gradient ({grad.layout}), which "
-                        f"{type(self).__name__} does not take; use a dense one (nn.Embedding(..., sparse=False))"
-                    )
-                entries.append((index, param, grad))
+                if grad is not None:
+                    entries.append(self._entry(index, position, param, grad))
         return entries
 
-    def _collect(self, entries: list[_Entry]) -> list[_Work]:
-        """Sort parameters into buckets, creating state where there is none."""
+    def _entry(self, index: int, position: int, param: Tensor, grad: Tensor) -> _Entry:
+        if grad.layout is not torch.strided:
+            raise TypeError(
+                f"{self._name_of(index, position)} has a sparse gradient ({grad.layout}), which "
+                f"{type(self).__name__} does not take; use a dense one (nn.Embedding(..., sparse=False))"
+            )
+        return index, param, grad
+
+    def _is_only_for_state(self, entries: list[_Entry]) -> bool:
+        """Whether a first step is meant to create state and nothing else: every lr is 0 and every gradient zero.
+
+        So does torch.distributed.checkpoint before it reads or loads an optimizer's state. Such a step must not count,
+        nor decay parameters in optimizers that choose their step sizes themselves.
+        """
+        if any(self.state.values()) or not entries:
+            return False
+        if any(group["lr"] is None or float(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        sums: dict[sharding.Groups, dict[str, Tensor]] = {}
+        for _, param, grad in entries:
+            size = sharding.local(sharding.aligned(grad.detach(), param)).abs().sum(dtype=torch.float64)
+            _add(sums.setdefault(sharding.groups_of(param), {}), {"grad": size})
+        return bool(sharding.sum_over_ranks(sums)["grad"] == 0.0)
+
+    def _survey(self) -> Survey:
         numel: dict[str, int] = {}
-        for group in self.param_groups:
-            for param in group["params"]:
+        places: dict[Tensor, Place] = {}
+        for index, group in enumerate(self.param_groups):
+            for position, param in enumerate(group["params"]):
+                places[param] = Place(index, position, len(places))
                 numel[param.device.type] = numel.get(param.device.type, 0) + param.numel()
         choice = {
             (index, device): runners.choose(group, device, total)
             for index, group in enumerate(self.param_groups)
             for device, total in numel.items()
         }
+        return Survey(choice, places)
+
+    def _collect(self, entries: list[_Entry], survey: Survey | None = None) -> list[_Work]:
+        """Sort parameters into buckets, creating state where there is none."""
+        survey = survey or self._survey()
         planned = []
         for index, param, grad in entries:
-            run = choice[index, param.device.type]
+            run = survey.runners[index, param.device.type]
             plan = self._plan(param, self.param_groups[index], run)
+            run = runners.for_scope(run, plan.scope)
             planned.append((index, run, plan, param, grad, _ensure_state(plan, param, self.state[param])))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
         work: dict[tuple[Any, ...], _Work] = {}
         for (index, run, plan, param, grad, state), count in zip(planned, counts, strict=True):
             # State loaded from elsewhere may be kept in another dtype for some of the parameters.
             dtypes = tuple(state[name].dtype for name in plan.rule.state)
-            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count)
+            row = _row(plan, param, sharding.aligned(grad, param), state)
+            whole = sharding.is_dtensor(param) and sharded.takes(plan, row)
+            layout = sharding.layout(param)
+            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole)
             if key not in work:
-                work[key] = _Work(self.param_groups[index], int(count) + 1, run, Bucket(plan))
-            work[key].add(param, grad, state)
+                groups = sharding.groups_of(param)
+                work[key] = _Work(self.param_groups[index], int(count) + 1, run, Bucket(plan), groups, whole)
+            work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
 
     def _plan(self, param: Tensor, group: dict[str, Any], run: runners.Runner) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
         decays = run is runners.compiled.run or group.get("weight_decay", 0.0) != 0.0
+        rule = self.rule_for(param, group)
         return plan_of(
-            self.rule_for(param, group),
+            rule,
             self.decay_for(group) if decays else Decay.NONE,
             torch.float64 if param.dtype in DOUBLE_PRECISION else torch.float32,
             group["maximize"],
             group["caution"],
-            group["kahan_sum"] is not False and param.dtype in LOW_PRECISION,
+            storage.rounding_of(param.dtype, group),
+            storage.storages(rule, param, group),
         )
 
     def _scalars(self, item: _Work, totals: dict[str, Tensor]) -> dict[str, Any]:
@@ -252,19 +404,32 @@ class RuleOptimizer(Optimizer):
         scalars |= rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)
         if "lr" not in scalars:
             scalars["lr"] = float(item.group["lr"])
-        return scalars
+        return _placed(scalars, item.bucket)
 
     def _name_of(self, index: int, position: int) -> str:
         names = self.param_groups[index].get("param_names")
         return f"parameter {names[position]!r}" if names else f"parameter {position} of group {index}"
 
 
-def unwrap(optimizer: Any, wanted: type | None = None) -> Any:
+def _check_precision(group: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what the options about precision do not know, or cannot be together."""
+    for name, known in _PRECISION.items():
+        # A tensor or a bool compares equal to a number.
+        if type(group[name]) not in {type(value) for value in known} or group[name] not in known:
+            raise ValueError(f"{name}={group[name]!r} is unknown, expected one of {', '.join(map(repr, known))}")
+    chosen = [
+        f"{name}={group[name]!r}" for name in ("kahan_sum", "stochastic_rounding", "master_weights") if group[name]
+    ]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} exclude each other; give one of them")
+
+
+def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any:
     """The optimizer inside wrappers, such as Accelerate's, that hold the next one in `.optimizer`.
 
     Args:
         optimizer: an optimizer, wrapped or not.
-        wanted: the class to look for; None for the innermost.
+        wanted: the class, or classes, to look for; None for the innermost.
 
     Returns:
         The first of that class, or None where there is none.
@@ -285,48 +450,99 @@ class _Work:
     t: int
     run: runners.Runner
     bucket: Bucket
+    groups: sharding.Groups
+    whole: bool
+    params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
+    ordinals: list[int] = field(default_factory=list)
 
-    def add(self, param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
-        # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
-        row = [param.detach(), grad.detach(), *(state[name] for name in self.bucket.plan.rule.state)]
+    def advance(self) -> None:
+        """Go on to the next step with the same rows, of plain tensors."""
+        self.t += 1
+        if self.bucket.plan.ordered:
+            self.bucket.seeds = [storage.row_seed(self.t, ordinal) for ordinal in self.ordinals]
+
+    def add(self, own: Tensor, row: list[Tensor], step: Tensor, ordinal: int) -> None:
+        self.params.append(own)
+        self.ordinals.append(ordinal)
+        param = row[0]
+        if not self.whole:
+            row = [sharding.local(t) for t in row]
         if param.is_complex():
             row = [torch.view_as_real(t) if t.is_complex() else t for t in row]
-        if self.bucket.plan.kahan:
-            row.append(state["kahan_comp"])
         self.bucket.rows.append(row)
-        self.steps.append(state["step"])
+        if self.bucket.plan.ordered:
+            start = 0 if self.whole else sharding.start(param)
+            self.bucket.seeds.append(storage.row_seed(self.t, ordinal, start))
+        self.steps.append(step)
+
+
+def _row(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> list[Tensor]:
+    """A parameter's row; DTensors where it is sharded."""
+    # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
+    return [param.detach(), grad.detach(), *(state[key] for key in plan.keys)]
 
 
 def _ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
     """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed."""
+    if param.is_complex() and plan.scope is not Scope.ELEMENT:
+        raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32)
-    for name, init in plan.rule.state.items():
+    dtype = storage.exact_dtype(param.dtype)
+    for name, kept in zip(plan.rule.state, plan.storage, strict=True):
         if name not in state:
-            if param.is_complex() and plan.scope is not Scope.ELEMENT:
-                raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
-            dtype = param.dtype if param.is_complex() else plan.dtype
-            state[name] = init(param, dtype)
-    if plan.kahan and "kahan_comp" not in state:
-        state["kahan_comp"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            for key, init in storage.inits(kept, plan.rule, name).items():
+                state[key] = sharding.new_state(init, param, dtype)
+        elif not storage.fits(kept, state[name], param.shape):
+            state.update(sharding.converted(kept, plan.rule, name, state, param))
+            if not kept.bits:
+                state.pop(storage.scale_name(name), None)
+    storage.fit_rest(plan.rounding, state)
+    rest = plan.rounding.keeps
+    if rest and rest not in state:
+        dtype = plan.rounding.remainder or param.dtype
+        state[rest] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     return state
 
 
+def _placed(scalars: dict[str, Any], bucket: Bucket) -> dict[str, Any]:
+    """The scalars for a bucket, with tensors on its device and in what it computes in: sums of all tensors have one."""
+    device, dtype = bucket.device, bucket.plan.dtype
+    return {name: value.to(device, dtype) if isinstance(value, Tensor) else value for name, value in scalars.items()}
+
+
 def _totals(work: list[_Work]) -> dict[str, Tensor]:
-    """The rules' probes, summed over all tensors, on the device of the first of them."""
-    totals: dict[str, Tensor] = {}
+    """The rules' probes, summed over all tensors and ranks, on the device of the first of them."""
+    sums: dict[sharding.Groups, dict[str, Tensor]] = {}
     for item in work:
         plan = item.bucket.plan
         probe = plan.rule.probe
         if probe is None:
             continue
         scalars = {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
-        with Bucket(plan, item.bucket.rows, scalars).shaped() as bucket:
+        scalars = _placed(scalars, item.bucket)
+        bucket, groups = Bucket(plan, item.bucket.rows, scalars), item.groups
+        if item.whole:
+            values = sharded.probed(bucket)
+            if values is not None:
+                _add(sums.setdefault(groups, {}), values)
+                continue
+            bucket, groups = sharded.gathered(bucket), ()
+        with bucket.shaped() as bucket:
+            if item.run is runners.compiled.run:
+                values, bucket = runners.compiled.probe(bucket)
+                _add(sums.setdefault(groups, {}), values)
             h = bucket.hyper()
-            for param, grad, *state in bucket.rows:
-                weight, grad = entering(plan, h, grad, param)
-                state = [s.to(plan.dtype) for s in state[: len(plan.rule.state)]]
-                for name, value in probe.fn(grad, weight, *state, h).items():
-                    totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
-    return totals
+            for row in bucket.rows:
+                parts = storage.split(plan, row)
+                weight, state = storage.decode(plan, parts)
+                weight, grad = entering(plan, h, parts.grad, weight)
+                state = [s.to(plan.dtype) for s in state]
+                _add(sums.setdefault(groups, {}), probe.fn(grad, weight, *state, h))
+    return sharding.sum_over_ranks(sums)
+
+
+def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value

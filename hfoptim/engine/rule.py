@@ -34,7 +34,7 @@ class Scope(enum.Enum):
 
     ELEMENT = "its own entry only: tensors may be flattened, cut and sharded freely"
     TENSOR = "reductions over its tensor"
-    MATRIX = "the whole matrix"
+    MATRIX = "the whole matrix, which is its last two dimensions: those before them are a batch"
 
 
 ELEMENT, TENSOR, MATRIX = Scope.ELEMENT, Scope.TENSOR, Scope.MATRIX
@@ -48,14 +48,21 @@ class State:
         init: `(param, dtype) -> Tensor`, its first value.
         signed: whether it takes negative values.
         compressible: whether it may be kept in fewer bits; only what has the parameter's shape may.
+        of_shaped: whether `init` is given the parameter in the shape that the rule sees (`Rule.shape`), not in its own.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
     signed: bool = True
     compressible: bool = False
+    of_shaped: bool = False
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether it is known to begin at zero, so that its compressed form can be made without it."""
+        return self.init is _zeros
 
 
 def _zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,8 +107,9 @@ class Probe:
     """Sums over all tensors of an optimizer (and over ranks) that a step needs before it starts.
 
     Args:
-        fn: `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like a rule. `grad` has its sign (`maximize`) and its
-            coupled decay already, `state` is that before the step.
+        fn: `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like a rule, each a sum over entries, so that it can
+            be taken part by part. `grad` has its sign (`maximize`) and its coupled decay already, `state` is that
+            before the step.
         per_step: `(t, group) -> {name: number}`, what `fn` sees as `h`.
     """
 
@@ -139,6 +147,11 @@ class Rule:
     @property
     def name(self) -> str:
         return self.fn.__name__
+
+    def first(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
+        """The first value of a parameter's state `name`."""
+        init = self.state[name]
+        return init(param.reshape(self.shape(param.shape)) if init.of_shaped and self.shape else param, dtype)
 
     def __repr__(self) -> str:
         return f"rule({self.name}, {self.scope.name}, state={list(self.state)})"
@@ -182,12 +195,12 @@ def add_scaled(x: Any, y: Any, factor: Any) -> Any:
 
 def rms(x: Any) -> Any:
     """Root mean square over a whole tensor, in one pass without a temporary."""
-    if torch.compiler.is_compiling():
-        return (x * x).mean().sqrt()
     if isinstance(x, TensorList):
         norms = torch._foreach_norm(x.tensors)
         return TensorList([norm / tensor.numel() ** 0.5 for norm, tensor in zip(norms, x.tensors, strict=True)])
-    return x.norm() / x.numel() ** 0.5
+    if isinstance(x, Tensor) and not torch.compiler.is_compiling():
+        return x.norm() / x.numel() ** 0.5
+    return (x * x).mean().sqrt()
 
 
 def bias_correction(beta: float, t: int) -> float:

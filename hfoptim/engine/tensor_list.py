@@ -32,6 +32,10 @@ class TensorList:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __getitem__(self, index: Any) -> TensorList:
+        """Every tensor indexed alike."""
+        return self._each("__getitem__", index)
+
     @property
     def dtype(self) -> torch.dtype:
         return self.tensors[0].dtype

@@ -152,7 +152,7 @@ class Adam(RuleOptimizer):
             multiplies it.
         max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
         triton (None): optimi's name for `fused`; on a GPU the compiled kernels are Triton's.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, `gradient_release`, see `RuleOptimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range, or no parameters.

@@ -30,7 +30,8 @@ def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -
     return scalars
 
 
-def _grad_sq(grad: Any, param: Any, *state_and_h: Any) -> dict[str, Any]:
+def squared_norm(grad: Any, param: Any, *state_and_h: Any) -> dict[str, Any]:
+    """A probe for the norm of all gradients together."""
     return {"grad_sq": grad.square().sum()}
 
 
@@ -57,7 +58,7 @@ def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
     if amsgrad:
         state["max_exp_avg_sq"] = nonnegative
     scope = TENSOR if clip == "clipnorm" else ELEMENT
-    return Rule(fn, scope, state, _per_step, Probe(_grad_sq) if clip == "global_clipnorm" else None)
+    return Rule(fn, scope, state, _per_step, Probe(squared_norm) if clip == "global_clipnorm" else None)
 
 
 class AdamWeightDecay(RuleOptimizer):
@@ -98,6 +99,7 @@ class AdamWeightDecay(RuleOptimizer):
         transformers 4.34, `optimization_tf.AdamWeightDecay`; Keras `Adam`; Loshchilov and Hutter, arXiv 1711.05101.
     """
 
+    moving = frozenset({"lr", "iterations"})
     absent_from_peers = frozenset(_CLIPS) | {"amsgrad", "iterations"}
 
     def __init__(

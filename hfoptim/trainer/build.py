@@ -23,7 +23,9 @@ from transformers import TrainingArguments
 import schedules
 from hfoptim import registry
 from hfoptim.engine import unwrap
+from hfoptim.engine.runners.release import releasable
 from hfoptim.optimizers import Adafactor, AdafactorSchedule
+from hfoptim.param_groups import split_hidden_matrices
 from hfoptim.trainer import private
 from hfoptim.trainer.options import fit, parse_optim_args
 
@@ -52,9 +54,16 @@ class Choice:
         """Check a name and options.
 
         Raises:
-            ValueError: the name or an option is unknown (lists the closest), or a value is of the wrong kind.
+            ValueError: the name or an option is unknown (lists the closest), a value is of the wrong kind, or the
+                optimizer needs what the Trainer does not give.
         """
         name = registry.canonical_name(name)
+        needs = registry.get_optimizer_info(name).needs
+        if needs is not None:
+            raise ValueError(
+                f"{name} needs {needs}, which the Trainer does not give; use it in a training loop of your own, or "
+                f"choose another optimizer here"
+            )
         registry.check_options(name, options)
         own = own_defaults(name)
         return cls(name, _common({key: fit(key, value, own[key]) for key, value in options.items()}, own))
@@ -75,7 +84,7 @@ class Choice:
             args: the TrainingArguments; None when they are not known yet.
 
         Raises:
-            ValueError: a value is out of range, or two exclude each other.
+            ValueError: a value is out of range, two exclude each other, or the optimizer cannot release gradients.
         """
         own = own_defaults(self.name)
         unused: list[str] = []
@@ -86,7 +95,9 @@ class Choice:
             # The arguments will have to give one.
             changed["lr"] = 1e-3
         kwargs = registry.resolve_options(self.name, {**changed, **self.options})
-        _trial(self.optimizer_class, kwargs)
+        made = _trial(self.optimizer_class, kwargs)
+        if kwargs.get("gradient_release"):
+            releasable(made)
         lr_given = "lr" in changed or "lr" in self.options or self.options.get("relative_step", False)
         decay = kwargs.pop("weight_decay", own.get("weight_decay", 0.0))
         return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused))
@@ -120,7 +131,8 @@ class Resolved:
         """What `Trainer.get_optimizer_cls_and_kwargs` returns.
 
         The Trainer makes two parameter groups, with `args.weight_decay` and with none. Where that is not what was asked
-        for, the groups are in the result under `params`, which the Trainer then uses.
+        for, or the optimizer has to know which parameters are hidden matrices, the groups are in the result under
+        `params`, which the Trainer then uses.
 
         Args:
             args: the TrainingArguments.
@@ -136,8 +148,11 @@ class Resolved:
         elif any(kwargs.get(option) for option in NAME_PATTERNS):
             named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
             kwargs["params"] = [{"params": named, "weight_decay": self.weight_decay}]
+        elif registry.get_optimizer_info(self.choice.name).hidden_matrices:
+            kwargs["params"] = split_hidden_matrices(model, _decay_groups(model, self.weight_decay))
         elif self.weight_decay != args.weight_decay:
-            kwargs["params"] = _decay_groups(model, self.weight_decay)
+            groups = _decay_groups(model, self.weight_decay)
+            kwargs["params"] = [{**group, "params": [param for _, param in group["params"]]} for group in groups]
         return cls, kwargs
 
     def _say_what_was_not_taken(self, args: Any) -> None:
@@ -221,11 +236,12 @@ def _from_arguments(own: Mapping[str, Any], args: Any, unused: list[str]) -> dic
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """The Trainer's two groups, with named parameters."""
     decayed = set(private.decay_parameter_names(model))
     trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     return [
-        {"params": [param for name, param in trained if name in decayed], "weight_decay": weight_decay},
-        {"params": [param for name, param in trained if name not in decayed], "weight_decay": 0.0},
+        {"params": [pair for pair in trained if pair[0] in decayed], "weight_decay": weight_decay},
+        {"params": [pair for pair in trained if pair[0] not in decayed], "weight_decay": 0.0},
     ]
 
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 import schedules
 from hfoptim.engine import unwrap
-from hfoptim.trainer import build, private
+from hfoptim.trainer import build, modes, private, release
 
 
 class OptimizerCallback(TrainerCallback):
@@ -35,8 +35,8 @@ class OptimizerCallback(TrainerCallback):
 
     Raises:
         ValueError: an unknown optimizer, schedule or option, a value out of range, or `schedule_kwargs` without
-            `schedule`. From the Trainer: it was also given an optimizer in another way, or asks for no evaluation while
-            the schedule follows a metric.
+            `schedule`. From the Trainer: it was also given an optimizer in another way, asks for no evaluation while
+            the schedule follows a metric, or clips, accumulates or scales gradients that are to be released.
         TypeError: an option of the wrong type.
         RuntimeError: at the start of the training: the callback was added after the Trainer was made, or the Trainer
             built its optimizer in another way.
@@ -75,6 +75,7 @@ class OptimizerCallback(TrainerCallback):
         trainer = private.trainer_in_charge()
         self._refuse_conflicts(trainer)
         resolved = self.choice.resolve(args)
+        release.check_options(resolved.kwargs, args)
         if self.schedule is not None:
             if resolved.sets_its_own_lr:
                 raise ValueError(
@@ -121,8 +122,10 @@ class OptimizerCallback(TrainerCallback):
         Returns:
             The trainer's schedule, made now unless it has one.
         """
+        optimizer = trainer.optimizer if optimizer is None else optimizer
+        modes.attend(trainer, optimizer, self.schedule or trainer.args.lr_scheduler_type.value)
+        release.attend(trainer, optimizer)
         if trainer.lr_scheduler is None:
-            optimizer = trainer.optimizer if optimizer is None else optimizer
             scheduler = build.own_schedule(optimizer)
             if scheduler is None and self.schedule is None:
                 make = type(trainer).create_scheduler

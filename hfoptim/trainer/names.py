@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 import schedules
 from hfoptim import registry
-from hfoptim.trainer import build, private
+from hfoptim.trainer import build, modes, private, release
 from hfoptim.trainer.private import OptimizerNames, SchedulerType
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,13 @@ class _Names:
         for name in catalogue:
             for value in (name, PREFIX + name):
                 if value not in kind._value2member_map_:
-                    self.members[private.add_member(kind, self._free(value), value, _restore)] = name
+                    self._add(value, name)
         kind._missing_ = classmethod(lambda cls, value: self.find(value))
+
+    def _add(self, value: str, name: str) -> Enum:
+        member: Enum = private.add_member(self.kind, self._free(value), value, _restore)
+        self.members[member] = name
+        return member
 
     def _free(self, value: str) -> str:
         """A member name: the value in capitals, with an end where that is taken (LION is "lion_32bit")."""
@@ -72,7 +77,8 @@ class _Names:
             else:
                 # An alias is not a name of transformers, so it means ours even where the plain name is theirs.
                 own = [member for member, meaning in self.members.items() if meaning == name]
-                return own[0]
+                # An optimizer with another one around it (`lookahead_lion`) is listed once it was asked for.
+                return own[0] if own else self._add(name, name)
         raise ValueError(self._unknown(value))
 
     def _unknown(self, value: Any) -> str:
@@ -167,7 +173,9 @@ def _checking_post_init(original: Callable[[Any], None]) -> Callable[[Any], None
         original(self)
         name, schedule = _our_optimizer(self), _our_schedule(self)
         if name is not None:
-            build.check_no_idle_schedule(build.Choice.from_arguments(name, self).resolve(self), self)
+            resolved = build.Choice.from_arguments(name, self).resolve(self)
+            build.check_no_idle_schedule(resolved, self)
+            release.check_options(resolved.kwargs, self)
         if schedule is not None:
             build.prepare_schedule_arguments(schedule, self)
 
@@ -188,8 +196,12 @@ def _building_ours(original: staticmethod) -> staticmethod:
 def _creating_ours(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        used = self.optimizer if optimizer is None else optimizer
+        if _enabled is not None:
+            modes.attend(self, used, self.args.lr_scheduler_type.value)
+            release.attend(self, used)
         if _enabled is not None and self.lr_scheduler is None:
-            schedule = build.own_schedule(self.optimizer if optimizer is None else optimizer)
+            schedule = build.own_schedule(used)
             if schedule is not None:
                 private.keep_scheduler(self, schedule)
         return original(self, num_training_steps=num_training_steps, optimizer=optimizer)

@@ -158,7 +158,7 @@ def choice_reader(read: Callable[[Any, str], str]) -> Callable[[], None]:
             plain = original(choices)
             for kind in (OptimizerNames, SchedulerType):
                 if list(choices) == [member.value for member in kind]:
-                    return lambda word: _read_choice(read, kind, plain(word))
+                    return lambda word: _read_choice(read, kind, plain(word), choices)
             return plain
 
         return make_choice_type_function
@@ -166,8 +166,11 @@ def choice_reader(read: Callable[[Any, str], str]) -> Callable[[], None]:
     return replace(hf_argparser, "make_choice_type_function", make)
 
 
-def _read_choice(read: Callable[[Any, str], str], kind: Any, word: Any) -> Any:
+def _read_choice(read: Callable[[Any, str], str], kind: Any, word: Any, choices: list[Any]) -> Any:
     try:
-        return read(kind, word)
+        value = read(kind, word)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    if value not in choices:  # the parser's own list, which it looks the value up in next
+        choices.append(value)
+    return value

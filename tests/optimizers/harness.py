@@ -52,6 +52,20 @@ LAYOUTS: dict[str, Make] = {
     "narrow": _shape(16, 20),
     "conv_wide": _shape(18, 20, 3, 2),
     "stack": _shape(3, 17, 19),
+    # More entries than state must have to be compressed, in no rows.
+    "long": _shape(5001),
+    # Names that an optimizer may go by; a model of width 4 with heads of 2, and one of them for the keys.
+    "embed.weight": _shape(7, 4),
+    "q_proj.weight": _shape(4, 4),
+    "k_proj.weight": _shape(2, 4),
+    "v_proj.weight": _shape(2, 4),
+    "o_proj.weight": _shape(4, 4),
+    "mlp.weight": _shape(6, 4),
+    "mlp.bias": _shape(6),
+    "norm.weight": _shape(4),
+    "lm_head.weight": _shape(7, 4),
+    "q_proj.large": _shape(104, 79),
+    "mlp.large": _shape(83, 97),
 }
 OTHER_GRADIENT: dict[str, Callable[[Tensor], Tensor]] = {
     "mixed": lambda grad: grad.contiguous(memory_format=torch.channels_last),

@@ -23,6 +23,8 @@ IN_GROUP = {
     "weight_decay_rate": "weight_decay",
     "eps_scale": "eps",
 }
+# Numbers that may be infinite.
+UNLIMITED = {"growth_rate"}
 IN_ADAFACTOR = {"lr": 1e-3, "relative_step": False}
 
 
@@ -52,6 +54,9 @@ def group_of(entry, name, value):
 )
 @pytest.mark.parametrize(("entry", "name"), NUMBERS)
 def test_a_number_out_of_range_is_refused_by_name_and_value(entry, name, value):
+    if name in UNLIMITED and value == float("inf"):
+        entry.cls(params(), **{name: value})
+        return
     value = entry.numbers[name] if value is None else value
     with pytest.raises(ValueError, match=_mentions(name, value)):
         entry.cls(params(), **{**usual(entry), name: value})
@@ -59,7 +64,7 @@ def test_a_number_out_of_range_is_refused_by_name_and_value(entry, name, value):
     with pytest.raises(ValueError, match=_mentions(key, value)):
         entry.cls([group])
     # A later group, too; the optimizer is as it was.
-    optimizer = entry.cls([("first", torch.nn.Parameter(torch.ones(2)))])
+    optimizer = entry.cls([("first", torch.nn.Parameter(torch.ones(2, 2)))])
     with pytest.raises(ValueError, match=_mentions(key, value)):
         optimizer.add_param_group(group_of(entry, name, value)[0])
     assert len(optimizer.param_groups) == 1
@@ -78,7 +83,20 @@ def test_a_number_of_the_wrong_type_is_refused_by_name_and_value(entry, name, va
         entry.cls(params(), **{**usual(entry), name: value})
 
 
-NULLABLE = {"max_lr", "beta1", "eps_scale", "min_dim_size_to_factor", "clipnorm", "clipvalue", "global_clipnorm"}
+NULLABLE = {
+    "max_lr",
+    "beta3",
+    "beta1",
+    "eps_scale",
+    "min_dim_size_to_factor",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "clip_exp",
+    "t_alpha_beta3",
+    "max_grad_norm",
+    "n_kv_heads",
+}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +120,8 @@ def test_betas_are_as_many_numbers_as_the_rule_needs_each_in_0_to_1(entry, betas
     if entry is ADAFACTOR and betas in [(0.9,), (0.9, 0.9, 0.9)]:
         assert entry.cls(params(), betas=betas).defaults["beta1"] == 0.9  # the first of any number
         return
+    if isinstance(betas, tuple):  # those of a pair; who has more coefficients has good ones before
+        betas = (0.9,) * (entry.cls.beta_count - 2) + betas
     with pytest.raises((TypeError, ValueError), match="betas"):
         entry.cls(params(), betas=betas, **usual(entry))
     if entry is not ADAFACTOR:
@@ -262,6 +282,8 @@ def test_every_entry_lists_its_numbers():
         "include_in_weight_decay",
         "exclude_from_weight_decay",
         "no_deprecation_warning",
+        "model_sharding",
+        *("ns_coefficients", "adjust_lr_fn", "fallback", "algo", "use_muon", "qkv_split", "stacked", "ns_dtype"),
         "triton",
     }
     for entry in ENTRIES:

@@ -36,12 +36,25 @@ COMPILED = [
 ]
 # Numbers that a user or a schedule may change between steps.
 MOVING = {
-    "betas": [(0.9, 0.99), (0.8, 0.9), (0.5, 0.999), (0.95, 0.98), (0.7, 0.97), (0.9, 0.95)],
+    # As many of them as the optimizer has.
+    "betas": [
+        (0.9, 0.99, 0.999),
+        (0.8, 0.9, 0.99),
+        (0.5, 0.999, 0.9),
+        (0.95, 0.98, 0.99),
+        (0.7, 0.97, 0.98),
+        (0.9, 0.95, 0.8),
+    ],
     "eps": [1e-6, 1e-5, 1e-4, 2e-5, 3e-6, 1e-3],
     "weight_decay": [0.1, 0.0, 0.2, 0.3, 0.05, 0.15],
     "momentum": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
     "clip_threshold": [1.0, 0.9, 0.8, 0.7, 0.6, 0.5],
+    "alpha": [5.0, 4.0, 3.0, 2.0, 1.0, 0.0],
+    "clip_exp": [0.333, 0.25, 0.5, 0.0, 1.0, 0.2],
+    "lr_decay": [0.1, 0.0, 0.2, 0.3, 0.05, 0.15],
     "global_clipnorm": [0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    "max_grad_norm": [0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    "trust_coeff": [0.1, 0.2, 0.3, 0.15, 0.05, 0.25],
 }
 
 
@@ -59,7 +72,8 @@ def set_numbers(optimizer, t, lr):
     for group in optimizer.param_groups:
         for name, given in MOVING.items():
             if isinstance(group.get(name), (float, tuple)) and not (name == "eps" and isinstance(group[name], tuple)):
-                group[name] = given[t % len(given)]
+                value = given[t % len(given)]
+                group[name] = value[: len(group[name])] if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize(("entry", "variant"), COMPILED)

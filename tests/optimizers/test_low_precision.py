@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
-from cases import ENTRIES
+from cases import ENTRIES, Options
 from harness import assert_same, feed, parameters, train, values
 
 LOW = [torch.bfloat16, torch.float16]
 LAYOUTS = ("vector", "matrix", "conv", "transposed")
 # Steps far below the spacing of bfloat16 numbers around 1, which is 1/128.
 STEPS, LR = 200, 1e-4
-SLOW = {
-    "adamw": {"lr": LR, "weight_decay": 0.1},
+SLOW: dict[str, Options] = defaultdict(lambda: {"lr": LR, "weight_decay": 0.1})
+SLOW |= {
     "adam": {"lr": LR, "weight_decay": 0.1, "decouple_wd": True},
     "sgd": {"lr": LR, "momentum": 0.9},
-    "lion": {"lr": LR, "weight_decay": 0.1},
+    "lars": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
+    "muon": {"lr": LR, "momentum": 0.9},
     "adafactor": {"lr": LR, "relative_step": False, "scale_parameter": False},
     "adam_weight_decay": {"learning_rate": LR, "weight_decay_rate": 0.1},
+    # y takes a tenth of a step.
+    "adamw_schedule_free": {"lr": 10 * LR, "weight_decay": 0.1},
+    # Its estimate would follow the rounded parameters.
+    "prodigy": {"lr": 1.0, "d0": LR, "d_coef": 0.0, "weight_decay": 0.1},
 }
 
 

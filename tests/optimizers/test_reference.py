@@ -65,21 +65,23 @@ def test_follows_its_reference_at_every_step(entry, reference, options):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 def test_the_comparison_notices_a_slightly_different_number(entry):
-    # A second moment decayed at another rate, a millionth of a learning rate: each must be seen.
+    # A second moment decayed at another rate, a millionth of a learning rate: each must be seen. Not at the first step,
+    # at which ADOPT does not move.
     reference = entry.references[0]
     options = reference.runs[-1]
     for name in ("lr", "learning_rate", "clip_threshold"):
         if isinstance(options.get(name), float):
             with pytest.raises(AssertionError, match="differs by"):
-                follow(entry, reference, {**options, name: options[name] * (1 + 1e-6)}, options, steps=1)
+                follow(entry, reference, {**options, name: options[name] * (1 + 1e-6)}, options, steps=2)
             return
     pytest.fail("no option to change")
 
 
 def test_every_optimizer_of_the_registry_has_a_reference():
-    classes = {hfoptim.get_optimizer_info(name).opt_class for name in hfoptim.list_optimizers()}
-    tested = {entry.cls for entry in ENTRIES if entry.references}
-    assert classes == tested
+    classes = {hfoptim.get_optimizer_info(name).opt_class for name in hfoptim.list_optimizers()} - {torch.optim.LBFGS}
+    tested = {entry.name: entry.cls for entry in ENTRIES if entry.references}
+    assert classes == {hfoptim.get_optimizer_info(name).opt_class for name in tested}
+    assert all(issubclass(cls, hfoptim.get_optimizer_info(name).opt_class) for name, cls in tested.items())
 
 
 def test_every_reference_can_be_loaded_where_the_peers_are_installed():

@@ -70,7 +70,21 @@ def run_both(make_trainer, tmp_path, callbacks, **given):
     return whole, resumed, history
 
 
-@pytest.mark.parametrize("name", ["lion", "adamw", "adam", "sgd", "momentum", "adam_weight_decay", "adafactor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lion",
+        "adamw",
+        "adam",
+        "sgd",
+        "momentum",
+        "adam_weight_decay",
+        "adafactor",
+        "prodigy",
+        "adamw_schedule_free",
+        "muon",
+    ],
+)
 def test_with_the_callback(make_trainer, tmp_path, name):
     kwargs = {"schedule": "cosine_with_restarts", "schedule_kwargs": {"num_cycles": 2}}
     run_both(make_trainer, tmp_path, lambda: [OptimizerCallback(name, lr=1e-3, **kwargs)], warmup_steps=1)

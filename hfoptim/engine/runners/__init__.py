@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.runners import compiled, foreach, loop
+from hfoptim.engine.rule import Scope
+from hfoptim.engine.runners import compiled, foreach, loop, matrix
 
 Runner = Callable[[Bucket], None]
 
@@ -25,9 +26,15 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
         numel: entries of all parameters of the optimizer on that device.
 
     Raises:
+        NotImplementedError: `fused=True` with an option whose forms the compiled runner does not know on that device.
         RuntimeError: `fused=True` where torch.compile cannot work.
     """
+    lacks = None if device_type == "cpu" else _eager_only(group)
     if group["fused"]:
+        if lacks is not None:
+            raise NotImplementedError(
+                f"fused=True does not know {lacks} on {device_type} yet; use fused=None or foreach=True"
+            )
         lacking = compiled.missing(device_type)
         if lacking is not None:
             raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
@@ -35,6 +42,18 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
     if group["foreach"] is not None:
         return foreach.run if group["foreach"] else loop.run
     large = numel >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
-    if group["fused"] is None and large and compiled.missing(device_type) is None:
+    if group["fused"] is None and large and lacks is None and compiled.missing(device_type) is None:
         return compiled.run
     return foreach.run
+
+
+def _eager_only(group: Mapping[str, Any]) -> str | None:
+    """An option of the group that torch.compile's runner does not know, or None."""
+    usual = {"state_dtype": "float32", "stochastic_rounding": False, "master_weights": None}
+    chosen = (name for name, value in usual.items() if group.get(name, value) != value)
+    return next((f"{name}={group[name]!r}" for name in chosen), None)
+
+
+def for_scope(run: Runner, scope: Scope) -> Runner:
+    """The runner in place of the chosen one: rules of whole matrices have their own, unless the loop was asked for."""
+    return matrix.run if scope is Scope.MATRIX and run is not loop.run else run

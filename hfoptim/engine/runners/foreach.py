@@ -9,39 +9,65 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from hfoptim.engine.apply import advance
-from hfoptim.engine.bucket import Bucket, piece_size, pieces
+from hfoptim.engine import storage
+from hfoptim.engine.apply import Plan, moved
+from hfoptim.engine.bucket import Bucket, Piece, piece_size, pieces
+from hfoptim.engine.runners import passes
+from hfoptim.engine.storage import Rounding, Row
 from hfoptim.engine.tensor_list import TensorList
 
 
 def run(bucket: Bucket) -> None:
     """Step every tensor of the bucket in place."""
-    h = bucket.hyper()
-    for rows in _batches(bucket):
-        params, grads, *states = (TensorList(column) for column in zip(*rows, strict=True))
-        compensations = states.pop() if bucket.plan.kahan else None
-        new_params, new_compensations, *new_states = advance(bucket.plan, h, grads, params, states, compensations)
-        torch._foreach_copy_(params.tensors, new_params.tensors)
-        if compensations is not None:
-            torch._foreach_copy_(compensations.tensors, new_compensations.tensors)
-        for old, new in zip(states, new_states, strict=True):
-            if new is not None:
-                torch._foreach_copy_(old.tensors, new.tensors)
+    plan, h = bucket.plan, bucket.hyper()
+    bucket = passes.run(bucket)
+    for batch in _batches(bucket):
+        rows = [storage.split(plan, piece.row) for piece in batch]
+        weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
+        grads = TensorList([row.grad for row in rows])
+        columns = [TensorList(column) for column in zip(*states, strict=True)]
+        new, *new_states = moved(plan, h, grads, TensorList(weights), columns)
+        for index, values in enumerate(new_states):
+            if values is not None:
+                _write_state(plan, index, batch, rows, values)
+        _write_params(plan, batch, rows, new)
 
 
-def _batches(bucket: Bucket) -> Iterator[list[list[Tensor]]]:
+def _write_state(plan: Plan, index: int, batch: list[Piece], rows: list[Row], values: TensorList) -> None:
+    kept = plan.storage[index]
+    if kept.copied:
+        torch._foreach_copy_([row.states[index][0] for row in rows], values.tensors)
+        return
+    for piece, row, value in zip(batch, rows, values, strict=True):
+        storage.encode_state(kept, row.states[index], value, storage.state_seed(piece.seed, index), piece.start)
+
+
+def _write_params(plan: Plan, batch: list[Piece], rows: list[Row], new: TensorList) -> None:
+    params = [row.param for row in rows]
+    if plan.rounding is Rounding.NEAREST:
+        torch._foreach_copy_(params, new.tensors)
+    elif plan.rounding is Rounding.KAHAN:
+        rests = [row.rest for row in rows]
+        rounded, new_rests = storage.kahan(new, TensorList(rests), params[0].dtype)
+        torch._foreach_copy_(params, rounded.tensors)
+        torch._foreach_copy_(rests, new_rests.tensors)
+    else:
+        for piece, row, weight in zip(batch, rows, new, strict=True):
+            storage.encode_param(plan, row, weight, piece.seed, piece.start)
+
+
+def _batches(bucket: Bucket) -> Iterator[list[Piece]]:
     """Pieces put together until they have as many entries as the device takes at once."""
-    limit = piece_size(bucket)
-    batch: list[list[Tensor]] = []
+    limit = piece_size(bucket) if bucket.rows else 0
+    batch: list[Piece] = []
     filled = 0
-    for row in pieces(bucket):
-        numel = row[0].numel()
+    for piece in pieces(bucket):
+        numel = piece.row[0].numel()
         if batch and filled + numel > limit:
             yield batch
             batch, filled = [], 0
-        batch.append(row)
+        batch.append(piece)
         filled += numel
     if batch:
         yield batch

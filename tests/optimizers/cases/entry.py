@@ -56,11 +56,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A peer whose state_dict loads, and the options of ours and of the peer under which both go on alike."""
+    """A peer whose state_dict loads, and the options of ours and of the peer under which both go on alike.
+
+    Args:
+        who: full name of the peer's class.
+        ours, theirs: the options.
+        tolerance: largest difference, as a share of the movement since the checkpoint.
+    """
 
     who: str
     ours: Options
     theirs: Options
+    tolerance: float = 1e-10
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Variant:
         lr: learning rate for the tests that change it; None where the optimizer sets its own.
         complex: whether complex parameters are taken.
         alone: whether a parameter's step depends on nothing but its own history.
+        late: whether that holds for one that joins later, too; not where the steps of a group are counted.
+        linear: whether a step is proportional to its learning rate.
         compiled: whether the compiled runner is tested with it; a kernel costs seconds.
         layouts: of the parameters in the compiled test.
     """
@@ -80,6 +89,8 @@ class Variant:
     lr: float | None = 1e-2
     complex: bool = True
     alone: bool = True
+    late: bool = True
+    linear: bool = True
     compiled: bool = False
     layouts: tuple[str, ...] = (*SMALL, "large")
 

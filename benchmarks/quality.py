@@ -1,0 +1,437 @@
+"""What little state and bfloat16 weights cost in quality: final losses, and errors on the same gradients.
+
+    python benchmarks/quality.py                       # docs/performance.md's tables; a quarter of an hour on two cores
+    python benchmarks/quality.py --optim adamw --steps 100 --seeds 1
+
+Three parts:
+
+- runs: the job of `hfoptim compare` (model, text, Trainer, schedule) at one learning rate per optimizer, with state and
+  weights kept in different ways.
+- Kahan: bfloat16 weights with Kahan's term against optimi's, both fed with the same gradients.
+- codes: 8-bit and 4-bit state against that of torchao and bitsandbytes, all fed with the same gradients.
+
+The gradients are those of the job's model while it is trained in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import candidates
+import measure
+import torch
+import typer
+from peers import MissingPeer, load
+from torch import Tensor, nn
+
+import hfoptim
+from hfoptim.compare.config import CompareConfig
+from hfoptim.compare.data import Blocks
+from hfoptim.compare.job import prepare, quiet
+from hfoptim.engine import storage
+from hfoptim.engine.storage.rows import decode_state
+
+# Learning rates at which the job's model trains well.
+RATES = {"adamw": 3e-3, "lion": 1e-3, "adan": 1e-2, "ademamix": 3e-3}
+
+# How state and weights are kept: dtype of the model, options of the optimizer.
+REFERENCE = "float32"
+VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    REFERENCE: (torch.float32, {}),
+    # The same numbers rounded in another order: how far that alone moves the end of a run.
+    "float32, compiled": (torch.float32, {"fused": True}),
+    "8bit state": (torch.float32, {"state_dtype": "8bit"}),
+    "4bit state": (torch.float32, {"state_dtype": "4bit"}),
+    "bfloat16, Kahan": (torch.bfloat16, {}),
+    "bfloat16, stochastic rounding": (torch.bfloat16, {"stochastic_rounding": True}),
+    "bfloat16, master_weights=16": (torch.bfloat16, {"master_weights": 16}),
+    "bfloat16, no compensation": (torch.bfloat16, {"kahan_sum": False}),
+}
+# These may end so far from the float32 run.
+LIMITED, LIMIT = ("8bit state", "bfloat16, Kahan"), 0.005
+
+# For the parts on the same gradients. So small a step is far below the spacing of bfloat16 numbers.
+KAHAN_RATE, CODES_RATE = 1e-4, 1e-3
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def train(config: CompareConfig, name: str, variant: str, shared: tuple[Any, Blocks, Blocks]) -> dict[str, Any]:
+    """One run of the job; the losses at its end."""
+    from transformers import PrinterCallback, Trainer
+
+    from hfoptim.compare.runs import Recorder, training_arguments
+    from hfoptim.trainer import OptimizerCallback
+
+    dtype, options = VARIANTS[variant]
+    model, train_blocks, held_out_blocks = shared
+    lr = config.lr_grid[name][0]
+    recorder = Recorder(config, None, lambda step: None)
+    schedule = {"schedule": config.schedule, "schedule_kwargs": config.schedule_kwargs}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=copy.deepcopy(model).to(dtype),
+            args=training_arguments(config, lr, Path(folder)),
+            train_dataset=train_blocks,
+            eval_dataset=held_out_blocks,
+            callbacks=[OptimizerCallback(name, lr=lr, **schedule, **options), recorder],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        record = recorder.record(name, lr, options, trainer.state.log_history)
+    return {
+        "optimizer": name,
+        "variant": variant,
+        "seed": config.seed,
+        "lr": lr,
+        "status": record.status,
+        "eval_loss": record.eval_loss,
+        "train_loss": record.train_loss,
+        "state_bytes": record.state_bytes_per_param,
+        "seconds": record.wall_seconds,
+    }
+
+
+def summed_up(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each optimizer and variant: means over the seeds, and the difference to float32."""
+    rows = []
+    for name in dict.fromkeys(run["optimizer"] for run in runs):
+        losses = {
+            variant: [run["eval_loss"] for run in runs if (run["optimizer"], run["variant"]) == (name, variant)]
+            for variant in VARIANTS
+        }
+        exact = _mean(losses[REFERENCE])
+        for variant, each in losses.items():
+            if not each:
+                continue
+            mean = _mean(each)
+            off = None if mean is None or exact is None else mean / exact - 1.0
+            kept = None if variant not in LIMITED else off is not None and abs(off) <= LIMIT
+            state = next(run["state_bytes"] for run in runs if (run["optimizer"], run["variant"]) == (name, variant))
+            rows.append(
+                {"optimizer": name, "variant": variant, "eval_loss": mean, "off": off, "kept": kept}
+                | {"state_bytes": state, "seeds": len(each)}
+            )
+    return rows
+
+
+def _mean(losses: list[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    return statistics.fmean(known) if known and len(known) == len(losses) else None
+
+
+# -- the same gradients ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Follower:
+    """An optimizer with parameters of its own, fed with the gradients of another model's training.
+
+    Args:
+        optimizer: its registry's name.
+        label: what tables call it.
+        params: its parameters.
+        steps: its `torch.optim.Optimizer`.
+        values: gives the values of a parameter's state by our names; {} for what is not compared.
+    """
+
+    optimizer: str
+    label: str
+    params: list[nn.Parameter]
+    steps: Any
+    values: Callable[[nn.Parameter], dict[str, Tensor]] = field(default=lambda param: {})
+
+    def step(self, grads: list[Tensor]) -> None:
+        """Take a step; the gradients are copied, for some optimizers write into them."""
+        for param, grad in zip(self.params, grads, strict=True):
+            param.grad = grad.to(param.dtype, copy=True)
+        self.steps.step()
+
+    def weights(self) -> list[Tensor]:
+        """The parameters in float32, with what Kahan's term holds of them."""
+        states = [self.steps.state[param] for param in self.params]
+        rests = [state.get("kahan_comp") for state in states]
+        return [
+            param.detach().float() + (0.0 if rest is None else rest.float())
+            for param, rest in zip(self.params, rests, strict=True)
+        ]
+
+
+Make = Callable[[list[nn.Parameter]], Any]
+
+
+def follow(
+    start: list[Tensor],
+    name: str,
+    label: str,
+    make: Make,
+    dtype: torch.dtype = torch.float32,
+    values: Callable[[Any, nn.Parameter], dict[str, Tensor]] | None = None,
+) -> Follower:
+    """A follower that begins at `start`."""
+    params = [nn.Parameter(tensor.to(dtype, copy=True)) for tensor in start]
+    optimizer = make(params)
+    own = {} if values is None else {"values": lambda param: values(optimizer, param)}
+    return Follower(name, label, params, optimizer, **own)
+
+
+def train_with(followers: Iterable[Follower], model: nn.Module, blocks: Blocks, batch_size: int, steps: int) -> None:
+    """Train a copy of the model in float32 with AdamW, and hand its gradients to the followers."""
+    model = copy.deepcopy(model).train()
+    params = list(model.parameters())
+    optimizer = torch.optim.AdamW(params, lr=CODES_RATE, weight_decay=0.0)
+    for step in range(steps):
+        chosen = [(step * batch_size + i) % len(blocks) for i in range(batch_size)]
+        batch = {"input_ids": blocks.tokens[chosen], "labels": blocks.labels[chosen]}
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        grads = [param.grad for param in params]
+        for follower in followers:
+            follower.step(grads)
+        optimizer.step()
+
+
+def kahan_followers(start: list[Tensor]) -> list[Follower]:
+    """Ours and optimi's for bfloat16 weights, and float32 weights that begin at the same values."""
+    followers = []
+    start = [tensor.bfloat16() for tensor in start]
+    shared = {"lr": KAHAN_RATE, "weight_decay": 0.0}
+    same: dict[str, dict[str, Any]] = {
+        "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
+        "lion": {"betas": (0.9, 0.99)},
+        "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8},
+    }
+    for name, options in same.items():
+        ours: Any = hfoptim.get_optimizer_class(name)
+        options = {**shared, **options}
+        peer = {"adamw": "AdamW", "lion": "Lion", "adan": "Adan"}[name]
+        # optimi keeps state in bfloat16 and rounds after every operation.
+        bare = {"state_dtype": "bfloat16", "state_rounding": "nearest"}
+        table: dict[str, tuple[torch.dtype, Make]] = {
+            REFERENCE: (torch.float32, lambda p, o=options, c=ours: c(p, **o)),
+            "hfoptim": (torch.bfloat16, lambda p, o=options, c=ours: c(p, **o)),
+            "hfoptim, bfloat16 state": (torch.bfloat16, lambda p, o=options, c=ours: c(p, **o, **bare)),
+            "optimi": (torch.bfloat16, lambda p, o=options, n=peer: load(f"optimi.{n}")(p, **o, triton=False)),
+            "hfoptim, no compensation": (torch.bfloat16, lambda p, o=options, c=ours: c(p, **o, kahan_sum=False)),
+        }
+        for label, (dtype, make) in table.items():
+            try:
+                followers.append(follow(start, name, label, make, dtype))
+            except MissingPeer:
+                continue
+    return followers
+
+
+def kahan_rows(followers: list[Follower], start: list[Tensor]) -> list[dict[str, Any]]:
+    """How far bfloat16 weights are from float32 ones, and from optimi's."""
+    rows = []
+    start = [tensor.bfloat16().float() for tensor in start]
+    for mine in followers:
+        others = {other.label: other for other in followers if other.optimizer == mine.optimizer}
+        if mine.label == REFERENCE:
+            continue
+        exact = others[REFERENCE].weights()
+        row = {"optimizer": mine.optimizer, "label": mine.label, "error": _off(mine.weights(), exact, start)}
+        if "optimi" in others and mine.label != "optimi":
+            pairs = [
+                (ours.detach().float(), theirs.detach().float())
+                for ours, theirs in zip(mine.params, others["optimi"].params, strict=True)
+            ]
+            spacing = [torch.finfo(torch.bfloat16).eps * theirs.abs().clamp(min=1e-6) for _, theirs in pairs]
+            row["largest_difference"] = max(float((a - b).abs().max()) for a, b in pairs)
+            row["largest_in_spacings"] = max(
+                float(((a - b).abs() / gap).max()) for (a, b), gap in zip(pairs, spacing, strict=True)
+            )
+            equal = sum(int((a == b).sum()) for a, b in pairs)
+            row["equal"] = equal / sum(a.numel() for a, _ in pairs)
+        rows.append(row)
+    return rows
+
+
+def code_followers(start: list[Tensor]) -> list[Follower]:
+    """Coded state of ours, torchao and bitsandbytes, and float32 state."""
+    followers = []
+    shared = {"lr": CODES_RATE, "weight_decay": 0.0}
+    for name, peer in (("adamw", "AdamW"), ("lion", "Lion"), ("ademamix", "AdEMAMix")):
+        ours: Any = hfoptim.get_optimizer_class(name)
+        for form in ("float32", *candidates.CODED):
+            label = REFERENCE if form == "float32" else f"hfoptim {form}"
+            make: Make = lambda p, c=ours, f=form: c(p, **shared, state_dtype=f)  # noqa: E731
+            followers.append(follow(start, name, label, make, values=_our_values))
+        for package, form in (("torchao", "8bit"), ("torchao", "4bit"), ("bitsandbytes", "8bit")):
+            who = f"{package}.optim.{peer}{form}"
+            make = lambda p, w=who: load(w)(p, **shared)  # noqa: E731
+            try:
+                with candidates.quiet():
+                    found = follow(start, name, f"{package} {form}", make, values=_VALUES[package])
+                followers.append(found)
+            except (MissingPeer, AttributeError):  # not installed, or it has no such optimizer
+                continue
+    return followers
+
+
+def code_rows(followers: list[Follower], start: list[Tensor]) -> list[dict[str, Any]]:
+    """How far coded state, and the weights moved with it, are from those with float32 state."""
+    rows = []
+    for mine in followers:
+        exact = next(f for f in followers if f.optimizer == mine.optimizer and f.label == REFERENCE)
+        if mine is exact:
+            continue
+        # Where no package keeps less than float32, there is nothing to compare.
+        coded = [i for i, tensor in enumerate(start) if tensor.numel() >= storage.COMPRESS_FROM]
+        states = {}
+        for key in exact.values(exact.params[coded[0]]):
+            pairs = [
+                (mine.values(mine.params[i])[key].float(), exact.values(exact.params[i])[key].float()) for i in coded
+            ]
+            zero = [torch.zeros_like(b) for _, b in pairs]
+            states[key] = _off([a for a, _ in pairs], [b for _, b in pairs], zero)
+        weights = _off(*([tensors[i].float() for i in coded] for tensors in (mine.weights(), exact.weights(), start)))
+        rows.append({"optimizer": mine.optimizer, "label": mine.label, "states": states, "weights": weights})
+    return rows
+
+
+def _off(values: list[Tensor], exact: list[Tensor], start: list[Tensor]) -> float:
+    """|values - exact| over |exact - start|, in the Euclidean norm over all tensors."""
+    difference = sum(float((a - b).double().square().sum()) for a, b in zip(values, exact, strict=True))
+    moved = sum(float((a - b).double().square().sum()) for a, b in zip(exact, start, strict=True))
+    return math.sqrt(difference / moved)
+
+
+def _our_values(optimizer: Any, param: nn.Parameter) -> dict[str, Tensor]:
+    state = optimizer.state[param]
+    found = {}
+    for name, kind in optimizer.rule_for(param, optimizer.param_groups[0]).state.items():
+        kept = storage.kept_as(name, state, kind.signed, param.shape)
+        found[name] = decode_state(kept, [state[key] for key in kept.names(name)], param.shape)
+    return found
+
+
+def _torchao_values(optimizer: Any, param: nn.Parameter) -> dict[str, Tensor]:
+    state = optimizer.state[param]
+    return {key: state[key].dequantize() for key in ("exp_avg", "exp_avg_sq")}
+
+
+def _bitsandbytes_values(optimizer: Any, param: nn.Parameter) -> dict[str, Tensor]:
+    from bitsandbytes.functional import dequantize_blockwise
+
+    state = optimizer.state[param]
+    first, second = (
+        dequantize_blockwise(state[f"state{i}"], absmax=state[f"absmax{i}"], code=state[f"qmap{i}"], blocksize=256)
+        if f"state{i}" in state
+        else None
+        for i in (1, 2)
+    )
+    if first.shape != param.shape:  # AdEMAMix: both momenta in one
+        return {"exp_avg": first[0], "exp_avg_slow": first[1], "exp_avg_sq": second}
+    return {"exp_avg": first} if second is None else {"exp_avg": first, "exp_avg_sq": second}
+
+
+_VALUES = {"torchao": _torchao_values, "bitsandbytes": _bitsandbytes_values}
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the three parts."""
+    number, verdict = measure.digits, {True: "yes", False: "NO", None: None}
+
+    def percent(share: float | None, places: int = 2) -> str | None:
+        return None if share is None else f"{100 * share:.{places}f} %"
+
+    measure.table(
+        "Held-out loss at the end of the job",
+        ("optimizer", "kept in", "eval loss", "against float32", "state, bytes/parameter", "within 0.5 %"),
+        [
+            [
+                *(row["optimizer"], row["variant"], number(row["eval_loss"], 4), percent(row["off"])),
+                *(number(row["state_bytes"]), verdict[row["kept"]]),
+            ]
+            for row in result["summary"]
+        ],
+    )
+    measure.table(
+        f"bfloat16 weights after {result['gradient_steps']} steps of {KAHAN_RATE:g}, against float32 and optimi's",
+        ("optimizer", "kept by", "error / movement", "equal to optimi's", "largest difference", "in spacings"),
+        [
+            [
+                *(row["optimizer"], row["label"], percent(row["error"]), percent(row.get("equal"))),
+                None if "equal" not in row else f"{row['largest_difference']:.2g}",
+                number(row.get("largest_in_spacings"), 1),
+            ]
+            for row in result["kahan"]
+        ],
+    )
+    measure.table(
+        f"Relative error of coded state after {result['gradient_steps']} steps",
+        ("optimizer", "state of", "weights", "state"),
+        [
+            [
+                *(row["optimizer"], row["label"], percent(row["weights"])),
+                ", ".join(f"{key} {percent(value)}" for key, value in row["states"].items()),
+            ]
+            for row in result["codes"]
+        ],
+    )
+
+
+def main(
+    optim: Annotated[list[str] | None, typer.Option(help="optimizers of the runs")] = None,
+    lr_grid: Annotated[list[str] | None, typer.Option(help="a learning rate, as in lion=1e-3")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="ways of keeping state and weights; default all")] = None,
+    steps: Annotated[int, typer.Option(help="steps of a run")] = 300,
+    batch_size: Annotated[int, typer.Option(help="sequences per step")] = 8,
+    seq_len: Annotated[int, typer.Option(help="tokens per sequence")] = 64,
+    seeds: Annotated[int, typer.Option(help="runs of each kind, with seeds from 0 on")] = 1,
+    model: Annotated[str | None, typer.Option(help="a causal language model instead of the small GPT-2")] = None,
+    from_scratch: Annotated[bool, typer.Option(help="take only the architecture of --model")] = False,
+    dataset: Annotated[str | None, typer.Option(help="another text")] = None,
+    gradient_steps: Annotated[int, typer.Option(help="steps of the parts on the same gradients")] = 100,
+    threads: Annotated[int, typer.Option(help="threads; 0 leaves torch's choice")] = 0,
+    output: Annotated[Path, typer.Option(help="the JSON file to write")] = measure.RESULTS / "quality.json",
+) -> None:
+    """Compare losses and errors with state and weights kept in few bits."""
+    if threads:
+        torch.set_num_threads(threads)
+    names = optim or list(RATES)
+    rates = [f"{name}={rate:g}" for name, rate in RATES.items() if name in names]
+    options = {"optimizers": names, "lr_grid": [*rates, *(lr_grid or [])], "checkpoint_steps": 0}
+    options |= {"steps": steps, "batch_size": batch_size, "seq_len": seq_len}
+    options |= {"model": model, "from_scratch": from_scratch, "dataset": dataset}
+    runs: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"runs": runs, "gradient_steps": gradient_steps}
+    with quiet():
+        for seed in range(seeds):
+            config = CompareConfig.from_options(**options, seed=seed)
+            initial, train_blocks, held_out_blocks, facts = prepare(config)
+            result |= {"about": measure.about(), "config": config.to_json(), **facts}
+            for name in config.optimizers:
+                for each in variant or VARIANTS:
+                    run = train(config, name, each, (initial, train_blocks, held_out_blocks))
+                    runs.append(run)
+                    loss = "diverged" if run["eval_loss"] is None else f"{run['eval_loss']:.4f}"
+                    measure.ERR.print(f"{name}, {each}, seed {seed}: {loss}", markup=False, highlight=False)
+                    measure.write(output, "quality", result)
+        result["summary"] = summed_up(runs)
+        start = [param.detach().clone() for param in initial.parameters()]
+        kahan, codes = kahan_followers(start), code_followers(start)
+        # torchao compiles; the numbers are the same without.
+        with torch.compiler.set_stance("force_eager"):
+            train_with([*kahan, *codes], initial, train_blocks, batch_size, gradient_steps)
+        result |= {"kahan": kahan_rows(kahan, start), "codes": code_rows(codes, start)}
+    measure.write(output, "quality", result)
+    show(result)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,112 @@
+"""Bytes that a step moves to and from memory, by the engine's own schedule of its kernels.
+
+A pass over a tensor reads and writes each entry once. What has not the parameter's size (a number per row, scalars) is
+not counted, codes count with their scales, and what an optimizer's sums over all tensors read counts, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.kernels import native
+from hfoptim.engine.kernels.layout import GRAD, PARAM, Layout
+from hfoptim.engine.kernels.schedule import Program
+from hfoptim.engine.kernels.trace import Untraceable
+
+# A row that a kernel was looked up for: plan, names of the scalars, tensors, and whether it is to be summed only.
+Seen = tuple[Any, tuple[str, ...], Sequence[Tensor], bool]
+
+
+def adamw_bytes(dtype: torch.dtype) -> float:
+    """What torch's AdamW moves per parameter: four tensors read and three written, all in the parameter's dtype."""
+    return 7.0 * dtype.itemsize
+
+
+@contextmanager
+def watched() -> Iterator[list[Seen]]:
+    """The rows that kernels are looked up for meanwhile."""
+    seen: list[Seen] = []
+    lookup = native.kernel
+
+    def recorded(plan: Any, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False) -> Any:
+        seen.append((plan, names, row, probe))
+        return lookup(plan, names, row, probe)
+
+    with mock.patch.object(native, "kernel", recorded):
+        yield seen
+
+
+def bytes_moved(optimizer: torch.optim.Optimizer) -> float | None:
+    """Bytes per parameter that a step of the compiled runner moves; takes a step to find out.
+
+    Returns:
+        The bytes, or None where no kernel is generated for some of the parameters.
+    """
+    with watched() as seen:
+        optimizer.step()
+    return moved_by(optimizer, seen)
+
+
+def moved_by(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> float | None:
+    """`bytes_moved` of a step that was `watched`."""
+    stepped = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
+    if sum(row[0].numel() for _, _, row, probe in seen if not probe) != stepped:
+        return None
+    known: dict[Any, float] = {}
+    total = 0.0
+    for plan, names, row, probe in seen:
+        key = (plan, names, probe, tuple((t.dtype, t.shape) for t in row))
+        try:
+            if key not in known:
+                program, layout, _ = native.program_of(plan, names, row, probe)
+                known[key] = _row_bytes(program, layout, row)
+        except Untraceable:
+            return None
+        total += known[key]
+    return total / stepped
+
+
+def _row_bytes(program: Program, layout: Layout, row: Sequence[Tensor]) -> float:
+    numel = row[0].numel()
+    sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
+    rest = row[layout.tensors - 1].element_size() * numel if layout.rounding in _WITH_REST else 0
+    total = 0.0
+    for phase in range(program.phases):
+        read, written = _full(program, phase)
+        total += sum(sizes[index] for index in (*read, *written))
+        # Kahan's term is updated where the parameter is; a remainder belongs to the parameter's value.
+        if PARAM in written:
+            total += rest
+        if PARAM in (written if layout.rounding == "kahan" else read):
+            total += rest
+    return total
+
+
+_WITH_REST = ("kahan", "remainder8", "remainder16")
+
+
+def _size(layout: Layout, index: int, row: Sequence[Tensor]) -> int:
+    slot = layout.slots[index]
+    tensors = row[slot.position : slot.position + (2 if slot.coded else 1)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _full(program: Program, phase: int) -> tuple[set[int], set[int]]:
+    """The full-size tensors, by slot, that a phase reads and writes. Walking a row again finds it in the cache."""
+    read: set[int] = set()
+    written: set[int] = set()
+    for sub in range(program.subs(phase)):
+        time = (phase, sub)
+        for leaf in program.expand(time, program.roots(time))[1]:
+            if program.kinds[leaf] == "full":
+                early = program.early.get(leaf)
+                read.add(program.nodes[leaf].value if early is None or early.time >= time else early.position)
+        written |= {store.position for store in program.stored(time, "full")}
+    assert GRAD not in written
+    return read, written

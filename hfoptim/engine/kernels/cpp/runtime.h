@@ -1,0 +1,199 @@
+// What every generated kernel includes: number formats, rounding, and how the tensors of a bucket are shared among threads.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#include <omp.h>
+
+using i64 = int64_t;
+using u32 = uint32_t;
+struct bf16 { uint16_t bits; };
+using f16 = _Float16;
+
+static inline u32 bits_of(float x) { u32 b; std::memcpy(&b, &x, 4); return b; }
+static inline float float_of(u32 b) { float x; std::memcpy(&x, &b, 4); return x; }
+
+static inline float get(float x) { return x; }
+static inline double get(double x) { return x; }
+static inline float get(f16 x) { return (float)x; }
+static inline float get(bf16 x) { return float_of((u32)x.bits << 16); }
+static inline void put(float& to, float x) { to = x; }
+static inline void put(float& to, double x) { to = (float)x; }
+static inline void put(double& to, double x) { to = x; }
+static inline void put(f16& to, float x) { to = (f16)x; }
+static inline void put(bf16& to, float x) {  // nearest, ties to even
+  u32 b = bits_of(x);
+  to.bits = x != x ? (uint16_t)0x7fc0 : (uint16_t)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
+static inline float round_bf16(float x) { bf16 b; put(b, x); return get(b); }
+static inline float round_f16(float x) { return (float)(f16)x; }
+
+// Random bits of entry `index`: a function of the seed alone, so that a resumed run draws the same.
+static inline u32 hashed(u32 index, u32 seed) {
+  u32 x = index * 2654435769u + seed;
+  x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; x ^= x >> 16;
+  return x;
+}
+static inline u32 salted(u32 seed, u32 salt) { return seed + salt * 0xC2B2AE3Du; }
+static inline void put_stochastic(bf16& to, float x, u32 random) {
+  u32 b = bits_of(x);
+  u32 noise = (b & 0x7f800000u) != 0x7f800000u ? random & 0xffffu : 0u;
+  to.bits = x != x ? (uint16_t)0x7fc0 : (uint16_t)((b + noise) >> 16);
+}
+
+// A float32 weight as a bfloat16, rounded half up in magnitude, and what is left of the magnitude, in 16 or 8 bits.
+static inline float joined(bf16 p, int32_t rest) {
+  int32_t magnitude = (int32_t)((u32)(p.bits & 0x7fffu) << 16) + rest;
+  return float_of((u32)(magnitude < 0 ? 0 : magnitude) | ((u32)(p.bits & 0x8000u) << 16));
+}
+static inline float joined(bf16 p, int16_t rest) { return joined(p, (int32_t)rest); }
+static inline float joined(bf16 p, int8_t rest) { return joined(p, (int32_t)rest * 256); }
+static inline int32_t halved(bf16& p, float x) {
+  u32 b = bits_of(x), magnitude = b & 0x7fffffffu;
+  magnitude = magnitude > 0x7f800000u ? 0x7fc00000u : magnitude;
+  u32 high = (magnitude + 0x8000u) >> 16;
+  p.bits = (uint16_t)(high | ((b >> 16) & 0x8000u));
+  return (int32_t)(magnitude - (high << 16));
+}
+static inline void split(bf16& p, int16_t& rest, float x) { rest = (int16_t)halved(p, x); }
+static inline void split(bf16& p, int8_t& rest, float x) {
+  int32_t r = (halved(p, x) + 128) >> 8;
+  rest = (int8_t)(r > 127 ? 127 : r);
+}
+
+// A NaN in `a` goes through, as in torch; comparisons this way round become one vector instruction.
+template <class T> static inline T larger(T a, T b) { return a <= b ? b : a; }
+template <class T> static inline T smaller(T a, T b) { return a >= b ? b : a; }
+template <class T> static inline T sign(T a) { return (T)((a > 0) - (a < 0)); }
+
+// Codes of blockwise quantised state: an ascending table of 2^BITS values in [-1, 1]. A value's code is the number of
+// midpoints below it. A table over the leading bits of the value is off by one at most; one comparison settles it.
+template <int BITS> struct Codebook {
+  static constexpr int N = 1 << BITS, HALF = 25 << 7;
+  static constexpr u32 LOWEST = (127 - 24) << 7;  // magnitudes below 2^-24 share a cell
+  float value[N], above[N];
+  uint8_t cell[2 * HALF];
+  explicit Codebook(const float* values) {
+    for (int k = 0; k < N; ++k) value[k] = values[k];
+    for (int k = 0; k + 1 < N; ++k) above[k] = (value[k] + value[k + 1]) / 2;
+    above[N - 1] = INFINITY;
+    for (int i = 0; i < 2 * HALF; ++i) {
+      const u32 magnitude = (u32)(i % HALF);
+      const bool negative = i >= HALF;
+      // The cell's least value: a negative cell begins at its largest magnitude.
+      float x = magnitude == 0 && !negative ? 0.0f : float_of((magnitude + LOWEST + (negative ? 1 : 0)) << 16);
+      if (negative) x = -x;
+      int k = 0;
+      while (above[k] < x) ++k;
+      cell[i] = (uint8_t)k;
+    }
+  }
+  static inline int32_t place(float x) {
+    const u32 b = bits_of(x);
+    const int32_t m = (int32_t)((b & 0x7fffffffu) >> 16) - (int32_t)LOWEST;
+    const int32_t inside = m < 0 ? 0 : m > HALF - 1 ? HALF - 1 : m;
+    return inside + (int32_t)(b >> 31) * HALF;
+  }
+  inline int code(float x, int32_t place) const {
+    const int k = cell[place];
+    return k + (x > above[k]);
+  }
+  inline int code(float x, int32_t place, u32 random) const {  // one of the two values around x, on average x
+    const int k = code(x, place);
+    const int low = k - ((value[k] > x) & (k > 0));
+    const int high = low + (low + 1 < N);
+    const float rest = (x - value[low]) - (float)(random >> 8) * 0x1p-24f * (value[high] - value[low]);
+    return low + ((rest > 0) & (high > low));
+  }
+};
+template <int BITS>
+static inline void decode(const Codebook<BITS>& book, const uint8_t* codes, float scale, i64 n, float* to) {
+  float scaled[16];
+  if (BITS == 8) {
+    for (i64 j = 0; j < n; ++j) to[j] = book.value[codes[j]] * scale;
+    return;
+  }
+  for (int k = 0; k < 16; ++k) scaled[k] = book.value[k & (Codebook<BITS>::N - 1)] * scale;
+  for (i64 j = 0; j + 1 < n; j += 2) {
+    const uint8_t two = codes[j >> 1];
+    to[j] = scaled[two & 15];
+    to[j + 1] = scaled[two >> 4];
+  }
+  if (n & 1) to[n - 1] = scaled[codes[n >> 1] & 15];
+}
+// The largest magnitude; NaN if there is one.
+static inline float largest_of(const float* from, i64 n) {
+  float largest = 0, odd = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : odd)
+  for (i64 j = 0; j < n; ++j) {
+    largest = std::max(largest, std::abs(from[j]));
+    odd += from[j] * 0.0f;
+  }
+  if (odd != odd)
+    for (i64 j = 0; j < n; ++j) largest = from[j] != from[j] ? from[j] : largest;
+  return largest;
+}
+template <int BITS, bool STOCHASTIC>
+static inline void encode(const Codebook<BITS>& book, const float* from, i64 n, uint8_t* codes, float& scale, i64 index,
+                          u32 seed) {
+  const float largest = largest_of(from, n);
+  scale = largest;
+  // A table of 8 bits that begins with zero, through which an optimizer would divide: only zero gets it.
+  const float least = BITS == 8 && book.value[0] == 0.0f ? book.value[1] : 0.0f;
+  float share[256];
+  int32_t place[256];
+  u32 random[STOCHASTIC ? 256 : 1];
+#pragma omp simd
+  for (i64 j = 0; j < n; ++j) {
+    const float x = from[j] / largest;
+    share[j] = largest == 0 ? 0.0f : (x > 0) & (x < least) ? least : x;
+    place[j] = Codebook<BITS>::place(share[j]);
+    if (STOCHASTIC) random[j] = hashed((u32)(index + j), seed);
+  }
+  auto code = [&](i64 j) { return STOCHASTIC ? book.code(share[j], place[j], random[j]) : book.code(share[j], place[j]); };
+  if (BITS == 8) {
+    for (i64 j = 0; j < n; ++j) codes[j] = (uint8_t)code(j);
+  } else {
+    for (i64 j = 0; j + 1 < n; j += 2) codes[j >> 1] = (uint8_t)(code(j) | (code(j + 1) << 4));
+    if (n & 1) codes[n >> 1] = (uint8_t)code(n - 1);
+  }
+}
+
+// One tensor of the bucket, with what passes leave for each other.
+struct Work {
+  i64 B, R, C;            // batches, rows, columns; flat: 1, 1, entries
+  i64 code_rows, code_columns;
+  void* const* at;        // addresses of its tensors
+  u32 seed;
+  int threads;
+  std::vector<double> own;      // scalars
+  std::vector<double> partial;  // sums over the tensor, by thread
+  std::vector<double> sums;     // sums over rows: by node, copy, batch and column
+  std::vector<real> batch, column, row;
+  i64 copies() const { return B >= threads ? 1 : threads; }
+};
+
+// Calls f(work, first unit, last unit, thread) so that threads get equal numbers of entries, each a connected piece.
+template <class U, class F> static void share(Work* works, i64 count, int threads, U units, F f) {
+  i64 total = 0;
+  for (i64 t = 0; t < count; ++t) total += works[t].B * works[t].R * works[t].C;
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num(), all = omp_get_num_threads();
+    const double low = (double)total * thread / all, high = (double)total * (thread + 1) / all;
+    i64 before = 0;
+    for (i64 t = 0; t < count && (double)before < high; ++t) {
+      const i64 entries = works[t].B * works[t].R * works[t].C;
+      if (entries > 0 && (double)(before + entries) > low) {
+        const i64 n = units(works[t]);
+        const double length = (double)entries / (double)n;
+        const i64 first = low > before ? (i64)std::ceil((low - before) / length) : 0;
+        const i64 last = high < before + entries ? std::min(n, (i64)std::ceil((high - before) / length)) : n;
+        if (first < last) f(works[t], first, last, thread);
+      }
+      before += entries;
+    }
+  }
+}

@@ -1,0 +1,60 @@
+"""What a kernel is generated for: the tensors of a row, how each is kept, and how the parameter is rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PARAM, GRAD = 0, 1
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A value of the rule in memory.
+
+    Args:
+        position: of its (first) tensor in the row.
+        kept: "float32", "float64", "bfloat16", "float16", or a code: "8bit", "8bit_unsigned", "4bit", "4bit_unsigned",
+            whose scales are the next tensor of the row.
+        stochastic: whether rounding is stochastic.
+        salt: what tells its random bits from those of the row's other tensors.
+    """
+
+    position: int
+    kept: str
+    stochastic: bool = False
+    salt: int = 0
+
+    @property
+    def coded(self) -> bool:
+        return self.kept.startswith(("8bit", "4bit"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a row.
+
+    Args:
+        compute: dtype the rule computes in, "float32" or "float64".
+        slots: parameter, gradient, then each state.
+        rounding: how the new parameter gets into its dtype: "nearest", "kahan", "stochastic", "remainder8" or
+            "remainder16"; Kahan's term or the remainder is the last tensor of the row.
+        tensors: how many tensors a row has.
+    """
+
+    compute: str
+    slots: tuple[Slot, ...]
+    rounding: str
+    tensors: int
+
+    @property
+    def coded(self) -> bool:
+        return any(slot.coded for slot in self.slots)
+
+    @property
+    def block(self) -> int:
+        """Entries of a block of coded state."""
+        return 128 if any(slot.kept.startswith("4bit") for slot in self.slots) else 256
+
+    def exact(self) -> set[int]:
+        """The slots (by index) whose memory keeps a value as it was computed."""
+        return {i for i, slot in enumerate(self.slots) if slot.kept == self.compute and i != PARAM}

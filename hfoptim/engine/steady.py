@@ -1,0 +1,59 @@
+"""What a step found out about parameters, groups and state, kept for the next one.
+
+Sorting parameters into buckets takes longer than stepping small ones, and its outcome is the same step after step. It
+is used again only where everything it was made of is still the very same: parameters, their memory, state tensors,
+step counts, and the groups' options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hfoptim.engine.bucket import Bucket
+
+
+@dataclass
+class Seat:
+    """One parameter's place in a bucket.
+
+    Args:
+        index: of its group.
+        param: the parameter.
+        state: its state.
+        keys: the entries of the state that are in its row, in order.
+        bucket, place: where its row is.
+        step, version: its step counter, and that tensor's version after the engine last wrote it.
+        grad_dtype: of the gradient the bucket was chosen for.
+    """
+
+    index: int
+    param: Tensor
+    state: dict[str, Any]
+    keys: tuple[str, ...]
+    bucket: Bucket
+    place: int
+    step: Tensor
+    version: int
+    grad_dtype: Any
+
+    def holds(self, index: int, param: Tensor, grad: Tensor, states: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Whether the parameter would get this seat again."""
+        state, step = self.state, self.step
+        row = self.bucket.rows[self.place]
+        if param is not self.param or index != self.index or states.get(param) is not state:
+            return False
+        if state.get("step") is not step or step._version != self.version:
+            return False
+        if grad.dtype is not self.grad_dtype or not row[0].is_set_to(param):
+            return False
+        return all(state.get(key) is tensor for key, tensor in zip(self.keys, row[2:], strict=True))
+
+
+def options_of(groups: Sequence[Mapping[str, Any]], moving: frozenset[str]) -> list[list[Any]]:
+    """The groups' entries that the choice of a plan or a runner may depend on."""
+    left_out = moving | {"params", "param_names"}
+    return [[v for k, v in group.items() if k not in left_out and not isinstance(v, Tensor)] for group in groups]

@@ -1,0 +1,77 @@
+"""How state and low-precision parameters are kept between steps: full, bfloat16, codes of 8 or 4 bits; and their rests.
+
+The formats are defined here, in eager operations; a kernel that knows them does the same in one pass.
+"""
+
+from hfoptim.engine.storage.bits import (
+    join_float32,
+    random_bits,
+    row_seed,
+    split_float32,
+    state_seed,
+    stochastic_bfloat16,
+)
+from hfoptim.engine.storage.codebooks import code_values, codebook, midpoints
+from hfoptim.engine.storage.convert import converted, fit_rest, fits, inits, is_coded, kept_as
+from hfoptim.engine.storage.formats import (
+    COMPRESS_FROM,
+    FULL,
+    RESTS,
+    Format,
+    Rounding,
+    Storage,
+    exact_dtype,
+    full,
+    matrix_shape,
+    rounding_of,
+    scale_name,
+    storages,
+)
+from hfoptim.engine.storage.rows import (
+    Row,
+    cut,
+    decode,
+    encode,
+    encode_param,
+    encode_state,
+    kahan,
+    split,
+)
+
+__all__ = [
+    "COMPRESS_FROM",
+    "FULL",
+    "RESTS",
+    "Format",
+    "Rounding",
+    "Row",
+    "Storage",
+    "code_values",
+    "codebook",
+    "converted",
+    "cut",
+    "decode",
+    "encode",
+    "encode_param",
+    "encode_state",
+    "exact_dtype",
+    "fit_rest",
+    "fits",
+    "full",
+    "inits",
+    "is_coded",
+    "join_float32",
+    "kahan",
+    "kept_as",
+    "matrix_shape",
+    "midpoints",
+    "random_bits",
+    "rounding_of",
+    "row_seed",
+    "scale_name",
+    "split",
+    "split_float32",
+    "state_seed",
+    "stochastic_bfloat16",
+    "storages",
+]

@@ -1,0 +1,185 @@
+"""In which form a state and the rest of a parameter's rounding are kept between steps."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.rule import Rule
+
+# State of parameters with fewer entries stays as it is: it is little memory, and norms and biases are sensitive.
+# Counted over all shards of a parameter, so that sharding does not change it.
+COMPRESS_FROM = 4096
+# Matrices with shorter rows are seen as one row: blocks of so few entries would be mostly scales.
+_LEAST_ROW = 64
+_COMPRESSIBLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Format(enum.Enum):
+    """How many bits an entry of a state has."""
+
+    FULL = "float32"
+    BF16 = "bfloat16"
+    Q8 = "8bit"
+    Q4 = "4bit"
+
+
+class Rounding(enum.Enum):
+    """How a new parameter gets into its dtype, and what is kept of the rest.
+
+    Attributes:
+        keeps: name of the state tensor that holds the rest; None where there is none.
+        remainder: dtype of a rest that is a remainder, bits to be put behind those of the parameter; else None.
+    """
+
+    keeps: str | None
+    remainder: torch.dtype | None
+
+    def __new__(cls, value: str, keeps: str | None = None, remainder: torch.dtype | None = None) -> Rounding:
+        member = object.__new__(cls)
+        member._value_, member.keeps, member.remainder = value, keeps, remainder
+        return member
+
+    NEAREST = ("nearest",)
+    KAHAN = ("kahan", "kahan_comp")
+    STOCHASTIC = ("stochastic",)
+    REMAINDER8 = ("remainder8", "remainder", torch.int8)
+    REMAINDER16 = ("remainder16", "remainder", torch.int16)
+
+
+RESTS = frozenset(rounding.keeps for rounding in Rounding if rounding.keeps)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one state of a rule is kept.
+
+    Args:
+        format: how many bits an entry has. FULL: the compute dtype.
+        signed: whether the codes have negative values.
+        stochastic: whether entries are rounded up or down by chance, right on average, instead of to the nearest.
+
+    Attributes:
+        bits: of a code; 0 where there are no codes.
+        block: how many entries share a scale; 0 where there are none.
+        tensors: how many tensors keep it: one, or codes and scales.
+        copied: whether writing a value is a plain copy, and reading one a cast.
+    """
+
+    format: Format = Format.FULL
+    signed: bool = True
+    stochastic: bool = False
+    bits: int = field(init=False, repr=False, compare=False)
+    block: int = field(init=False, repr=False, compare=False)
+    tensors: int = field(init=False, repr=False, compare=False)
+    copied: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        bits, block = {Format.Q8: (8, 256), Format.Q4: (4, 128)}.get(self.format, (0, 0))
+        # Attributes and not properties: they are read for every tensor at every step.
+        for name, value in {
+            "bits": bits,
+            "block": block,
+            "tensors": 2 if bits else 1,
+            "copied": not bits and not self.stochastic,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """The keys in a parameter's state."""
+        return (name, scale_name(name)) if self.bits else (name,)
+
+    def shapes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The shapes of its tensors for a parameter of that shape."""
+        if not self.bits:
+            return (tuple(shape),)
+        rows, columns = matrix_shape(shape)
+        codes = tuple(shape) if self.bits == 8 else (rows, ceil_div(columns, 2))
+        return codes, (rows, ceil_div(columns, self.block))
+
+
+FULL = Storage()
+
+
+def scale_name(name: str) -> str:
+    """The key under which the scales of state `name` are kept."""
+    return f"{name}_scale"
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What state of parameters of a dtype is kept in where it is not compressed."""
+    if dtype.is_complex:
+        return dtype
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def ceil_div(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) in which a parameter is cut into blocks, along the rows.
+
+    Along dimension 0 a parameter may then be sharded between any two rows without cutting a block.
+    """
+    row = math.prod(shape[1:])
+    return (shape[0], row) if len(shape) >= 2 and row >= _LEAST_ROW else (1, math.prod(shape))
+
+
+def storages(rule: Rule, param: Tensor, group: Mapping[str, Any]) -> tuple[Storage, ...]:
+    """How a parameter's states are kept, in the order of the rule's.
+
+    Raises:
+        ValueError: compressed state is asked for a parameter in double precision, or a complex one.
+    """
+    asked = group["state_dtype"]
+    if asked == "float32":
+        return full(rule)
+    if param.dtype not in _COMPRESSIBLE:
+        raise ValueError(
+            f"state_dtype={asked!r} is for float32, bfloat16 and float16 parameters, this one has {param.dtype}; put "
+            "it in a group with state_dtype='float32'"
+        )
+    if param.numel() < COMPRESS_FROM:
+        return full(rule)
+    return _compressed(rule, Format(asked), group["state_rounding"])
+
+
+@cache
+def full(rule: Rule) -> tuple[Storage, ...]:
+    """Every state in the compute dtype."""
+    return (FULL,) * len(rule.state)
+
+
+@cache
+def _compressed(rule: Rule, format: Format, rounding: str | None) -> tuple[Storage, ...]:
+    stochastic = rounding == "stochastic" or (rounding is None and format is Format.BF16)
+    return tuple(
+        Storage(format, state.signed or format is Format.BF16, stochastic) if state.compressible else FULL
+        for state in rule.state.values()
+    )
+
+
+def rounding_of(dtype: torch.dtype, group: Mapping[str, Any]) -> Rounding:
+    """How new parameters of a dtype are rounded in a group.
+
+    Raises:
+        ValueError: float16 parameters with an option for bfloat16.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return Rounding.NEAREST
+    for option in ("stochastic_rounding", "master_weights"):
+        if dtype is torch.float16 and group[option]:
+            raise ValueError(f"{option}={group[option]!r} is for bfloat16 parameters, this one has {dtype}")
+    if group["stochastic_rounding"]:
+        return Rounding.STOCHASTIC
+    if group["master_weights"]:
+        return Rounding.REMAINDER16 if group["master_weights"] == 16 else Rounding.REMAINDER8
+    return Rounding.NEAREST if group["kahan_sum"] is False else Rounding.KAHAN

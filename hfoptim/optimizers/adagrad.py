@@ -1,0 +1,100 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, State
+from hfoptim.engine.checks import unavailable
+
+
+def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    return {"eps": group["eps"], "lr": float(group["lr"]) / (1.0 + (t - 1) * group["lr_decay"])}
+
+
+def adagrad_step(grad: Any, param: Any, total: Any, h: Any) -> tuple[Any, Any]:
+    """The gradient over the root of the sum of all squares so far."""
+    total = total + grad * grad
+    return grad / (total.sqrt() + h.eps), total
+
+
+@cache
+def adagrad(initial: float) -> Rule:
+    """The rule whose sum of squares begins at `initial`."""
+
+    def init(param: Tensor, dtype: torch.dtype) -> Tensor:
+        # The parts of a complex parameter are two parameters.
+        value = complex(initial, initial) if dtype.is_complex else initial
+        return torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format)
+
+    return Rule(adagrad_step, ELEMENT, {"sum": State(init, signed=False, compressible=True)}, _per_step)
+
+
+class Adagrad(RuleOptimizer):
+    """Steps divided by the root of the sum of all squared gradients, with torch.optim.Adagrad's numbers.
+
+    With g the gradient, p the parameter, t the step:
+
+        g = g + weight_decay p
+        s = s + g^2                                     (s begins at initial_accumulator_value)
+        p = p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    State: `sum` (s). A state_dict of torch.optim.Adagrad loads. The registry's name "adagrad" has eps 1e-8, as timm's.
+    (optax has eps inside the root.) Gradients must be dense.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-2): learning rate.
+        lr_decay (0.0): decay of the learning rate, >= 0.
+        weight_decay (0.0): L2 penalty.
+        initial_accumulator_value (0.0): first value of the sum, >= 0.
+        eps (1e-10): added to the root of the sum, >= 0.
+        differentiable (False): of torch's signature; True is refused.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, differentiable, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option; at a step, a sparse gradient.
+
+    Source:
+        Duchi, Hazan and Singer, https://jmlr.org/papers/v12/duchi11a.html; torch.optim.Adagrad.
+    """
+
+    decay = Decay.COUPLED
+    numbers = (*RuleOptimizer.numbers, "lr_decay", "initial_accumulator_value")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        differentiable: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "eps": eps,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        unavailable("differentiable", group["differentiable"], "steps are taken without a gradient")
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return adagrad(float(group["initial_accumulator_value"]))

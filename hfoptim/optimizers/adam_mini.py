@@ -1,0 +1,286 @@
+"""Adam-mini: Adam with one second moment per block of a parameter, such as a row or an attention head."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Size, Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import (
+    ELEMENT,
+    TENSOR,
+    EngineOptions,
+    Rule,
+    RuleOptimizer,
+    State,
+    ema,
+    nonnegative,
+    rule,
+    scalar,
+    zeros,
+)
+from hfoptim.engine.checks import flag, integer
+from hfoptim.optimizers.adam import corrected, moments_step
+
+logger = logging.getLogger(__name__)
+
+_UNDECAYED = ("norm", "ln", "bias")
+
+
+# Passes over memory, in tensors of the parameter's size:
+#   the mean square: read grad                                                  1
+#   update: read grad, param, m; write param, m                                 5
+# A row or head that stays in a cache between the two spares the second reading of grad: 5 in all.
+def _step(mean_square: Any, grad: Any, m: Any, vmean: Any, h: Any) -> tuple[Any, Any, Any]:
+    """Adam's step with a second moment that the entries of a block share."""
+    vmean = ema(vmean, mean_square, h.alpha2)
+    m = ema(m, grad, h.alpha1)
+    return m * (vmean.sqrt() + h.eps).reciprocal(), m, vmean
+
+
+@rule(TENSOR, per_step=corrected, m=zeros, vmean=scalar)
+def by_tensor(grad: Any, param: Any, m: Any, vmean: Any, h: Any) -> tuple[Any, Any, Any]:
+    """One second moment."""
+    return _step(grad.square().mean(), grad, m, vmean, h)
+
+
+by_entry = rule(ELEMENT, per_step=corrected, m=zeros, v=nonnegative)(moments_step)
+
+
+def _per_row(param: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(param.shape[0], 1, dtype=dtype, device=param.device)
+
+
+def _by_row(shape: Callable[[Size], tuple[int, int]]) -> Rule:
+    """The rule with one second moment per row of the parameter in another shape."""
+
+    def fn(grad: Any, param: Any, m: Any, vmean: Any, h: Any) -> tuple[Any, Any, Any]:
+        return _step(grad.square().mean(-1, keepdim=True), grad, m, vmean, h)
+
+    fn.__name__ = "by_row"
+    vmean = State(_per_row, signed=False, of_shaped=True)
+    return rule(TENSOR, per_step=corrected, shape=shape, m=zeros, vmean=vmean)(fn)
+
+
+# Not a rule per number of rows: all matrices share one, and its kernels.
+by_row = _by_row(lambda shape: (shape[0], math.prod(shape[1:])))
+
+
+@cache
+def by_head(size: int) -> Rule:
+    """The rule with one second moment per `size` entries, the size of an attention head."""
+    return _by_row(lambda shape: (math.prod(shape) // size, size))
+
+
+class AdamMini(RuleOptimizer):
+    """Adam with one second moment per block: half of Adam's state, with blocks chosen by the parameter's name.
+
+    With g the gradient, p the parameter, t the step, and mean_block over each block of p:
+
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) mean_block(g^2)
+        p = p - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) - lr weight_decay p
+
+    What a block is, by the first line that applies; "name has" means anywhere in the name, in any case:
+
+        name has bias                                                   an entry: Adam
+        no matrix (less than two dimensions)                            the tensor
+        no name                                                         a row
+        name has q_proj, k_proj, query, key, wq, wk                     dim^2 / n_heads entries: a head
+        name has embed, embd, wte, lm_head, output, final_layer,
+            v_proj, value, wv, o_proj, wo, attn.proj,
+            mlp, linear, feed_forward                                   a row
+        any other                                                       the tensor
+
+    A row is one entry of the first dimension. Parameters named norm, ln or bias are not decayed; they form a group of
+    their own beside the group they were given in. The parts of names are attributes of the class, as in the authors'
+    package, which a subclass may replace: `adam_block_names`, `wqk_names`, `embd_names`, `output_names`, `wv_names`,
+    `attn_proj_names`, `mlp_names`.
+
+    State: `m`, as large as the parameter; `vmean` (v), one number per block, or `v` for biases. A state_dict of the
+    authors' package loads where parameters have names.
+
+    Follows the authors' package 1.1.1, which knows no parameters without names, and fails on vectors and convolutions
+    whose names have one of the parts above, biases apart; here the table holds for them, too. The package keeps state
+    in the parameter's dtype, here it is float32 at least. pytorch_optimizer has Adam for embeddings and the output, and
+    one block per tensor for v, o and mlp.
+
+    Args:
+        params: named parameters, as of `model.named_parameters()`; parameters without names, or dicts that define
+            parameter groups.
+        lr (default 1e-3): learning rate.
+        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
+        eps (1e-8): added to the bias-corrected root of v, >= 0.
+        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
+        model_sharding (None): accepted for code written for the authors' package, which ignores it, too.
+        dim (2048): width of the model, for the size of a head.
+        n_heads (32): attention heads of the model.
+        n_kv_heads (None): heads of keys and values, where they are fewer: a divisor of n_heads.
+        verbose (True): log the blocks of every parameter, at level INFO.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, a query or key that is not made of whole heads, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+
+    Source:
+        Zhang et al., arXiv 2406.16793; zyushun/Adam-mini 1.1.1.
+    """
+
+    rule = by_tensor
+
+    adam_block_names: ClassVar[frozenset[str]] = frozenset({"bias"})
+    wqk_names: ClassVar[frozenset[str]] = frozenset({"k_proj", "q_proj", "wq", "wk", "query", "key"})
+    embd_names: ClassVar[frozenset[str]] = frozenset({"embed", "embd", "wte"})
+    output_names: ClassVar[frozenset[str]] = frozenset({"lm_head", "output", "final_layer"})
+    wv_names: ClassVar[frozenset[str]] = frozenset({"v_proj", "wv", "value"})
+    attn_proj_names: ClassVar[frozenset[str]] = frozenset({"o_proj", "wo", "attn.proj"})
+    mlp_names: ClassVar[frozenset[str]] = frozenset({"feed_forward", "linear", "mlp"})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        model_sharding: bool | None = None,
+        dim: int = 2048,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        verbose: bool = True,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        flag("model_sharding", model_sharding, optional=True)
+        self._names: dict[Tensor, str | None] = {}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "dim": dim,
+            "n_heads": n_heads,
+            "n_kv_heads": n_kv_heads,
+            "verbose": verbose,
+        }
+        super().__init__(params, defaults, **options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._names = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; parameters that their names exempt from decay form a second one beside it."""
+        given: Any = param_group["params"]
+        group = {**self.defaults, **param_group}
+        self.check_group(group)
+        exempt: list[Any] = []
+        others: list[Any] = []
+        for entry in [given] if isinstance(given, (Tensor, set)) else given:  # torch refuses sets
+            if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Tensor)):
+                others.append(entry)
+                continue
+            name, param = entry
+            (exempt if _contains(name, _UNDECAYED) else others).append(entry)
+            blocks = self._blocks(name, param, group)
+            if group["verbose"]:
+                logger.info("%s %s: %s", name, tuple(param.shape), _describe(blocks))
+        if others or not exempt:
+            super().add_param_group({**param_group, "params": given if isinstance(given, set) else others})
+        if exempt:
+            super().add_param_group({**param_group, "params": exempt, "weight_decay": 0.0})
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        flag("verbose", group["verbose"])
+        dim, n_heads = integer("dim", group["dim"], 1), integer("n_heads", group["n_heads"], 1)
+        if dim * dim % n_heads:
+            raise ValueError(f"dim={dim} squared is not divisible by n_heads={n_heads}; give those of the model")
+        if group["n_kv_heads"] is not None and n_heads % integer("n_kv_heads", group["n_kv_heads"], 1):
+            raise ValueError(f"n_kv_heads={group['n_kv_heads']} does not divide n_heads={n_heads}")
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        if param not in self._names:
+            for each in self.param_groups:
+                names = each.get("param_names") or [None] * len(each["params"])
+                self._names |= dict(zip(each["params"], names, strict=True))
+        return self._blocks(self._names[param], param, group)
+
+    def _blocks(self, name: str | None, param: Tensor, group: dict[str, Any]) -> Rule:
+        """The rule for a parameter's blocks, by the table above."""
+        if name is not None and _contains(name, self.adam_block_names):
+            return by_entry
+        if param.ndim < 2:
+            return by_tensor
+        if name is None:
+            return by_row
+        if _contains(name, self.wqk_names):
+            size = int(group["dim"]) ** 2 // int(group["n_heads"])
+            if param.numel() % size:
+                raise ValueError(
+                    f"{name!r} has {param.numel()} entries, which are no whole heads of dim^2 / n_heads = {size}; give "
+                    f"the model's width as dim and its number of attention heads as n_heads; if this is no query or "
+                    f"key, make a subclass with other wqk_names"
+                )
+            return by_head(size)
+        by_rows = (self.embd_names, self.output_names, self.wv_names, self.attn_proj_names, self.mlp_names)
+        return by_row if any(_contains(name, parts) for parts in by_rows) else by_tensor
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict of this optimizer or of the authors' package, as `RuleOptimizer.load_state_dict`."""
+        super().load_state_dict(_regrouped(state_dict, self.param_groups))
+
+    def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        # The package keeps sizes beside its state, and the momentum of a query or key by heads.
+        if "head_per_gpu" in state and state["m"].numel() == param.numel():
+            state["m"] = state["m"].reshape(param.shape)
+        return {k: v for k, v in state.items() if k not in ("head_per_gpu", "neuron_per_gpu", "reduced", "block_numel")}
+
+
+def _contains(name: str, parts: Collection[str]) -> bool:
+    return any(part in name.lower() for part in parts)
+
+
+def _describe(blocks: Rule) -> str:
+    if blocks in (by_entry, by_row, by_tensor):
+        return {by_entry: "Adam", by_row: "one second moment per row", by_tensor: "one second moment"}[blocks]
+    return "one second moment per head"
+
+
+def _regrouped(state_dict: Any, groups: list[dict[str, Any]]) -> Any:
+    """A state_dict of the authors' package, which has a group per parameter, in our groups; any other as it is.
+
+    Raises:
+        ValueError: parameters without names, or a name that the state_dict has not.
+    """
+    saved = state_dict.get("param_groups") if isinstance(state_dict, dict) else None
+    if not saved or not all({"name", "beta1", "beta2"} <= group.keys() for group in saved):
+        return state_dict
+    by_name = {group["name"]: group for group in saved}
+    regrouped = []
+    for group in groups:
+        names = [name.lower() for name in group.get("param_names", ())]
+        missing = [name for name in names if name not in by_name]
+        if not names or missing:
+            what = f"no parameter {missing[0]!r}" if missing else "a group per name, here parameters have none"
+            raise ValueError(f"the state_dict, of the package adam_mini, has {what}")
+        theirs = [by_name[name] for name in names]
+        for key in ("lr", "beta1", "beta2", "eps", "weight_decay"):
+            if len({float(each[key]) for each in theirs}) > 1:
+                raise ValueError(
+                    f"the state_dict, of the package adam_mini, has more than one {key} for one group here"
+                )
+        numbers = {key: theirs[0][key] for key in ("lr", "eps", "weight_decay")}
+        own = {key: group[key] for key in ("dim", "n_heads", "n_kv_heads", "verbose")}
+        betas = (theirs[0]["beta1"], theirs[0]["beta2"])
+        keys = [key for each in theirs for key in each["params"]]
+        regrouped.append({**numbers, **own, "betas": betas, "params": keys})
+    return {**state_dict, "param_groups": regrouped}

@@ -1,0 +1,122 @@
+"""Adan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import (
+    ELEMENT,
+    Decay,
+    EngineOptions,
+    RuleOptimizer,
+    add_scaled,
+    bias_correction,
+    ema,
+    nonnegative,
+    rule,
+    zeros,
+)
+from hfoptim.engine.checks import flag
+
+
+def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """Bias corrections c1, c2, c3 as factors of the three scalars the update has anyway.
+
+    (m / c1 + beta2 d / c2) / (sqrt(n / c3) + eps)
+        =  (sqrt(c3) / c1) (m + (beta2 c1 / c2) d) / (sqrt(n) + eps sqrt(c3))
+    """
+    beta1, beta2, beta3 = group["betas"]
+    lr, c1, root = float(group["lr"]), bias_correction(beta1, t), math.sqrt(bias_correction(beta3, t))
+    # At the first step there is no gradient before, so no difference: both its weights are 0.
+    first = t == 1
+    scalars = {
+        "alpha1": 1.0 - beta1,
+        "alpha2": 0.0 if first else 1.0 - beta2,
+        "alpha3": 1.0 - beta3,
+        "ahead": 0.0 if first else beta2,
+        "share": beta2 * c1 / bias_correction(beta2, t),
+        "eps": group["eps"] * root,
+        "lr": lr * root / c1,
+    }
+    if not group["no_prox"]:
+        # Dividing by 1 + x is a decay by x / (1 + x).
+        decay = lr * group["weight_decay"]
+        scalars["decay"] = decay / (1.0 + decay)
+    return scalars
+
+
+@rule(ELEMENT, per_step=_per_step, exp_avg=zeros, exp_avg_diff=zeros, exp_avg_sq=nonnegative, neg_pre_grad=zeros)
+def adan(
+    grad: Any, param: Any, exp_avg: Any, exp_avg_diff: Any, exp_avg_sq: Any, neg_pre_grad: Any, h: Any
+) -> tuple[Any, ...]:
+    """Averages of the gradient, of its change, and of the square of the gradient looked ahead by that change."""
+    change = grad + neg_pre_grad
+    look_ahead = add_scaled(grad, change, h.ahead)
+    exp_avg = ema(exp_avg, grad, h.alpha1)
+    exp_avg_diff = ema(exp_avg_diff, change, h.alpha2)
+    exp_avg_sq = ema(exp_avg_sq, look_ahead * look_ahead, h.alpha3)
+    update = add_scaled(exp_avg, exp_avg_diff, h.share) / (exp_avg_sq.sqrt() + h.eps)
+    return update, exp_avg, exp_avg_diff, exp_avg_sq, -grad
+
+
+class Adan(RuleOptimizer):
+    """Adam with Nesterov's momentum from the change of the gradient.
+
+    With g the gradient, g' the one before (at the first step g), p the parameter, t the step:
+
+        m = beta1 m + (1 - beta1) g
+        d = beta2 d + (1 - beta2) (g - g')
+        n = beta3 n + (1 - beta3) (g + beta2 (g - g'))^2
+        u = (m / (1 - beta1^t) + beta2 d / (1 - beta2^t)) / (sqrt(n / (1 - beta3^t)) + eps)
+        p = (p - lr u) / (1 + lr weight_decay)
+        p = p - lr u - lr weight_decay p                        (no_prox)
+
+    State: `exp_avg` (m), `exp_avg_diff` (d), `exp_avg_sq` (n), `neg_pre_grad` (-g); a state_dict of timm's Adan loads.
+
+    Author, timm, optimi and pytorch_optimizer agree. `caution` masks the whole update; timm's masks m alone.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate; the paper's are 5 to 10 times AdamW's.
+        betas (0.98, 0.92, 0.99): decay rates of m, d and n, each in [0, 1).
+        eps (1e-8): added to the bias-corrected root of n, >= 0.
+        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
+        no_prox (False): decay as AdamW does, instead of the proximal step.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+
+    Source:
+        Xie et al., arXiv 2208.06677; sail-sg/Adan; timm 1.0, `timm.optim.Adan`.
+    """
+
+    rule = adan
+    beta_count = 3
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        no_prox: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox}
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        flag("no_prox", group["no_prox"])
+
+    def decay_for(self, group: dict[str, Any]) -> Decay:
+        # The proximal step decays what the update has left.
+        return Decay.DECOUPLED if group["no_prox"] else Decay.DECOUPLED_AFTER

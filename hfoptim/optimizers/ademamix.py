@@ -1,0 +1,146 @@
+"""AdEMAMix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import (
+    ELEMENT,
+    EngineOptions,
+    RuleOptimizer,
+    add_scaled,
+    bias_correction,
+    ema,
+    nonnegative,
+    rule,
+    zeros,
+)
+from hfoptim.engine.checks import number
+
+# The author's code adds this to a beta before taking its logarithm.
+_LOG_EPS = 1e-8
+
+
+def slow_beta(beta1: float, beta3: float, share: float) -> float:
+    """beta3 on its way from beta1, after a share of the warm-up: the time in which an average halves grows linearly."""
+    return math.exp(1.0 / ((1.0 - share) / math.log(beta1 + _LOG_EPS) + share / math.log(beta3 + _LOG_EPS)))
+
+
+def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """Bias corrections c1, c2 as factors of the scalars the update has anyway.
+
+    (m1 / c1 + a m2) / (sqrt(v / c2) + eps)  =  (sqrt(c2) / c1) (m1 + c1 a m2) / (sqrt(v) + eps sqrt(c2))
+    """
+    beta1, beta2, beta3 = group["betas"]
+    alpha, warmup = group["alpha"], group["t_alpha_beta3"]
+    if warmup is not None and t < warmup:
+        alpha, beta3 = alpha * t / warmup, slow_beta(beta1, beta3, t / warmup)
+    c1, root = bias_correction(beta1, t), math.sqrt(bias_correction(beta2, t))
+    return {
+        "alpha1": 1.0 - beta1,
+        "alpha2": 1.0 - beta2,
+        "alpha3": 1.0 - beta3,
+        "mix": alpha * c1,
+        "eps": group["eps"] * root,
+        "lr": float(group["lr"]) * root / c1,
+    }
+
+
+@rule(ELEMENT, per_step=_per_step, exp_avg_fast=zeros, exp_avg_slow=zeros, exp_avg_sq=nonnegative)
+def ademamix(
+    grad: Any, param: Any, exp_avg_fast: Any, exp_avg_slow: Any, exp_avg_sq: Any, h: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Adam's update with a second, much slower momentum added to the first."""
+    exp_avg_fast = ema(exp_avg_fast, grad, h.alpha1)
+    exp_avg_slow = ema(exp_avg_slow, grad, h.alpha3)
+    exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
+    update = add_scaled(exp_avg_fast, exp_avg_slow, h.mix) / (exp_avg_sq.sqrt() + h.eps)
+    return update, exp_avg_fast, exp_avg_slow, exp_avg_sq
+
+
+class AdEMAMix(RuleOptimizer):
+    """Adam with two momenta, one of them over tens of thousands of steps.
+
+    With g the gradient, p the parameter, t the step:
+
+        m1 = beta1 m1 + (1 - beta1) g
+        m2 = b3 m2 + (1 - b3) g
+        v = beta2 v + (1 - beta2) g^2
+        u = (m1 / (1 - beta1^t) + a m2) / (sqrt(v / (1 - beta2^t)) + eps)
+        p = p - lr u - lr weight_decay p
+
+    with a = alpha and b3 = beta3, or during a warm-up of T = t_alpha_beta3 steps
+
+        a = alpha t / T,    1 / log(b3) = (1 - t / T) / log(beta1) + t / T / log(beta3)
+
+    State: `exp_avg_fast` (m1), `exp_avg_slow` (m2), `exp_avg_sq` (v). A state_dict of the authors' AdEMAMix loads into
+    an optimizer with the same warm-up, unless its beta1 is 0.
+
+    Follows the authors, who add 1e-8 to the betas in the logarithms; pytorch_optimizer does not, a difference of about
+    2e-6 of the way during a warm-up. alpha is 5 by default as there, 2 in the authors' code.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate.
+        betas (0.9, 0.999, 0.9999): decay rates of m1, v and m2, each in [0, 1).
+        alpha (5.0): weight of m2, >= 0.
+        t_alpha_beta3 (None): steps over which alpha grows from 0 and beta3 from beta1; the paper takes all steps of the
+            training. None: no warm-up.
+        eps (1e-8): added to the bias-corrected root of v, >= 0.
+        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+
+    Source:
+        Pagliardini et al., arXiv 2409.03137; apple/ml-ademamix.
+    """
+
+    rule = ademamix
+    beta_count = 3
+    numbers = (*RuleOptimizer.numbers, "alpha")
+    absent_from_peers = frozenset({"t_alpha_beta3"})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        t_alpha_beta3: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "alpha": alpha,
+            "t_alpha_beta3": t_alpha_beta3,
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        if group["t_alpha_beta3"] is None:
+            return
+        number("t_alpha_beta3", group["t_alpha_beta3"])
+        for i in (0, 2):
+            if group["betas"][i] + _LOG_EPS >= 1.0:
+                raise ValueError(
+                    f"betas[{i}]={group['betas'][i]!r} is too close to 1 for a warm-up, which takes its logarithm; "
+                    f"give less than {1.0 - _LOG_EPS!r} or t_alpha_beta3=None"
+                )
+
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        # The authors' two warm-ups.
+        return name in ("alpha_warmup", "beta3_warmup") and value == group["t_alpha_beta3"]

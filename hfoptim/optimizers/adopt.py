@@ -1,0 +1,116 @@
+"""ADOPT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, ema, nonnegative, rule, zeros
+from hfoptim.engine.checks import flag, number, unavailable
+from hfoptim.optimizers.adam import moment_rates
+from hfoptim.optimizers.lamb import timm_decay_is_plain
+
+
+def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    scalars = moment_rates(t, group)
+    # The first step only sets v: a clip of 0 keeps the gradient out of m, and eps, which would be a divisor of 0, idle.
+    first = t == 1
+    if first:
+        scalars |= {"alpha2": 1.0, "eps": 1.0, "clip": 0.0}
+    else:
+        exponent = group["clip_exp"]
+        scalars |= {"eps": group["eps"], "clip": math.inf if exponent is None else (t - 1.0) ** exponent}
+    if group["decoupled"]:
+        scalars["decay"] = 0.0 if first else float(group["lr"]) * group["weight_decay"]
+    return scalars
+
+
+@rule(ELEMENT, per_step=_per_step, exp_avg=zeros, exp_avg_sq=nonnegative)
+def adopt(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+    """Momentum of the gradient, normalised by the second moment of the gradients before it and clipped."""
+    normed = (grad / exp_avg_sq.sqrt().clamp(min=h.eps)).clamp(min=-h.clip, max=h.clip)
+    exp_avg = ema(exp_avg, normed, h.alpha1)
+    return exp_avg, exp_avg, ema(exp_avg_sq, grad * grad, h.alpha2)
+
+
+class Adopt(RuleOptimizer):
+    """Adam with the current gradient kept out of its own normalisation; converges with any beta2.
+
+    With g the gradient, p the parameter, t the step:
+
+        first step:  v = g^2;  p, m stay
+        c = (t - 1)^clip_exp
+        m = beta1 m + (1 - beta1) clip(g / max(sqrt(v), eps), -c, c)
+        p = p - lr m
+        v = beta2 v + (1 - beta2) g^2
+
+    with g = g + weight_decay p before it, or under `decoupled` p = p - lr m - lr weight_decay p, also from the second
+    step on. State: `exp_avg` (m), `exp_avg_sq` (v); a state_dict of timm's Adopt loads.
+
+    Follows timm, which is the author's code with another default of clip_exp (0.25 there). pytorch_optimizer clips at
+    t^clip_exp and decays at the first step too.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate.
+        betas (0.9, 0.9999): decay rates of m and v, each in [0, 1).
+        eps (1e-6): least divisor of the gradient, >= 0.
+        clip_exp (0.333): exponent of the growing clip, >= 0; None does not clip.
+        weight_decay (0.0): L2 penalty, or decoupled weight decay, per step and unit of lr.
+        decoupled (False): decoupled weight decay.
+        capturable (False), differentiable (False): of timm's signature; True is refused.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, capturable or differentiable, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+
+    Source:
+        Taniguchi et al., arXiv 2411.02853; iShohei220/adopt; timm 1.0, `timm.optim.Adopt`.
+    """
+
+    rule = adopt
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        clip_exp: float | None = 0.333,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        *,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "clip_exp": clip_exp,
+            "weight_decay": weight_decay,
+            "decoupled": decoupled,
+            "capturable": capturable,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        if group["clip_exp"] is not None:
+            number("clip_exp", group["clip_exp"])
+        flag("decoupled", group["decoupled"])
+        unavailable("capturable", group["capturable"], "steps are counted on the host, a CUDA graph would repeat one")
+        unavailable("differentiable", group["differentiable"], "steps are taken without a gradient")
+
+    def decay_for(self, group: dict[str, Any]) -> Decay:
+        return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED
+
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        return timm_decay_is_plain(name, value)

@@ -1,0 +1,191 @@
+"""LAMB: Adam with a step size per tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import (
+    ELEMENT,
+    TENSOR,
+    Decay,
+    EngineOptions,
+    Probe,
+    Rule,
+    RuleOptimizer,
+    add_scaled,
+    bias_correction,
+    ema,
+    nonnegative,
+    zeros,
+)
+from hfoptim.engine.checks import flag, number
+from hfoptim.optimizers.adam import moment_rates
+from hfoptim.optimizers.adam_weight_decay import squared_norm
+
+
+def adapts(group: Mapping[str, Any]) -> bool:
+    """Whether the tensors of a group get step sizes of their own: where they are decayed, or always if so asked."""
+    return bool(group["always_adapt"] or group["weight_decay"] != 0)
+
+
+def unless_zero(ratio: Any, weight_norm: Any, update_norm: Any, otherwise: Any) -> Any:
+    """The trust ratio of a tensor, or `otherwise` where one of the norms it is made of is 0."""
+    return torch.where(weight_norm > 0, torch.where(update_norm > 0, ratio, otherwise), otherwise)
+
+
+def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -> dict[str, Any]:
+    """Bias corrections c1, c2 as one factor, `scale`; the weight decay is divided by it.
+
+    (m / c1) / (sqrt(v / c2) + eps) + wd p
+        =  scale (m / (sqrt(v) + eps sqrt(c2)) + wd / scale p),  scale = sqrt(c2) / c1
+    """
+    beta1, beta2 = group["betas"]
+    root, scale = 1.0, 1.0
+    if group["bias_correction"]:
+        root = math.sqrt(bias_correction(beta2, t))
+        scale = root / bias_correction(beta1, t)
+    scalars: dict[str, Any] = {**moment_rates(t, group), "eps": group["eps"] * root}
+    if not group["grad_averaging"]:
+        scalars["beta1"] = beta1
+    if adapts(group):
+        scalars |= {"scale": scale, "inside": float(group["weight_decay"]) / scale}
+    else:
+        scalars["lr"] = float(group["lr"]) * scale
+    if grad_sq is not None:
+        most = group["max_grad_norm"]
+        scalars["clip"] = most / grad_sq.sqrt().clamp(min=most)
+    return scalars
+
+
+@cache
+def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -> Rule:
+    """The rule for one kind of group and options.
+
+    Args:
+        adapted: scale the update by a trust ratio; else this is Adam.
+        clipped: by the norm of all gradients together.
+        grad_averaging: the new gradient enters the first moment with a weight of 1 - beta1, not of 1.
+        trust_clip: trust ratios of 1 at most.
+    """
+
+    # Passes over memory, in tensors of the parameter's size:
+    #   probe: read grad                                                        1
+    #   both norms: read grad, param, m, v; write m, v                          6
+    #   update: read param, m, v; write param                                   4
+    # or without storing in between: read 4, then read 4 and write 3            11 in place of 10
+    # Not adapted: read 4, write 3                                              7
+    def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+        if clipped:
+            grad = grad * h.clip
+        exp_avg = ema(exp_avg, grad, h.alpha1) if grad_averaging else add_scaled(grad, exp_avg, h.beta1)
+        exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
+        update = exp_avg / (exp_avg_sq.sqrt() + h.eps)
+        if adapted:
+            update = add_scaled(update, param, h.inside)
+            weight_norm, update_norm = param.norm(), update.norm()
+            # The ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced.
+            ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
+            update = update * (ratio.clamp(max=h.scale) if trust_clip else ratio)
+        return update, exp_avg, exp_avg_sq
+
+    fn.__name__ = "lamb"
+    state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}
+    return Rule(fn, TENSOR if adapted else ELEMENT, state, _per_step, Probe(squared_norm) if clipped else None)
+
+
+class Lamb(RuleOptimizer):
+    """Adam whose update has, tensor by tensor, the norm of the parameter: for very large batches.
+
+    With G all gradients together, g the gradient, p the parameter, t the step:
+
+        g = g / max(1, |G| / max_grad_norm)
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) g^2
+        u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p
+        p = p - lr |p| / |u| u
+
+    The trust ratio |p| / |u| is 1 where one of the norms is 0, and for parameters without weight decay, unless
+    `always_adapt`. State: `exp_avg` (m), `exp_avg_sq` (v); a state_dict of timm's Lamb loads.
+
+    Follows timm, which has the numbers of NVIDIA's NVLAMB: with bias corrections inside the trust ratio, and the
+    gradients clipped together. optax is the same with always_adapt and max_grad_norm=None. The paper clips |p| by a
+    function that it leaves open; pytorch_optimizer clips it at 10, does not correct v and adds eps in the ratio;
+    jettify's torch_optimizer clamps |p| too and corrects biases outside the ratio. `caution` masks the finished update;
+    timm's masks it before decay and ratio.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1e-3): learning rate: the relative change of a tensor per step.
+        bias_correction (True): False leaves out both bias corrections.
+        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
+        eps (1e-6): added to the bias-corrected root of v, >= 0.
+        weight_decay (0.01): weight decay, inside the trust ratio.
+        grad_averaging (True): False lets the new gradient into m with a weight of 1, not of 1 - beta1.
+        max_grad_norm (1.0): largest norm of all gradients together, > 0; None does not clip.
+        trust_clip (False): trust ratios of 1 at most (LAMBC).
+        always_adapt (False): a trust ratio for parameters without weight decay, too.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+
+    Source:
+        You et al., arXiv 1904.00962; timm 1.0, `timm.optim.Lamb`.
+    """
+
+    decay = Decay.INSIDE
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        grad_averaging: bool = True,
+        max_grad_norm: float | None = 1.0,
+        trust_clip: bool = False,
+        always_adapt: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "bias_correction": bias_correction,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "grad_averaging": grad_averaging,
+            "max_grad_norm": max_grad_norm,
+            "trust_clip": trust_clip,
+            "always_adapt": always_adapt,
+        }
+        super().__init__(params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        for name in ("bias_correction", "grad_averaging", "trust_clip", "always_adapt"):
+            flag(name, group[name])
+        if group["max_grad_norm"] is not None and number("max_grad_norm", group["max_grad_norm"]) == 0.0:
+            raise ValueError("max_grad_norm=0 would erase every gradient, expected a number above 0, or None")
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        clipped = group["max_grad_norm"] is not None
+        return lamb(adapts(group), clipped, group["grad_averaging"], group["trust_clip"])
+
+    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
+        return timm_decay_is_plain(name, value)
+
+
+def timm_decay_is_plain(name: str, value: Any) -> bool:
+    """Whether a flag of timm's newer classes leaves weight decay where the paper has it."""
+    return name == "max_lr_snapshot" or (name in ("decoupled_decay", "corrected_weight_decay") and value is False)

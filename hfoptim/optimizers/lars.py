@@ -1,0 +1,128 @@
+"""LARS and LARC: gradient descent with a step size per tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from hfoptim.engine import TENSOR, Decay, EngineOptions, Rule, RuleOptimizer, add_scaled
+from hfoptim.engine.checks import flag, number
+from hfoptim.optimizers.lamb import adapts, unless_zero
+from hfoptim.optimizers.sgd import SGD
+
+
+@cache
+def lars(descent: Rule, trust_clip: bool) -> Rule:
+    """The rule that hands a decayed and scaled gradient to another one.
+
+    Args:
+        descent: the other rule.
+        trust_clip: step sizes of the learning rate at most (LARC).
+    """
+
+    def per_step(t: int, group: Mapping[str, Any]) -> dict[str, Any]:
+        lr = float(group["lr"])
+        own = {name: float(group[name]) for name in ("weight_decay", "trust_coeff", "eps")}
+        return {**descent.per_step(t, group), **own, "inverse_lr": 1.0 / lr if lr else math.inf}
+
+    # Passes over memory, in tensors of the parameter's size:
+    #   both norms: read grad, param                                            2
+    #   update: read grad, param, buffer; write param, buffer                   5, without momentum 3
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
+        *state, h = args
+        weight_norm, grad_norm = param.norm(), grad.norm()
+        ratio = weight_norm * h.trust_coeff / (weight_norm * h.weight_decay + grad_norm + h.eps)
+        ratio = unless_zero(ratio, weight_norm, grad_norm, 1.0)
+        if trust_clip:
+            ratio = (ratio * h.inverse_lr).clamp(max=1.0)
+        result: tuple[Any, ...] = descent.fn(add_scaled(grad, param, h.weight_decay) * ratio, param, *state, h)
+        return result
+
+    fn.__name__ = "lars"
+    return Rule(fn, TENSOR, descent.state, per_step)
+
+
+class Lars(SGD):
+    """Gradient descent whose step is, tensor by tensor, a fixed share of the parameter: for large batches.
+
+    With g the gradient, p the parameter:
+
+        r = trust_coeff |p| / (|g| + weight_decay |p| + eps)
+        r = min(r / lr, 1)                              (trust_clip: LARC)
+        b = momentum b + (1 - dampening) r (g + weight_decay p)         (first step: b = r (g + weight_decay p))
+        p = p - lr b, or with nesterov p - lr (r (g + weight_decay p) + momentum b)
+
+    The trust ratio r is 1 (with trust_clip min(1 / lr, 1)) where one of the norms is 0; parameters without weight decay
+    take plain steps, unless `always_adapt`. State: `momentum_buffer` (b) if momentum is not 0; a state_dict of timm's
+    Lars loads.
+
+    Follows timm, which jettify's torch_optimizer agrees with. pytorch_optimizer adapts tensors of two and more
+    dimensions, always, and has no eps; optax divides by |g + weight_decay p| and has lr inside the buffer; apex' LARC
+    adapts without weight decay, too.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups.
+        lr (default 1.0): learning rate.
+        momentum (0.0): decay rate of the buffer, >= 0.
+        dampening (0.0): share of the gradient kept out of the buffer, in [0, 1].
+        weight_decay (0.0): L2 penalty.
+        nesterov (False): Nesterov's momentum; needs momentum > 0 and no dampening.
+        trust_coeff (0.001): norm of a step at lr 1, as a share of the parameter's, > 0.
+        eps (1e-8): added to the divisor of the trust ratio, >= 0.
+        trust_clip (False): no tensor's step size is above lr (LARC).
+        always_adapt (False): a trust ratio for parameters without weight decay, too.
+        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, nesterov without momentum or with dampening, or no parameters.
+        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter that is adapted.
+
+    Source:
+        You et al., arXiv 1708.03888; timm 1.0, `timm.optim.Lars`.
+    """
+
+    decay = Decay.INSIDE
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        trust_coeff: float = 0.001,
+        eps: float = 1e-8,
+        trust_clip: bool = False,
+        always_adapt: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "trust_coeff": trust_coeff,
+            "eps": eps,
+            "trust_clip": trust_clip,
+            "always_adapt": always_adapt,
+        }
+        RuleOptimizer.__init__(self, params, defaults, **options)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        if number("trust_coeff", group["trust_coeff"]) == 0.0:
+            raise ValueError("trust_coeff=0 would stop every step, expected a number above 0")
+        flag("trust_clip", group["trust_clip"])
+        flag("always_adapt", group["always_adapt"])
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        descent = super().rule_for(param, group)
+        return lars(descent, group["trust_clip"]) if adapts(group) else descent

@@ -1,0 +1,213 @@
+"""Sharpness-aware minimization: gradients from the worst point near the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import ParamsT
+
+from hfoptim.engine import unwrap
+from hfoptim.engine.checks import flag, number
+from hfoptim.engine.sharding import Groups, aligned, groups_of, local, sum_over_ranks
+from hfoptim.wrappers.wrapper import Wrapper
+
+OLD = "old_p"
+TINY = 1e-12
+
+
+class SAM(Wrapper):
+    """Steps an optimizer with the gradient from the point where the loss nearby is about the worst.
+
+    With p the parameters and g the gradient there, both over all parameters together:
+
+        p' = p + rho g / |g|                 with adaptive, T = |p|:  p' = p + rho T^2 g / |T g|
+        p  = step of the base optimizer from p with the gradient at p'
+
+    Two gradients per step. Either by hand
+
+        loss(model, batch).backward();  optimizer.first_step(zero_grad=True)
+        loss(model, batch).backward();  optimizer.second_step(zero_grad=True)
+
+    or with the gradient at p already there and a closure, which computes loss and gradient once more and returns the
+    loss: `optimizer.step(closure)`. The weights are set back to the saved p, bit for bit, also if the closure raises.
+
+    The wrapper and the base optimizer share parameter groups, state and defaults; `rho` and `adaptive` lie in the
+    groups, where they may differ and be changed. With `maximize`, the worst point is where the objective is lowest.
+    bfloat16 parameters are too coarse for most of the small perturbation: keep float32 ones and use autocast.
+    torch.amp.GradScaler cannot be used, it unscales one gradient per step.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups; with a `base_optimizer` that has
+            been made already, the same parameters or None.
+        base_optimizer: class of the base optimizer, one of the names of `hfoptim.list_optimizers()`, or an optimizer.
+        rho (default 0.05): radius of the neighbourhood, >= 0.
+        adaptive (False): scale the neighbourhood by the size of each weight (ASAM).
+        **options: of the base optimizer.
+
+    Raises:
+        TypeError: `base_optimizer` is none of the three, or an option of the wrong type.
+        ValueError: an option out of range, an unknown name, or `params` are not those of the optimizer given.
+            From `step`: without a closure.
+        RuntimeError: from the steps: no parameter has a gradient, or they are taken in the wrong order.
+
+    Source:
+        Foret et al., arXiv 2010.01412; adaptive: Kwon et al., arXiv 2102.11600; davda54/sam, which
+        pytorch_optimizer follows (there the options `use_gc` and `perturb_eps` are extra).
+    """
+
+    by_name = {"rho": 0.05, "adaptive": False}
+    keeps = {OLD: True}
+
+    def __init__(
+        self,
+        params: ParamsT | None,
+        base_optimizer: type[Optimizer] | str | Optimizer,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(_made(params, base_optimizer, options), {"rho": rho, "adaptive": adaptive})
+
+    def check_inner(self, optimizer: Optimizer) -> None:
+        if isinstance(unwrap(optimizer), LBFGS):
+            raise ValueError("SAM cannot go around LBFGS, which computes gradients itself at other points")
+
+    @property
+    def base_optimizer(self) -> Optimizer:
+        """The optimizer that takes the steps."""
+        return self.optimizer
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        number("rho", group["rho"])
+        flag("adaptive", group["adaptive"])
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Go to the worst point nearby.
+
+        Args:
+            zero_grad (default False): remove the gradients afterwards.
+
+        Raises:
+            RuntimeError: no parameter has a gradient, or the weights are there already.
+        """
+        if self.kept[OLD]:
+            raise RuntimeError("first_step was called twice; second_step takes the weights back")
+        self.complete_groups()
+        norm = self._norm()
+        for group in self.param_groups:
+            sign = -1.0 if group.get("maximize") else 1.0
+            scale = sign * float(group["rho"]) / (norm + TINY)
+            for param in group["params"]:
+                if param.grad is not None:
+                    self.kept[OLD][param] = param.detach().clone()
+                    weight, grad = local(param), local(aligned(param.grad, param))
+                    direction = weight.abs().square() * grad if group["adaptive"] else grad
+                    weight.add_(direction * scale.to(weight.device))
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Go back, and take the base optimizer's step with the gradients that are there now.
+
+        Args:
+            zero_grad (default False): remove the gradients afterwards.
+
+        Raises:
+            RuntimeError: `first_step` was not called before.
+        """
+        self._go_back()
+        self.optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take both steps, starting from the gradients that are there.
+
+        Args:
+            closure: computes loss and gradients once more and returns the loss; the gradients are None when it is
+                called, once, with gradients enabled.
+
+        Returns:
+            The closure's loss: that of the worst point nearby.
+
+        Raises:
+            ValueError: no closure.
+            RuntimeError: no parameter has a gradient.
+        """
+        if closure is None:
+            raise ValueError(
+                "SAM takes two gradients per step: give step a closure that computes the second one, or call "
+                "first_step and second_step"
+            )
+        self.first_step(zero_grad=True)
+        try:
+            with torch.enable_grad():
+                loss = closure()
+        except BaseException:
+            self._go_back()
+            raise
+        self.second_step()
+        return loss
+
+    def _go_back(self) -> None:
+        saved = self.kept[OLD]
+        if not saved:
+            raise RuntimeError("second_step needs first_step before it")
+        torch._foreach_copy_([local(param) for param in saved], [local(old) for old in saved.values()])
+        self.kept[OLD] = {}
+
+    def _norm(self) -> Tensor:
+        """The norm of all gradients together, over all ranks, as a tensor: nothing waits for the device."""
+        parts: dict[Groups, list[Tensor]] = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    grad = local(aligned(param.grad, param))
+                    sized = grad * local(param).abs() if group["adaptive"] else grad
+                    norm = torch.linalg.vector_norm(sized, dtype=torch.promote_types(sized.dtype, torch.float32))
+                    parts.setdefault(groups_of(param), []).append(norm)
+        if not parts:
+            raise RuntimeError("SAM starts from gradients, and no parameter has one; call loss.backward() before")
+        sums = {
+            groups: {"square": torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()}
+            for groups, norms in parts.items()
+        }
+        return sum_over_ranks(sums)["square"].sqrt()
+
+
+def _made(params: Any, base: Any, options: dict[str, Any]) -> Any:
+    """The base optimizer over the parameters."""
+    if isinstance(base, Optimizer):
+        if options:
+            raise TypeError(f"options ({', '.join(options)}) are of no use to an optimizer that has been made already")
+        if params is not None and {*map(id, _tensors(params))} != {*map(id, _tensors(base.param_groups))}:
+            raise ValueError(
+                f"params are not the parameters of the {type(base).__name__} given; give None, or the same"
+            )
+        return base
+    if isinstance(base, str):
+        # The registry knows the wrappers, so they can ask it only when called.
+        from hfoptim import registry
+
+        return registry.get_optimizer_class(base, bind_defaults=False)(
+            params, **registry.resolve_options(base, options)
+        )
+    if not callable(base):
+        raise TypeError(f"base_optimizer={base!r} is no optimizer; give a class, a name such as 'sgd', or an optimizer")
+    return base(params, **options)
+
+
+def _tensors(params: Iterable[Any]) -> Iterator[Tensor]:
+    """The parameters themselves, whether given plainly, with names or in groups."""
+    for entry in params:
+        if isinstance(entry, dict):
+            yield from _tensors([entry["params"]] if isinstance(entry["params"], Tensor) else entry["params"])
+        else:
+            yield entry[1] if isinstance(entry, tuple) else entry

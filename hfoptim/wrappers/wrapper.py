@@ -1,0 +1,241 @@
+"""What optimizers around optimizers have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hfoptim.engine import checkpoint, clone, sharding, unwrap
+
+
+class Wrapper(Optimizer):
+    """An optimizer around another one, whose parameter groups, state and defaults it shares.
+
+    Its own options lie in the parameter groups, beside those of the inner optimizer. The tensors it keeps for
+    parameters lie apart from the inner state, which torch's optimizers expect to be empty before their first step; in
+    the state_dict they are beside it, so that whatever saves, shards and loads an optimizer's state takes them along.
+
+    Args:
+        optimizer: the inner optimizer.
+        own: the wrapper's options, for groups that do not have them.
+
+    Raises:
+        TypeError: `optimizer` is no torch.optim.Optimizer, or an option is of the wrong type.
+        ValueError: an option is out of range, the inner optimizer has one of that name, or it is such a wrapper itself.
+    """
+
+    # Options, with their values where the wrapper is chosen by name.
+    by_name: ClassVar[Mapping[str, Any]] = {}
+    # Numbers that groups carry from step to step, with their first values.
+    counters: ClassVar[Mapping[str, Any]] = {}
+    # What is kept for each parameter, by its name in the state_dict; whether it is a copy of it, of the same dtype.
+    keeps: ClassVar[Mapping[str, bool]] = {}
+
+    optimizer: Optimizer
+    own: dict[str, Any]
+    kept: dict[str, dict[Tensor, Tensor]]
+
+    def __init__(self, optimizer: Optimizer, own: Mapping[str, Any]) -> None:
+        cls = type(self).__name__
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{cls} goes around a torch.optim.Optimizer, not around a {type(optimizer).__name__}")
+        taken = [name for name in own if name in optimizer.defaults]
+        if taken:
+            raise ValueError(f"{type(optimizer).__name__} has an option {taken[0]!r} of its own, that of {cls} clashes")
+        other = unwrap(optimizer, Wrapper)
+        while other is not None:
+            if other.keeps == self.keeps:
+                raise ValueError(f"{cls} cannot go around another {type(other).__name__}")
+            other = unwrap(other.optimizer, Wrapper)
+        if any(group.get("gradient_release") for group in optimizer.param_groups):
+            raise ValueError(f"{cls} works before and after a step, which gradient release takes inside of backward")
+        self.check_inner(optimizer)
+        own = {**self.counters, **own}
+        for group in optimizer.param_groups:
+            self.check_group({**own, **group})
+        # Not Optimizer.__init__, which would make groups and state of its own.
+        super().__setstate__({"optimizer": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
+        self.complete_groups()
+
+    def check_inner(self, optimizer: Optimizer) -> None:
+        """Raise if the wrapper cannot go around this optimizer."""
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise if one of the wrapper's options in a group is wrong."""
+
+    # -- what is the inner optimizer's ----------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's parameter groups."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The inner optimizer's state."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The inner optimizer's defaults."""
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.optimizer.defaults = defaults
+
+    @property
+    def is_second_order(self) -> bool:
+        """Whether gradients need a graph: `loss.backward(create_graph=True)`. timm's training loops ask for it."""
+        return bool(getattr(self.optimizer, "is_second_order", False))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Remove the gradients, or set them to zero."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; options it does not name are the optimizers' defaults."""
+        self.check_group({**self.own, **param_group})
+        self.optimizer.add_param_group(param_group)
+        self.complete_groups()
+
+    def complete_groups(self) -> None:
+        """Give groups the options they lack: new ones, and those that the inner optimizer alone has loaded."""
+        for group in self.param_groups:
+            for name, value in self.own.items():
+                group.setdefault(name, value)
+
+    # -- copies and checkpoints -----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "own": self.own, "kept": self.kept}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint needs: the inner optimizer's state_dict, with what the wrapper keeps in it."""
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = self.optimizer.state_dict()
+        state = dict(state_dict["state"])
+        keys = [group["params"] for group in state_dict["param_groups"]]
+        for key, param in self._pairs(keys):
+            kept = {name: tensors[param] for name, tensors in self.kept.items() if param in tensors}
+            if kept:
+                state[key] = {**state.get(key, {}), **kept}
+        state_dict = {**state_dict, "state": state}
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict.
+
+        Args:
+            state_dict: of this wrapper around this optimizer. That of the inner optimizer alone loads, too: the
+                wrapper then begins anew.
+
+        Raises:
+            ValueError: its groups, parameters or shapes are not these, or the inner optimizer does not take it.
+        """
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        groups = checkpoint.saved_groups(self, state_dict)
+        for index, (current, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
+            groups[index] = {**saved, "params": checkpoint.saved_order(index, current, saved)}
+            if "param_names" in current and "param_names" in saved:
+                groups[index]["param_names"] = list(current["param_names"])
+            self.check_group({**self.own, **saved})
+        state = dict(state_dict["state"])
+        kept: dict[str, dict[Tensor, Tensor]] = {name: {} for name in self.keeps}
+        for key, param in self._pairs([group["params"] for group in groups]):
+            entry = state.get(key, {})
+            found = [name for name in self.keeps if name in entry]
+            for name in found:
+                kept[name][param] = self._taken(name, key, param, entry[name])
+            if found:
+                state[key] = {name: value for name, value in entry.items() if name not in found}
+                if not state[key]:  # a parameter that the inner optimizer has not stepped yet
+                    del state[key]
+        self.optimizer.load_state_dict({**state_dict, "state": state, "param_groups": groups})
+        self.kept = kept
+        self.complete_groups()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _pairs(self, keys: Iterable[Iterable[Any]]) -> Iterator[tuple[Any, Tensor]]:
+        """The parameters with their keys in a state_dict, given group by group."""
+        for group, of_group in zip(self.param_groups, keys, strict=True):
+            yield from zip(of_group, group["params"], strict=True)
+
+    def _taken(self, name: str, key: Any, param: Tensor, value: Tensor) -> Tensor:
+        if value.shape != param.shape:
+            raise ValueError(
+                f"{name} of parameter {key} has the shape {tuple(value.shape)} in the state_dict, expected "
+                f"{tuple(param.shape)}"
+            )
+        return sharding.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
+
+
+_made: dict[Any, type[Wrapper]] = {}
+
+
+def around(wrapper: type[Wrapper], inner: type[Optimizer]) -> type[Wrapper]:
+    """A class that makes an optimizer and a wrapper around it in one call: what a name like `lookahead_adamw` means.
+
+    Args:
+        wrapper: the wrapper's class; `by_name` has its options and their defaults.
+        inner: the optimizer's class; its signature is the new one's, with the wrapper's options.
+
+    Returns:
+        The class, the same one every time.
+    """
+    if (wrapper, inner) not in _made:
+        _made[wrapper, inner] = _make(wrapper, inner)
+    return _made[wrapper, inner]
+
+
+def _make(wrapper: type[Wrapper], inner: type[Optimizer]) -> type[Wrapper]:
+    def __init__(self: Wrapper, params: Any, **options: Any) -> None:
+        own = {name: options.pop(name, default) for name, default in wrapper.by_name.items()}
+        Wrapper.__init__(self, inner(params, **options), own)
+
+    def __reduce_ex__(self: Wrapper, protocol: Any) -> tuple[Callable[..., Wrapper], Any, Any]:
+        return _blank, (wrapper, inner), self.__getstate__()
+
+    kinds = inspect.Parameter
+    parameters = list(inspect.signature(inner).parameters.values())
+    end = len(parameters) - (parameters[-1].kind is kinds.VAR_KEYWORD)
+    parameters[end:end] = [kinds(name, kinds.KEYWORD_ONLY, default=d) for name, d in wrapper.by_name.items()]
+    return type(
+        f"{wrapper.__name__}{inner.__name__}",
+        (wrapper,),
+        {
+            "__doc__": f"`{wrapper.__name__}` around `{inner.__name__}`, with the arguments of `{inner.__name__}`.\n\n"
+            f"{wrapper.__name__}: {inspect.getdoc(wrapper)}\n\n{inner.__name__}: {inspect.getdoc(inner)}",
+            "__module__": wrapper.__module__,
+            "__signature__": inspect.Signature(parameters),
+            "__init__": __init__,
+            "__reduce_ex__": __reduce_ex__,
+            "inner": inner,
+        },
+    )
+
+
+def _blank(wrapper: type[Wrapper], inner: type[Optimizer]) -> Wrapper:
+    """A made class's object without content: such a class has no name that pickle could find."""
+    return object.__new__(around(wrapper, inner))

@@ -1,0 +1,91 @@
+"""Optimizers around optimizers in the Trainer, by name: Lookahead works, SAM and second-order ones are refused."""
+
+import copy
+import pickle
+
+import pytest
+from test_resume_is_exact import SCHEDULED, run_both
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+import hfoptim
+from hfoptim.trainer import OptimizerCallback, disable, enable
+
+
+@pytest.mark.parametrize("spelled", ["lookahead_adamw", "Lookahead-AdamW", "hfoptim_lookahead_adamw"])
+def test_lookahead_by_name(names, make_trainer, inner, spelled):
+    trainer = make_trainer(optim=spelled, optim_args="lookahead_k=2,betas=(0.8,0.9)", weight_decay=0.1)
+    assert trainer.args.optim.value == "lookahead_adamw"
+    trainer.train()
+    optimizer = inner(trainer)
+    assert isinstance(optimizer, hfoptim.Lookahead)
+    assert type(optimizer.optimizer) is hfoptim.AdamW
+    chosen = [(g["lookahead_k"], g["lookahead_alpha"], g["betas"], g["weight_decay"]) for g in optimizer.param_groups]
+    assert chosen == [(2, 0.5, (0.8, 0.9), 0.1), (2, 0.5, (0.8, 0.9), 0.0)]
+    assert [g["lookahead_step"] for g in optimizer.param_groups] == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["lookahead_lion", "lookahead_sgd"])
+def test_lookahead_resumes_exactly(names, make_trainer, tmp_path, name):
+    # Saved after 3 steps, which is in the middle of a cycle of 2.
+    run_both(make_trainer, tmp_path, list, optim=name, optim_args="lookahead_k=2", learning_rate=1e-2, **SCHEDULED)
+
+
+def test_lookahead_through_the_callback(make_trainer, inner):
+    trainer = make_trainer(OptimizerCallback("lookahead_lion", lr=1e-3, lookahead_alpha=0.8, schedule="cosine"))
+    trainer.train()
+    assert isinstance(inner(trainer), hfoptim.Lookahead)
+    assert type(inner(trainer).optimizer) is hfoptim.Lion
+    assert inner(trainer).param_groups[0]["lookahead_alpha"] == 0.8
+
+
+def test_lookahead_around_an_optimizer_that_sets_its_own_learning_rate(make_trainer, inner):
+    trainer = make_trainer(OptimizerCallback("lookahead_adafactor"))
+    trainer.train()
+    assert isinstance(trainer.lr_scheduler, hfoptim.AdafactorSchedule)
+
+
+def test_the_name_can_be_written_copied_and_taken_back(tmp_path):
+    before = [member.value for member in OptimizerNames]
+    enable()
+    try:
+        for given in ("lookahead_lion", "LOOKAHEAD-Lion"):
+            parser = HfArgumentParser(TrainingArguments)
+            line = ["--output_dir", str(tmp_path), "--use_cpu", "--optim", given]
+            (args,) = parser.parse_args_into_dataclasses(line)
+            assert args.optim.value == "lookahead_lion"
+        assert OptimizerNames("lookahead_lion") is args.optim
+        assert args.optim in list(OptimizerNames)
+        pickled = pickle.dumps(args.optim)
+        assert pickle.loads(pickled) is copy.deepcopy(args.optim) is args.optim
+    finally:
+        disable()
+    assert [member.value for member in OptimizerNames] == before
+    try:
+        assert pickle.loads(pickled).value == "lookahead_lion"  # reading it enables the names
+    finally:
+        disable()
+    assert [member.value for member in OptimizerNames] == before
+
+
+def test_mistakes_are_refused_when_the_arguments_are_made(names, arguments, capsys):
+    with pytest.raises(ValueError, match="'lookahead_k'"):
+        arguments(optim="lookahead_lion", optim_args="lookahead_kk=2")
+    with pytest.raises(ValueError, match="lookahead_k=0"):
+        arguments(optim="lookahead_lion", optim_args="lookahead_k=0")
+    with pytest.raises(ValueError, match="'lookahead_loin' is not the name of an optimizer"):
+        arguments(optim="lookahead_loin")
+    with pytest.raises(SystemExit):
+        HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(["--optim", "lookahead_loin"])
+    assert "argument --optim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [("sam_adamw", "closure"), ("adahessian", "create_graph"), ("lookahead_adahessian", "create_graph")],
+)
+def test_what_the_trainer_cannot_do_is_refused_early(names, arguments, name, needs):
+    with pytest.raises(ValueError, match=rf"{name} needs .*{needs}.*which the Trainer does not give"):
+        arguments(optim=name)
+    with pytest.raises(ValueError, match=rf"{name} needs .*{needs}"):
+        OptimizerCallback(name)
