@@ -23,7 +23,7 @@ lint: $(READY)
 
 # Every figure of docs/performance.md, on a quiet machine; about an hour.
 bench: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench --requirement benchmarks/peers.txt
 	$(BIN)/python benchmarks/step_time.py --output benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -100,13 +101,13 @@ def names() -> tuple[list[str], dict[str, str]]:
     return able, left_out
 
 
-def ours(name: str, form: str = "full", runner: str = "compiled") -> Candidate:
-    """Our optimizer of a name, with its default options and weight decay where it takes any."""
+def ours(name: str, form: str = "full", runner: str = "compiled", **more: Any) -> Candidate:
+    """Our optimizer of a name, with its default options and weight decay where it takes any; and with `more`."""
     known = option_names(name)
     decay = {option: WEIGHT_DECAY for option in ("weight_decay", "weight_decay_rate") if option in known}
     # What it lists about every parameter belongs into no table.
     quiet = {"verbose": False} if "verbose" in known else {}
-    options = resolve_options(name, {**decay, **quiet, **FORMS[form], **RUNNERS[runner]})
+    options = resolve_options(name, {**decay, **quiet, **FORMS[form], **RUNNERS[runner], **more})
     opt_class: Any = hfoptim.get_optimizer_info(name).opt_class
     label = " ".join([OURS, name, *([form] if form != "full" else []), *([runner] if runner != "compiled" else [])])
     return Candidate(label, OURS, form, lambda p: opt_class(list(p.named.items()), **options))
@@ -154,7 +155,7 @@ def forms(name: str, dtype: torch.dtype, theirs: Iterable[Candidate] = ()) -> li
 
 # Arguments that a peer has under another name, or that it needs besides.
 _RENAMED = {"heavyball": {"momentum": "beta"}}
-_FIXED = {"optimi": {"triton": False}}
+_FIXED: dict[str, dict[str, Any]] = {"optimi": {"triton": False, "kahan_sum": None}}
 # Arguments that a peer takes and does not heed.
 _IGNORED = {"bitsandbytes": {"nesterov"}}
 
@@ -197,7 +198,7 @@ def _packages() -> dict[str, dict[str, type[Optimizer]]]:
     found: dict[str, dict[str, type[Optimizer]]] = {}
     with quiet():
         for package, module in modules.items():
-            if installed(package):
+            if importlib.util.find_spec(package) is not None:
                 found[package] = _classes(package, [importlib.import_module(module)])
         if installed("timm"):
             stems = [path.stem for path in sorted(Path(BARE_FOLDER, "timm", "optim").glob("*.py"))]

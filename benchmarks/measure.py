@@ -26,6 +26,9 @@ from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 
+# Peers that nothing but the benchmarks needs (peers.txt).
+sys.path.append(os.path.join(sys.prefix, "bench"))
+
 RESULTS = Path(__file__).resolve().parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Not narrower than the tables, whatever the terminal: what is cut off cannot be copied.

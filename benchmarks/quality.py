@@ -16,11 +16,13 @@ The gradients are those of the job's model while it is trained in float32.
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,7 @@ import candidates
 import measure
 import torch
 import typer
-from peers import MissingPeer, load
+from peers import installed, load
 from torch import Tensor, nn
 
 import hfoptim
@@ -200,34 +202,32 @@ def train_with(followers: Iterable[Follower], model: nn.Module, blocks: Blocks, 
         optimizer.step()
 
 
+# What both packages are told, for their defaults differ.
+_SAME: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "lion": {"betas": (0.9, 0.99)},
+    "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8},
+}
+
+
 def kahan_followers(start: list[Tensor]) -> list[Follower]:
     """Ours and optimi's for bfloat16 weights, and float32 weights that begin at the same values."""
-    followers = []
     start = [tensor.bfloat16() for tensor in start]
-    shared = {"lr": KAHAN_RATE, "weight_decay": 0.0}
-    same: dict[str, dict[str, Any]] = {
-        "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
-        "lion": {"betas": (0.9, 0.99)},
-        "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8},
-    }
-    for name, options in same.items():
-        ours: Any = hfoptim.get_optimizer_class(name)
-        options = {**shared, **options}
-        peer = {"adamw": "AdamW", "lion": "Lion", "adan": "Adan"}[name]
-        # optimi keeps state in bfloat16 and rounds after every operation.
+    followers = []
+    for name, peer in (("adamw", "optimi.AdamW"), ("lion", "optimi.Lion"), ("adan", "optimi.Adan")):
+        options = {"lr": KAHAN_RATE, "weight_decay": 0.0, **_SAME[name]}
+        ours = partial(hfoptim.get_optimizer_class(name), **options)
+        # optimi keeps state in bfloat16, too, and rounds after every operation.
         bare = {"state_dtype": "bfloat16", "state_rounding": "nearest"}
         table: dict[str, tuple[torch.dtype, Make]] = {
-            REFERENCE: (torch.float32, lambda p, o=options, c=ours: c(p, **o)),
-            "hfoptim": (torch.bfloat16, lambda p, o=options, c=ours: c(p, **o)),
-            "hfoptim, bfloat16 state": (torch.bfloat16, lambda p, o=options, c=ours: c(p, **o, **bare)),
-            "optimi": (torch.bfloat16, lambda p, o=options, n=peer: load(f"optimi.{n}")(p, **o, triton=False)),
-            "hfoptim, no compensation": (torch.bfloat16, lambda p, o=options, c=ours: c(p, **o, kahan_sum=False)),
+            REFERENCE: (torch.float32, ours),
+            "hfoptim": (torch.bfloat16, ours),
+            "hfoptim, bfloat16 state": (torch.bfloat16, partial(ours, **bare)),
+            "hfoptim, no compensation": (torch.bfloat16, partial(ours, kahan_sum=False)),
         }
-        for label, (dtype, make) in table.items():
-            try:
-                followers.append(follow(start, name, label, make, dtype))
-            except MissingPeer:
-                continue
+        if installed("optimi"):
+            table["optimi"] = (torch.bfloat16, partial(load(peer), kahan_sum=True, triton=False, **options))
+        followers += [follow(start, name, label, make, dtype) for label, (dtype, make) in table.items()]
     return followers
 
 
@@ -246,11 +246,7 @@ def kahan_rows(followers: list[Follower], start: list[Tensor]) -> list[dict[str,
                 (ours.detach().float(), theirs.detach().float())
                 for ours, theirs in zip(mine.params, others["optimi"].params, strict=True)
             ]
-            spacing = [torch.finfo(torch.bfloat16).eps * theirs.abs().clamp(min=1e-6) for _, theirs in pairs]
             row["largest_difference"] = max(float((a - b).abs().max()) for a, b in pairs)
-            row["largest_in_spacings"] = max(
-                float(((a - b).abs() / gap).max()) for (a, b), gap in zip(pairs, spacing, strict=True)
-            )
             equal = sum(int((a == b).sum()) for a, b in pairs)
             row["equal"] = equal / sum(a.numel() for a, _ in pairs)
         rows.append(row)
@@ -260,23 +256,27 @@ def kahan_rows(followers: list[Follower], start: list[Tensor]) -> list[dict[str,
 def code_followers(start: list[Tensor]) -> list[Follower]:
     """Coded state of ours, torchao and bitsandbytes, and float32 state."""
     followers = []
-    shared = {"lr": CODES_RATE, "weight_decay": 0.0}
+    options = {"lr": CODES_RATE, "weight_decay": 0.0}
     for name, peer in (("adamw", "AdamW"), ("lion", "Lion"), ("ademamix", "AdEMAMix")):
-        ours: Any = hfoptim.get_optimizer_class(name)
-        for form in ("float32", *candidates.CODED):
-            label = REFERENCE if form == "float32" else f"hfoptim {form}"
-            make: Make = lambda p, c=ours, f=form: c(p, **shared, state_dtype=f)  # noqa: E731
-            followers.append(follow(start, name, label, make, values=_our_values))
+        ours = partial(hfoptim.get_optimizer_class(name), **options)
+        followers.append(follow(start, name, REFERENCE, ours, values=_our_values))
+        for form in candidates.CODED:
+            make = partial(ours, state_dtype=form)
+            followers.append(follow(start, name, f"hfoptim {form}", make, values=_our_values))
         for package, form in (("torchao", "8bit"), ("torchao", "4bit"), ("bitsandbytes", "8bit")):
-            who = f"{package}.optim.{peer}{form}"
-            make = lambda p, w=who: load(w)(p, **shared)  # noqa: E731
-            try:
-                with candidates.quiet():
-                    found = follow(start, name, f"{package} {form}", make, values=_VALUES[package])
-                followers.append(found)
-            except (MissingPeer, AttributeError):  # not installed, or it has no such optimizer
-                continue
+            theirs = optional(package, f"{peer}{form}")
+            if theirs is not None:
+                make = partial(theirs, **options)
+                followers.append(follow(start, name, f"{package} {form}", make, values=_VALUES[package]))
     return followers
+
+
+def optional(package: str, name: str) -> Any:
+    """An optimizer of a peer; None where the package is not installed or has none of that name."""
+    if not installed(package):
+        return None
+    with candidates.quiet():
+        return getattr(importlib.import_module(f"{package}.optim"), name, None)
 
 
 def code_rows(followers: list[Follower], start: list[Tensor]) -> list[dict[str, Any]]:
@@ -332,7 +332,7 @@ def _bitsandbytes_values(optimizer: Any, param: nn.Parameter) -> dict[str, Tenso
         for i in (1, 2)
     )
     if first.shape != param.shape:  # AdEMAMix: both momenta in one
-        return {"exp_avg": first[0], "exp_avg_slow": first[1], "exp_avg_sq": second}
+        return {"exp_avg_fast": first[0], "exp_avg_slow": first[1], "exp_avg_sq": second}
     return {"exp_avg": first} if second is None else {"exp_avg": first, "exp_avg_sq": second}
 
 
@@ -362,12 +362,11 @@ def show(result: Mapping[str, Any]) -> None:
     )
     measure.table(
         f"bfloat16 weights after {result['gradient_steps']} steps of {KAHAN_RATE:g}, against float32 and optimi's",
-        ("optimizer", "kept by", "error / movement", "equal to optimi's", "largest difference", "in spacings"),
+        ("optimizer", "kept by", "error / movement", "equal to optimi's", "largest difference"),
         [
             [
                 *(row["optimizer"], row["label"], percent(row["error"]), percent(row.get("equal"))),
                 None if "equal" not in row else f"{row['largest_difference']:.2g}",
-                number(row.get("largest_in_spacings"), 1),
             ]
             for row in result["kahan"]
         ],

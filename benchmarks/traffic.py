@@ -14,12 +14,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.kernels import native
 from hfoptim.engine.kernels.layout import GRAD, PARAM, Layout
 from hfoptim.engine.kernels.schedule import Program
 from hfoptim.engine.kernels.trace import Untraceable
+from hfoptim.engine.runners import compiled
 
-# A row that a kernel was looked up for: plan, names of the scalars, tensors, and whether it is to be summed only.
+# A row that a kernel was called for: plan, names of the scalars, tensors, and whether it is to be summed only.
 Seen = tuple[Any, tuple[str, ...], Sequence[Tensor], bool]
 
 
@@ -30,15 +32,15 @@ def adamw_bytes(dtype: torch.dtype) -> float:
 
 @contextmanager
 def watched() -> Iterator[list[Seen]]:
-    """The rows that kernels are looked up for meanwhile."""
+    """The rows that kernels are called for meanwhile."""
     seen: list[Seen] = []
-    lookup = native.kernel
+    calls = compiled._calls
 
-    def recorded(plan: Any, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False) -> Any:
-        seen.append((plan, names, row, probe))
-        return lookup(plan, names, row, probe)
+    def recorded(bucket: Bucket, probe: bool = False) -> Any:
+        seen.extend((bucket.plan, tuple(bucket.scalars), list(row), probe) for row in bucket.rows)
+        return calls(bucket, probe)
 
-    with mock.patch.object(native, "kernel", recorded):
+    with mock.patch.object(compiled, "_calls", recorded):
         yield seen
 
 

@@ -48,9 +48,14 @@ class Seat:
             return False
         if state.get("step") is not step or step._version != self.version:
             return False
-        if grad.dtype is not self.grad_dtype or not row[0].is_set_to(param):
+        if grad.dtype is not self.grad_dtype or not _same_memory(row[0], param):
             return False
         return all(state.get(key) is tensor for key, tensor in zip(self.keys, row[2:], strict=True))
+
+
+def _same_memory(kept: Tensor, param: Tensor) -> bool:
+    # Meta tensors have none; they are there to see what a step would do.
+    return kept.is_meta or kept.is_set_to(param)
 
 
 def options_of(groups: Sequence[Mapping[str, Any]], moving: frozenset[str]) -> list[list[Any]]:

@@ -60,7 +60,7 @@ def test_every_optimizer_takes_the_steps_of_one_process(two: dict[str, list[Any]
     assert set(two["by_columns"][0]) == TAKEN
 
 
-# Collectives of a step, for 14 parameters. docs/distributed.md says where they come from.
+# Collectives of a step, for 13 parameters. docs/distributed.md says where they come from.
 COLLECTIVES = {
     "adamw-decay": {},
     "lion-decay": {},

@@ -1,0 +1,167 @@
+"""What a step keeps for the next one is used only while it is true."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+from harness import feed, parameters
+
+import hfoptim
+
+LAYOUTS = ("vector", "matrix", "conv", "large")
+
+
+def pair(**options):
+    """Two equal optimizers: one goes on as it is, the other forgets after every step."""
+    made = []
+    for _ in range(2):
+        params = parameters(LAYOUTS, torch.float64)
+        groups = [
+            {"params": [params["vector"], params["large"]], "lr": 0.02},
+            {"params": [params["matrix"], params["conv"]]},
+        ]
+        made.append((params, hfoptim.AdamW(groups, weight_decay=0.1, foreach=False, **options)))
+    return made
+
+
+def both(made, t, only=None):
+    for place, (params, optimizer) in enumerate(made):
+        if place == 1:
+            optimizer._seats = None
+        feed(params, t, only=only)
+        optimizer.step()
+
+
+def assert_equal(made):
+    (one, first), (two, second) = made
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+        for key, value in first.state[one[name]].items():
+            assert torch.equal(value, second.state[two[name]][key]), (name, key)
+
+
+def change_data(params, optimizer):
+    params["matrix"].data = params["matrix"].data.clone() * 0.5
+
+
+def change_state(params, optimizer):
+    optimizer.state[params["conv"]]["exp_avg"] = torch.ones_like(params["conv"])
+
+
+def clear_state(params, optimizer):
+    optimizer.state[params["large"]].clear()
+
+
+def replace_state(params, optimizer):
+    optimizer.state[params["large"]] = {}
+
+
+def set_step(params, optimizer):
+    optimizer.state[params["vector"]]["step"].fill_(7.0)
+
+
+def change_option(params, optimizer):
+    optimizer.param_groups[0]["caution"] = True
+
+
+def change_numbers(params, optimizer):
+    optimizer.param_groups[1].update(lr=0.3, weight_decay=0.0, betas=(0.5, 0.9), eps=1e-3)
+
+
+def reload(params, optimizer):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def add_group(params, optimizer):
+    params["more"] = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer.add_param_group({"params": [params["more"]]})
+
+
+def swap_parameter(params, optimizer):
+    params["vector"] = torch.nn.Parameter(params["vector"].detach().clone())
+    optimizer.param_groups[0]["params"][0] = params["vector"]
+
+
+CHANGES = [
+    *(change_data, change_state, clear_state, replace_state, set_step, change_option, change_numbers),
+    *(reload, add_group, swap_parameter),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "float32", "fused": None}], ids=["loop", "auto"])
+def test_changes_between_steps_are_seen(change, options):
+    made = pair(**options)
+    for t in (1, 2):
+        both(made, t)
+    for params, optimizer in made:
+        change(params, optimizer)
+    for t in (3, 4, 5):
+        both(made, t)
+    assert_equal(made)
+
+
+def test_other_parameters_with_gradients():
+    made = pair()
+    for t, only in enumerate([None, ["vector"], ["matrix", "conv"], None, ["vector"], ["vector"], None], start=1):
+        both(made, t, only)
+    assert_equal(made)
+
+
+def test_gradients_of_another_dtype_or_layout():
+    made = pair()
+    for t in range(1, 6):
+        for place, (params, optimizer) in enumerate(made):
+            if place == 1:
+                optimizer._seats = None
+            feed(params, t)
+            if t == 3:
+                grad = params["conv"].grad
+                params["conv"].grad = grad.contiguous(memory_format=torch.channels_last)
+            optimizer.step()
+    assert_equal(made)
+
+
+def test_a_failed_step_counts_for_nothing(monkeypatch):
+    made = pair()
+    both(made, 1)
+    both(made, 2)
+    params, optimizer = made[0]
+    feed(params, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer, "_run", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+    for t in (3, 4):
+        both(made, t)
+    assert_equal(made)
+
+
+def test_gradients_are_not_kept_alive():
+    params, optimizer = pair()[0]
+    for t in (1, 2, 3):
+        feed(params, t)
+        grads = [weakref.ref(param.grad) for param in params.values()]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert not any(grad() is not None for grad in grads)
+
+
+def test_the_second_step_sorts_nothing(monkeypatch):
+    params, optimizer = pair()[0]
+    feed(params, 1)
+    optimizer.step()
+    monkeypatch.setattr(optimizer, "_collect", None)
+    for t in (2, 3):
+        feed(params, t)
+        optimizer.param_groups[0]["lr"] = 0.1 / t
+        optimizer.step()
+
+
+def test_copies_start_afresh():
+    params, optimizer = pair()[0]
+    feed(params, 1)
+    optimizer.step()
+    assert copy.deepcopy(optimizer)._seats is None
+    assert "_seats" not in optimizer.__getstate__()
