@@ -182,6 +182,18 @@ def summary(times: Sequence[float]) -> dict[str, float | int]:
     return {"median_ms": statistics.median(ms), "min_ms": ms[0], "max_ms": ms[-1], "repeats": len(ms)}
 
 
+# A machine is busy when a step of torch's takes so much longer at the median than at its fastest.
+_BUSY = 1.25
+
+
+def busy(base: Mapping[str, float | int]) -> bool:
+    """Whether the times of torch's fused AdamW, by `summary`, tell that something else was running.
+
+    Then its times say little: it meets at a barrier for each tensor, and each waits for the thread that had to wait.
+    """
+    return base["median_ms"] > _BUSY * base["min_ms"]
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 

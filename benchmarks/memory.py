@@ -50,7 +50,7 @@ def find(job: dict[str, Any]) -> Candidate:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Measure one candidate in this process."""
     torch.set_num_threads(job["threads"])
-    params = Parameters(measure.gpt2_shapes(layers=job["layers"], vocab=job["vocab"]), measure.DTYPES[job["dtype"]])
+    params = Parameters(measure.gpt2_shapes(job["layers"], job["width"], job["vocab"]), measure.DTYPES[job["dtype"]])
     with candidates.quiet():
         optimizer = find(job).make(params)
         for _ in range(2):
@@ -87,6 +87,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main(
     layers: Annotated[int, typer.Option(help="transformer blocks")] = 12,
     vocab: Annotated[int, typer.Option(help="rows of the embedding")] = 50257,
+    width: Annotated[int, typer.Option(help="columns of the embedding")] = 768,
     matrix_layers: Annotated[int, typer.Option(help="blocks where rules multiply matrices, which takes seconds")] = 1,
     family: Annotated[list[str] | None, typer.Option(help="an optimizer of the registry; default all")] = None,
     runner: Annotated[list[str] | None, typer.Option(help="compiled, foreach or loop; default all")] = None,
@@ -105,11 +106,12 @@ def main(
     chosen = [hfoptim.get_optimizer_info(name).name for name in family] if family else able
     todo = [job for name in chosen for job in jobs(name, dtype, runner or list(candidates.RUNNERS), peers)]
     rows: list[dict[str, Any]] = []
-    about = measure.about(numel=measure.entries(measure.gpt2_shapes(layers=layers, vocab=vocab)))
+    about = measure.about(numel=measure.entries(measure.gpt2_shapes(layers, width, vocab)))
     for done, job in enumerate(todo, start=1):
         measure.ERR.print(f"{done} of {len(todo)}: {job['candidate']}", markup=False, highlight=False)
         multiplies = hfoptim.get_optimizer_info(job["name"]).hidden_matrices
-        job |= {"layers": min(layers, matrix_layers) if multiplies else layers, "vocab": vocab}
+        job |= {"layers": min(layers, matrix_layers) if multiplies else layers}
+        job |= {"width": width, "vocab": vocab}
         job["threads"] = threads or torch.get_num_threads()
         found = measure.child(__file__, job, measure.RETURN_MEMORY, time_limit)
         row = {**job, "limit": None, "kept": None, **found}

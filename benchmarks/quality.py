@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import math
 import statistics
 import tempfile
@@ -116,7 +117,8 @@ def summed_up(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 continue
             mean = _mean(each)
             off = None if mean is None or exact is None else mean / exact - 1.0
-            kept = None if variant not in LIMITED else off is not None and abs(off) <= LIMIT
+            limited = variant in LIMITED and exact is not None
+            kept = (off is not None and abs(off) <= LIMIT) if limited else None
             state = next(run["state_bytes"] for run in runs if (run["optimizer"], run["variant"]) == (name, variant))
             rows.append(
                 {"optimizer": name, "variant": variant, "eval_loss": mean, "off": off, "kept": kept}
@@ -273,7 +275,7 @@ def code_followers(start: list[Tensor]) -> list[Follower]:
 
 def optional(package: str, name: str) -> Any:
     """An optimizer of a peer; None where the package is not installed or has none of that name."""
-    if not installed(package):
+    if importlib.util.find_spec(package) is None:
         return None
     with candidates.quiet():
         return getattr(importlib.import_module(f"{package}.optim"), name, None)
@@ -408,7 +410,7 @@ def main(
     options |= {"steps": steps, "batch_size": batch_size, "seq_len": seq_len}
     options |= {"model": model, "from_scratch": from_scratch, "dataset": dataset}
     runs: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"runs": runs, "gradient_steps": gradient_steps}
+    result: dict[str, Any] = {"runs": runs, "gradient_steps": gradient_steps, "kahan": [], "codes": []}
     with quiet():
         for seed in range(seeds):
             config = CompareConfig.from_options(**options, seed=seed)
@@ -418,10 +420,10 @@ def main(
                 for each in variant or VARIANTS:
                     run = train(config, name, each, (initial, train_blocks, held_out_blocks))
                     runs.append(run)
+                    result["summary"] = summed_up(runs)
                     loss = "diverged" if run["eval_loss"] is None else f"{run['eval_loss']:.4f}"
                     measure.ERR.print(f"{name}, {each}, seed {seed}: {loss}", markup=False, highlight=False)
                     measure.write(output, "quality", result)
-        result["summary"] = summed_up(runs)
         start = [param.detach().clone() for param in initial.parameters()]
         kahan, codes = kahan_followers(start), code_followers(start)
         # torchao compiles; the numbers are the same without.

@@ -84,7 +84,7 @@ def compare(shapes: Shapes, name: str, repeats: int, least_seconds: float, memor
     return (
         row
         | {"median_ms": ours["median_ms"], "base_median_ms": base["median_ms"], "ratio": ratio}
-        | {"repeats": base["repeats"]}
+        | {"repeats": base["repeats"], "busy": measure.busy(base)}
     )
 
 
@@ -110,7 +110,7 @@ def first_step(job: dict[str, Any]) -> dict[str, float]:
 
     imported = time.time() - job["begun"]
     torch.set_num_threads(job["threads"])
-    params = Parameters(measure.gpt2_shapes(layers=job["layers"], vocab=job["vocab"]))
+    params = Parameters(measure.gpt2_shapes(job["layers"], vocab=job["vocab"]))
     optimizer = candidates.ours(job["name"]).make(params)
     first = measure.seconds(optimizer.step)
     return {"first_step_s": first, "second_step_s": measure.seconds(optimizer.step), "import_s": imported}

@@ -156,7 +156,7 @@ def test_a_tensor_that_threads_share_evenly_and_one_of_one_entry(name, threads, 
     monkeypatch.setattr(native, "_ONE_THREAD", 0)
     for shape in [(2, 4096), (4, 4096), (2, 2, 4096), (4096,), (1,), (2,)]:
         bucket = made(name, [shape], dtype=torch.float64)
-        if bucket.rows and name != "everything":
+        if bucket.rows:
             assert_near(by_kernel(bucket, monkeypatch, threads), by_loop(bucket), bucket, TOLERANCE[torch.float64])
 
 
@@ -225,8 +225,11 @@ def test_nothing_is_written_but_the_rows_tensors_and_no_gradient(name, threads, 
         assert (whole[63 + numel :] == 77).all()
 
 
-def test_states_may_change_places(monkeypatch):
-    bucket = bucket_of(lambda g, p, m, n, h: (g, n, m), [(5, 9)], ELEMENT, m=zeros, n=zeros)
+@pytest.mark.parametrize(
+    "state", [zeros, zeros_without(-1), zeros_without(-2), scalar], ids=["full", "row", "column", "one"]
+)
+def test_states_may_change_places(state, monkeypatch):
+    bucket = bucket_of(lambda g, p, m, n, h: (g, n, m), [(5, 9)], m=state, n=state)
     row = by_kernel(bucket, monkeypatch).rows[0]
     assert torch.equal(row[2], bucket.rows[0][3])
     assert torch.equal(row[3], bucket.rows[0][2])
@@ -263,6 +266,17 @@ def test_a_dense_layout_that_all_share_needs_no_loop(monkeypatch):
         bucket = made(name, [(31, 17)], dtype=torch.float64)
         bucket.rows[0] = [t.t().contiguous().t() for t in bucket.rows[0]]
         assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("dim", [-1, -2, None])
+def test_an_old_state_is_still_there_in_later_passes(dim, monkeypatch):
+    def fn(g, p, m, h):
+        old, new = (m, g.mean()) if dim is None else (m.unsqueeze(dim), g.mean(dim))
+        return g * old * (g * new.mean() if dim is None else g * new.unsqueeze(dim)).square().mean(), new
+
+    state = scalar if dim is None else zeros_without(dim)
+    bucket = bucket_of(fn, [(5, 9)], dtype=torch.float64, m=state)
+    assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float64])
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
@@ -326,6 +340,18 @@ def test_a_tensors_own_numbers_go_through_every_operation(monkeypatch):
         return g * (chosen + s.sqrt().tanh() + s.log().exp() - s.sign() + s**1.5 + (s != 0).to(torch.float64)), chosen
 
     bucket = bucket_of(fn, [(10,), (7, 5)], dtype=torch.float64, scalars={"power": 0.7}, size=scalar)
+    assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("dim", [-1, -2, (-2, -1)], ids=["row", "column", "one"])
+def test_comparisons_are_handed_from_pass_to_pass(dim, monkeypatch):
+    def fn(g, p, h):
+        mean = g.mean(dim, keepdim=True)
+        first, total = mean > 0.0, (g * mean).square().mean()
+        both = first & ~(mean * total > 0.05) | (mean * total < -0.1)
+        return (torch.where(both, g, p) * first * total,)
+
+    bucket = bucket_of(fn, [(37, 64), (4, 5, 7)], dtype=torch.float64)
     assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float64])
 
 
@@ -399,6 +425,16 @@ def test_a_state_without_dimensions_of_the_parameter_is_left_to_the_loop():
         for mine, other in zip(bucket.rows, expected.rows, strict=True)
         for a, b in zip(mine, other, strict=True)
     )
+
+
+def test_an_element_wise_rule_with_smaller_state_is_left_to_the_loop():
+    # Its kernel would take the one number for as many as the parameter has.
+    bucket = bucket_of(lambda g, p, size, h: (g * size, None), [(5, 7), ()], ELEMENT, size=scalar)
+    expected = by_loop(bucket)
+    assert native.kernel(bucket.plan, ("lr",), bucket.rows[1]) is None
+    assert native.kernel(bucket.plan, ("lr",), bucket.rows[0]) is None
+    compiled.run(bucket)
+    assert all(torch.equal(mine[0], other[0]) for mine, other in zip(bucket.rows, expected.rows, strict=True))
 
 
 # -- how many kernels ------------------------------------------------------------------------------------------------

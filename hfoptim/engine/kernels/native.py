@@ -228,6 +228,9 @@ def _shapes(plan: Plan, row: storage.Row, shapeless: bool) -> list[Shape]:
     """Labels for the dimensions of parameter, gradient and states, as the rule sees them."""
     shape = row.param.shape
     if shapeless:
+        matrix = torch.empty(_SIZES[:2], device="meta")
+        if any(init(matrix, torch.float32).shape != matrix.shape for init in plan.rule.state.values()):
+            raise Untraceable("an element-wise rule with state of another shape than the parameter's")
         return [(0,)] * (2 + len(row.states))
     own: Shape = tuple(None if size == 1 else label for label, size in enumerate(shape))
     if shape.numel() == 1:

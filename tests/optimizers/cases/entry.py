@@ -81,8 +81,8 @@ class Variant:
         alone: whether a parameter's step depends on nothing but its own history.
         late: whether that holds for one that joins later, too; not where the steps of a group are counted.
         linear: whether a step is proportional to its learning rate.
-        compiled: whether the compiled runner is tested with it; a kernel costs seconds.
-        layouts: of the parameters in the compiled test.
+        compiled: whether the compiled runner is tested with it in float32, too, where all variants are in float64.
+        layouts: of its parameters there.
     """
 
     options: Options = field(default_factory=dict)

@@ -40,9 +40,12 @@ class Writer(Places):
 
     def _value(self, i: int, real: str) -> str:
         """Node `i` as an operand of `real` arithmetic."""
-        if self.kinds[i] != "scalar":
+        if self.kinds[i] == "full":
             return f"v{i}"
-        return f"(v{i} != 0)" if self.nodes[i].op in BOOLEAN else f"({real})v{i}"
+        if self.nodes[i].op in BOOLEAN:
+            # Where it is handed on from an earlier phase it is kept as a number.
+            return f"(v{i} != 0)"
+        return f"({real})v{i}" if self.kinds[i] == "scalar" else f"v{i}"
 
     def _define(self, i: int, real: str) -> str:
         node = self.nodes[i]
