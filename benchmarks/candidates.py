@@ -177,7 +177,7 @@ def _arguments(package: str, theirs: type[Optimizer], defaults: Mapping[str, Any
     return arguments
 
 
-def _variants(package: str, theirs: type[Optimizer], arguments: dict[str, Any], form: str) -> list[Candidate]:
+def _variants(package: str, theirs: Any, arguments: dict[str, Any], form: str) -> list[Candidate]:
     """A peer's class; torch's as often as it has implementations."""
     label = f"{package} {theirs.__name__}"
     if package != "torch":

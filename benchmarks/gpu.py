@@ -124,11 +124,12 @@ def time_step(name: str, size: float, dtype: torch.dtype, repeats: int) -> dict[
 
 def launches(optimizer: Any) -> int:
     """How many kernels one step starts."""
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         waited(optimizer)()
-    kernels = [event for event in profiled.events() if event.device_type is torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in profiled.events() if event.device_type is DeviceType.CUDA]
     return sum(not event.name.startswith(("Memcpy", "Memset")) for event in kernels)
 
 
@@ -159,9 +160,14 @@ def _adamw(params: Parameters) -> Any:
     return candidates.ours("adamw").make(params)
 
 
-def ways() -> dict[str, tuple[Callable[[Parameters], Any], contextlib.AbstractContextManager[None]]]:
+Way = tuple[Callable[[Parameters], Any], contextlib.AbstractContextManager[None]]
+
+
+def ways() -> dict[str, Way]:
     """Ways of sharing launches: by label how the optimizer is made, and within what it steps."""
-    found = {f"torch.compile, {share} tensors per call": (_adamw, through_inductor(share)) for share in SHARES}
+    found: dict[str, Way] = {
+        f"torch.compile, {share} tensors per call": (_adamw, through_inductor(share)) for share in SHARES
+    }
     found |= {
         f"torch.compile, {share} tensors per call, combo kernels": (_adamw, through_inductor(share, combine=True))
         for share in SHARES[-2:]

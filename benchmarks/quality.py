@@ -78,7 +78,7 @@ def train(config: CompareConfig, name: str, variant: str, shared: tuple[Any, Blo
     model, train_blocks, held_out_blocks = shared
     lr = config.lr_grid[name][0]
     recorder = Recorder(config, None, lambda step: None)
-    schedule = {"schedule": config.schedule, "schedule_kwargs": config.schedule_kwargs}
+    schedule: dict[str, Any] = {"schedule": config.schedule, "schedule_kwargs": config.schedule_kwargs}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=copy.deepcopy(model).to(dtype),
@@ -198,7 +198,7 @@ def train_with(followers: Iterable[Follower], model: nn.Module, blocks: Blocks, 
         optimizer.zero_grad()
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
-        grads = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         for follower in followers:
             follower.step(grads)
         optimizer.step()
@@ -258,9 +258,9 @@ def kahan_rows(followers: list[Follower], start: list[Tensor]) -> list[dict[str,
 def code_followers(start: list[Tensor]) -> list[Follower]:
     """Coded state of ours, torchao and bitsandbytes, and float32 state."""
     followers = []
-    options = {"lr": CODES_RATE, "weight_decay": 0.0}
+    options: dict[str, Any] = {"lr": CODES_RATE, "weight_decay": 0.0}
     for name, peer in (("adamw", "AdamW"), ("lion", "Lion"), ("ademamix", "AdEMAMix")):
-        ours = partial(hfoptim.get_optimizer_class(name), **options)
+        ours: Make = partial(hfoptim.get_optimizer_class(name), **options)
         followers.append(follow(start, name, REFERENCE, ours, values=_our_values))
         for form in candidates.CODED:
             make = partial(ours, state_dtype=form)
@@ -327,15 +327,14 @@ def _bitsandbytes_values(optimizer: Any, param: nn.Parameter) -> dict[str, Tenso
     from bitsandbytes.functional import dequantize_blockwise
 
     state = optimizer.state[param]
-    first, second = (
+    values = [
         dequantize_blockwise(state[f"state{i}"], absmax=state[f"absmax{i}"], code=state[f"qmap{i}"], blocksize=256)
-        if f"state{i}" in state
-        else None
         for i in (1, 2)
-    )
-    if first.shape != param.shape:  # AdEMAMix: both momenta in one
-        return {"exp_avg_fast": first[0], "exp_avg_slow": first[1], "exp_avg_sq": second}
-    return {"exp_avg": first} if second is None else {"exp_avg": first, "exp_avg_sq": second}
+        if f"state{i}" in state
+    ]
+    if values[0].shape != param.shape:  # AdEMAMix: both momenta in one
+        return {"exp_avg_fast": values[0][0], "exp_avg_slow": values[0][1], "exp_avg_sq": values[1]}
+    return dict(zip(("exp_avg", "exp_avg_sq"), values, strict=False))
 
 
 _VALUES = {"torchao": _torchao_values, "bitsandbytes": _bitsandbytes_values}
@@ -406,7 +405,7 @@ def main(
         torch.set_num_threads(threads)
     names = optim or list(RATES)
     rates = [f"{name}={rate:g}" for name, rate in RATES.items() if name in names]
-    options = {"optimizers": names, "lr_grid": [*rates, *(lr_grid or [])], "checkpoint_steps": 0}
+    options: dict[str, Any] = {"optimizers": names, "lr_grid": [*rates, *(lr_grid or [])], "checkpoint_steps": 0}
     options |= {"steps": steps, "batch_size": batch_size, "seq_len": seq_len}
     options |= {"model": model, "from_scratch": from_scratch, "dataset": dataset}
     runs: list[dict[str, Any]] = []

@@ -50,7 +50,8 @@ class Family:
         self.time_limit = time_limit
         self.optimizers: dict[str, Any] = {}
         self.first: dict[str, float] = {}
-        self.bytes: dict[str, float | None] = {BASE: traffic.adamw_bytes(params.grads[0].dtype)}
+        self.base_bytes = traffic.adamw_bytes(params.grads[0].dtype)
+        self.bytes: dict[str, float | None] = {}
         self.skipped: dict[str, str] = {}
 
     def start(self) -> None:
@@ -100,7 +101,7 @@ class Family:
     def _against_limit(self, label: str, ratio: float) -> dict[str, Any]:
         """How one of ours stands to what it may take."""
         moved, scope = self.bytes[label], candidates.scope(self.optimizers[label])
-        of_floor = None if moved is None else ratio * self.bytes[BASE] / moved
+        of_floor = None if moved is None else ratio * self.base_bytes / moved
         limit = None
         if self.members[label].form in LIMITED and scope in LIMITS:
             limit = ADAMW_LIMIT if self.name == "adamw" else LIMITS[scope]

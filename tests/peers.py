@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Packages whose `__init__` wants more than the optimizers need: timm torchvision, galore_torch bitsandbytes, torchao its
-# kernels. They lie in a folder of their own: transformers would take a timm without torchvision for a whole one, and
-# fail.
+# Packages whose `__init__` wants more than the optimizers need: timm torchvision, galore_torch bitsandbytes, torchao
+# its kernels. They lie in a folder of their own: transformers would take a timm without torchvision for a whole one,
+# and fail.
 _BARE = ("timm", "galore_torch", "torchao")
 BARE_FOLDER = os.path.join(sys.prefix, "peers")
 

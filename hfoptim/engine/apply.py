@@ -148,9 +148,12 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
         state: the values of the rule's state, in any floating dtype. A new state of None means: as it was.
     """
     weight, grad = entering(plan, h, grad, param)
-    update, *new_state = plan.rule.fn(grad, weight, *(s.to(plan.dtype) for s in state), h)
+    state = [s.to(plan.dtype) for s in state]
+    update, *new_state = plan.rule.fn(grad, weight, *state, h)
     if plan.rule.scaled:
         size, *new_state = new_state
+    # A state that moves on to another's place must not be overwritten before it is read.
+    new_state = [new.clone() if any(new is old for old in state) else new for new in new_state]
     if plan.caution:
         # Cautious Optimizers, arXiv 2411.16085: drop what points against the gradient, keep the mean step size.
         mask = ((update * grad) > 0).to(plan.dtype)

@@ -360,6 +360,7 @@ def test_fused_without_a_compiler_is_an_error_that_says_what_is_missing(monkeypa
 
 def test_what_is_missing_is_the_compiler(monkeypatch):
     monkeypatch.setattr(compiled.build, "compiler", lambda: None)
+    monkeypatch.setattr(compiled.build, "missing", compiled.build.missing.__wrapped__)
     assert compiled.missing("cpu") == "a C++ compiler (g++ or clang++)"
     params = parameters(("matrix",))
     monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1)

@@ -62,6 +62,25 @@ def folder() -> Path:
 
 
 @cache
+def has_float16() -> bool:
+    """Whether the compiler knows `_Float16` (g++ from 12 on)."""
+    command = [str(compiler()), *_flags(), "-dM", "-E", "-x", "c++", os.devnull]
+    return "__FLT16_MAX__" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+@cache
+def missing() -> str | None:
+    """What kernels lack on this machine, or None when they can be made: found out by making a small one."""
+    if compiler() is None:
+        return "a C++ compiler (g++ or clang++)"
+    try:
+        load('using real = float;\n#include "runtime.h"\nextern "C" void step() { omp_get_num_threads(); }\n')
+    except (RuntimeError, OSError) as error:
+        return f"a C++ compiler that makes shared libraries with OpenMP ({str(error).strip().splitlines()[-1]})"
+    return None
+
+
+@cache
 def load(source: str) -> Any:
     """The function `step` of a source, compiled unless that was done before.
 

@@ -219,6 +219,8 @@ def _codebook(kept: str) -> list[float]:
 
 def _dtype(tensor: Tensor) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
+    if name == "float16" and not build.has_float16():
+        raise Untraceable("float16 with a compiler that does not know it")
     if name not in ("float32", "float64", "bfloat16", "float16", "uint8"):
         raise Untraceable(f"tensors of {name}")
     return name

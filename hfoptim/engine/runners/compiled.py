@@ -72,5 +72,5 @@ def _takes(kernel: native.Kernel, bucket: Bucket, row: list[Tensor]) -> bool:
 def missing(device_type: str) -> str | None:
     """What the compiled runner lacks on this machine for a device type, or None when it can be used."""
     if device_type == "cpu":
-        return None if build.compiler() else "a C++ compiler (g++ or clang++)"
+        return build.missing()
     return inductor.missing(device_type)

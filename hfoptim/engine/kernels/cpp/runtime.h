@@ -10,7 +10,11 @@
 using i64 = int64_t;
 using u32 = uint32_t;
 struct bf16 { uint16_t bits; };
+#ifdef __FLT16_MAX__
 using f16 = _Float16;
+#else  // a compiler without it: float16 is not compiled for
+struct f16 { uint16_t bits; f16() = default; explicit f16(float); explicit operator float() const; };
+#endif
 
 static inline u32 bits_of(float x) { u32 b; std::memcpy(&b, &x, 4); return b; }
 static inline float float_of(u32 b) { float x; std::memcpy(&x, &b, 4); return x; }
