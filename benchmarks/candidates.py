@@ -104,7 +104,9 @@ def names() -> tuple[list[str], dict[str, str]]:
 def ours(name: str, form: str = "full", runner: str = "compiled", **more: Any) -> Candidate:
     """Our optimizer of a name, with its default options and weight decay where it takes any; and with `more`."""
     known = option_names(name)
-    decay = {option: WEIGHT_DECAY for option in ("weight_decay", "weight_decay_rate") if option in known}
+    decay: dict[str, Any] = {
+        option: WEIGHT_DECAY for option in ("weight_decay", "weight_decay_rate") if option in known
+    }
     # What it lists about every parameter belongs into no table.
     quiet = {"verbose": False} if "verbose" in known else {}
     options = resolve_options(name, {**decay, **quiet, **FORMS[form], **RUNNERS[runner], **more})
@@ -179,15 +181,17 @@ def _arguments(package: str, theirs: type[Optimizer], defaults: Mapping[str, Any
 
 def _variants(package: str, theirs: Any, arguments: dict[str, Any], form: str) -> list[Candidate]:
     """A peer's class; torch's as often as it has implementations."""
-    label = f"{package} {theirs.__name__}"
+
+    def candidate(way: str | None = None) -> Candidate:
+        chosen = arguments if way is None else {**arguments, way: True}
+        label = f"{package} {theirs.__name__} {way or ''}".strip()
+        return Candidate(label, package, form, lambda p: theirs(p.tensors, **chosen))
+
     if package != "torch":
-        return [Candidate(label, package, form, lambda p: theirs(p.tensors, **arguments))]
-    ways = [way for way in ("fused", "foreach") if way in inspect.signature(theirs).parameters]
-    return [
-        Candidate(f"{label} {way}", package, form, lambda p, way=way: theirs(p.tensors, **arguments, **{way: True}))
-        for way in ways
-        if f"{label} {way}" != BASE
-    ]
+        return [candidate()]
+    known = inspect.signature(theirs).parameters
+    found = [candidate(way) for way in ("fused", "foreach") if way in known]
+    return [each for each in found if each.label != BASE]
 
 
 @cache

@@ -124,12 +124,11 @@ def time_step(name: str, size: float, dtype: torch.dtype, repeats: int) -> dict[
 
 def launches(optimizer: Any) -> int:
     """How many kernels one step starts."""
-    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         waited(optimizer)()
-    kernels = [event for event in profiled.events() if event.device_type is DeviceType.CUDA]
+    kernels = [event for event in profiled.events() if event.device_type.name == "CUDA"]
     return sum(not event.name.startswith(("Memcpy", "Memset")) for event in kernels)
 
 
@@ -272,7 +271,7 @@ def main(
     for name in chosen:
         for form in sides(name):
             for dtype in (torch.float32, torch.bfloat16):
-                row = {"optimizer": name, "form": form, "dtype": str(dtype)[6:]}
+                row: dict[str, Any] = {"optimizer": name, "form": form, "dtype": str(dtype)[6:]}
                 result["right"].append(attempt(check, row, name, form, dtype))
         measure.write(output, "gpu", result)
     for each in size or SIZES:

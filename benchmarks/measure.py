@@ -35,8 +35,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OUT = Console(width=max(140, Console().width))
 ERR = Console(stderr=True)
 
-_PEERS = ("timm", "pytorch_optimizer", "torch-optimi", "heavyball", "transformers", "torchao", "bitsandbytes")
-_PEERS += ("lion-pytorch", "schedulefree", "prodigyopt", "adam_mini")
+_PEERS = (
+    *("timm", "pytorch_optimizer", "torch-optimi", "heavyball", "transformers", "torchao", "bitsandbytes"),
+    *("lion-pytorch", "schedulefree", "prodigyopt", "adam_mini"),
+)
 
 
 # -- shapes and parameters -------------------------------------------------------------------------------------------

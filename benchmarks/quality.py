@@ -260,10 +260,10 @@ def code_followers(start: list[Tensor]) -> list[Follower]:
     followers = []
     options: dict[str, Any] = {"lr": CODES_RATE, "weight_decay": 0.0}
     for name, peer in (("adamw", "AdamW"), ("lion", "Lion"), ("ademamix", "AdEMAMix")):
-        ours: Make = partial(hfoptim.get_optimizer_class(name), **options)
+        ours: Any = partial(hfoptim.get_optimizer_class(name), **options)
         followers.append(follow(start, name, REFERENCE, ours, values=_our_values))
         for form in candidates.CODED:
-            make = partial(ours, state_dtype=form)
+            make: Make = partial(ours, state_dtype=form)
             followers.append(follow(start, name, f"hfoptim {form}", make, values=_our_values))
         for package, form in (("torchao", "8bit"), ("torchao", "4bit"), ("bitsandbytes", "8bit")):
             theirs = optional(package, f"{peer}{form}")

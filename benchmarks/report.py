@@ -278,7 +278,7 @@ def scaling_tables(result: Result) -> dict[str, str]:
         ("tensors", "tensors", lambda row: f"{row['tensors']}"),
     ):
         parts.append(_grid(result[part], what, cell) + "\n")
-    rows = []
+    rows: list[Sequence[str]] = []
     for row in result["first"]:
         if "error" in row:
             rows.append((row["optimizer"], row["error"]))
