@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hfoptim.engine import checkpoint, checks, runners, sharding, steady, storage
-from hfoptim.engine.apply import Decay, Plan, decay_scalars, entering, plan_of
+from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.rule import Rule, Scope
+from hfoptim.engine.rule import Rule
 from hfoptim.engine.runners import sharded
+from hfoptim.engine.work import Work, add_sums, ensure_state, placed, row_of, totals_of
 
 if TYPE_CHECKING:
     from hfoptim.engine.runners.release import Release
@@ -120,7 +120,7 @@ class RuleOptimizer(Optimizer):
     moving: ClassVar[frozenset[str]] = frozenset({"lr"})
     # The buckets of the last step; neither saved nor copied.
     _seats: list[steady.Seat] | None = None
-    _work: list[_Work]
+    _work: list[Work]
     _options: list[list[Any]]
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
     absent_from_peers: ClassVar[frozenset[str]] = frozenset()
@@ -257,7 +257,7 @@ class RuleOptimizer(Optimizer):
         work = self._again(seats, entries) if seats else None
         if work is None:
             seats, work = None, self._collect(entries)
-        totals = _totals(work)
+        totals = totals_of(work)
         self.before_buckets(totals)
         self._run(work, totals)
         self._seats = seats or self._seat(entries, work)
@@ -265,7 +265,7 @@ class RuleOptimizer(Optimizer):
             seat.version = seat.step._version
             seat.bucket.rows[seat.place][1] = seat.step  # gradients are not kept alive; this one is never read
 
-    def _again(self, seats: list[steady.Seat], entries: list[_Entry]) -> list[_Work] | None:
+    def _again(self, seats: list[steady.Seat], entries: list[_Entry]) -> list[Work] | None:
         """The last step's buckets with the gradients of this one; None where they do not fit any more."""
         if len(seats) != len(entries):
             return None
@@ -280,7 +280,7 @@ class RuleOptimizer(Optimizer):
             item.advance()
         return self._work
 
-    def _seat(self, entries: list[_Entry], work: list[_Work]) -> list[steady.Seat] | None:
+    def _seat(self, entries: list[_Entry], work: list[Work]) -> list[steady.Seat] | None:
         """The buckets as they can be kept for the next step, if they are of plain, real tensors."""
         if any(item.whole or sharding.is_dtensor(param) for item in work for param in item.params):
             return None
@@ -298,7 +298,7 @@ class RuleOptimizer(Optimizer):
         self._options = steady.options_of(self.param_groups, self.moving)
         return seats
 
-    def _run(self, work: list[_Work], totals: dict[str, Any]) -> None:
+    def _run(self, work: list[Work], totals: dict[str, Any]) -> None:
         for item in work:
             item.bucket.scalars = self._scalars(item, totals)
             if item.whole:
@@ -343,7 +343,7 @@ class RuleOptimizer(Optimizer):
         sums: dict[sharding.Groups, dict[str, Tensor]] = {}
         for _, param, grad in entries:
             size = sharding.local(sharding.aligned(grad.detach(), param)).abs().sum(dtype=torch.float64)
-            _add(sums.setdefault(sharding.groups_of(param), {}), {"grad": size})
+            add_sums(sums.setdefault(sharding.groups_of(param), {}), {"grad": size})
         return bool(sharding.sum_over_ranks(sums)["grad"] == 0.0)
 
     def _survey(self) -> Survey:
@@ -360,7 +360,7 @@ class RuleOptimizer(Optimizer):
         }
         return Survey(choice, places)
 
-    def _collect(self, entries: list[_Entry], survey: Survey | None = None) -> list[_Work]:
+    def _collect(self, entries: list[_Entry], survey: Survey | None = None) -> list[Work]:
         """Sort parameters into buckets, creating state where there is none."""
         survey = survey or self._survey()
         planned = []
@@ -368,19 +368,19 @@ class RuleOptimizer(Optimizer):
             run = survey.runners[index, param.device.type]
             plan = self._plan(param, self.param_groups[index], run)
             run = runners.for_scope(run, plan.scope)
-            planned.append((index, run, plan, param, grad, _ensure_state(plan, param, self.state[param])))
+            planned.append((index, run, plan, param, grad, ensure_state(plan, param, self.state[param])))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
-        work: dict[tuple[Any, ...], _Work] = {}
+        work: dict[tuple[Any, ...], Work] = {}
         for (index, run, plan, param, grad, state), count in zip(planned, counts, strict=True):
             # State loaded from elsewhere may be kept in another dtype for some of the parameters.
             dtypes = tuple(state[name].dtype for name in plan.rule.state)
-            row = _row(plan, param, sharding.aligned(grad, param), state)
+            row = row_of(plan, param, sharding.aligned(grad, param), state)
             whole = sharding.is_dtensor(param) and sharded.takes(plan, row)
             layout = sharding.layout(param)
             key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole)
             if key not in work:
                 groups = sharding.groups_of(param)
-                work[key] = _Work(self.param_groups[index], int(count) + 1, run, Bucket(plan), groups, whole)
+                work[key] = Work(self.param_groups[index], int(count) + 1, run, Bucket(plan), groups, whole)
             work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
 
@@ -398,13 +398,13 @@ class RuleOptimizer(Optimizer):
             storage.storages(rule, param, group),
         )
 
-    def _scalars(self, item: _Work, totals: dict[str, Tensor]) -> dict[str, Any]:
+    def _scalars(self, item: Work, totals: dict[str, Tensor]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
         scalars = decay_scalars(item.bucket.plan, item.group)
         scalars |= rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)
         if "lr" not in scalars:
             scalars["lr"] = float(item.group["lr"])
-        return _placed(scalars, item.bucket)
+        return placed(scalars, item.bucket)
 
     def _name_of(self, index: int, position: int) -> str:
         names = self.param_groups[index].get("param_names")
@@ -440,109 +440,3 @@ def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any
             return optimizer if wanted is None else None
         optimizer = inner
     return optimizer
-
-
-@dataclass
-class _Work:
-    """A bucket with what it takes to step it: its group, the step's number, its runner and its step counters."""
-
-    group: dict[str, Any]
-    t: int
-    run: runners.Runner
-    bucket: Bucket
-    groups: sharding.Groups
-    whole: bool
-    params: list[Tensor] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)
-    ordinals: list[int] = field(default_factory=list)
-
-    def advance(self) -> None:
-        """Go on to the next step with the same rows, of plain tensors."""
-        self.t += 1
-        if self.bucket.plan.ordered:
-            self.bucket.seeds = [storage.row_seed(self.t, ordinal) for ordinal in self.ordinals]
-
-    def add(self, own: Tensor, row: list[Tensor], step: Tensor, ordinal: int) -> None:
-        self.params.append(own)
-        self.ordinals.append(ordinal)
-        param = row[0]
-        if not self.whole:
-            row = [sharding.local(t) for t in row]
-        if param.is_complex():
-            row = [torch.view_as_real(t) if t.is_complex() else t for t in row]
-        self.bucket.rows.append(row)
-        if self.bucket.plan.ordered:
-            start = 0 if self.whole else sharding.start(param)
-            self.bucket.seeds.append(storage.row_seed(self.t, ordinal, start))
-        self.steps.append(step)
-
-
-def _row(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> list[Tensor]:
-    """A parameter's row; DTensors where it is sharded."""
-    # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
-    return [param.detach(), grad.detach(), *(state[key] for key in plan.keys)]
-
-
-def _ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-    """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed."""
-    if param.is_complex() and plan.scope is not Scope.ELEMENT:
-        raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
-    if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-    dtype = storage.exact_dtype(param.dtype)
-    for name, kept in zip(plan.rule.state, plan.storage, strict=True):
-        if name not in state:
-            for key, init in storage.inits(kept, plan.rule, name).items():
-                state[key] = sharding.new_state(init, param, dtype)
-        elif not storage.fits(kept, state[name], param.shape):
-            state.update(sharding.converted(kept, plan.rule, name, state, param))
-            if not kept.bits:
-                state.pop(storage.scale_name(name), None)
-    storage.fit_rest(plan.rounding, state)
-    rest = plan.rounding.keeps
-    if rest and rest not in state:
-        dtype = plan.rounding.remainder or param.dtype
-        state[rest] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    return state
-
-
-def _placed(scalars: dict[str, Any], bucket: Bucket) -> dict[str, Any]:
-    """The scalars for a bucket, with tensors on its device and in what it computes in: sums of all tensors have one."""
-    device, dtype = bucket.device, bucket.plan.dtype
-    return {name: value.to(device, dtype) if isinstance(value, Tensor) else value for name, value in scalars.items()}
-
-
-def _totals(work: list[_Work]) -> dict[str, Tensor]:
-    """The rules' probes, summed over all tensors and ranks, on the device of the first of them."""
-    sums: dict[sharding.Groups, dict[str, Tensor]] = {}
-    for item in work:
-        plan = item.bucket.plan
-        probe = plan.rule.probe
-        if probe is None:
-            continue
-        scalars = {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
-        scalars = _placed(scalars, item.bucket)
-        bucket, groups = Bucket(plan, item.bucket.rows, scalars), item.groups
-        if item.whole:
-            values = sharded.probed(bucket)
-            if values is not None:
-                _add(sums.setdefault(groups, {}), values)
-                continue
-            bucket, groups = sharded.gathered(bucket), ()
-        with bucket.shaped() as bucket:
-            if item.run is runners.compiled.run:
-                values, bucket = runners.compiled.probe(bucket)
-                _add(sums.setdefault(groups, {}), values)
-            h = bucket.hyper()
-            for row in bucket.rows:
-                parts = storage.split(plan, row)
-                weight, state = storage.decode(plan, parts)
-                weight, grad = entering(plan, h, parts.grad, weight)
-                state = [s.to(plan.dtype) for s in state]
-                _add(sums.setdefault(groups, {}), probe.fn(grad, weight, *state, h))
-    return sharding.sum_over_ranks(sums)
-
-
-def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
