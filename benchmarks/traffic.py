@@ -105,10 +105,7 @@ def _full(program: Program, phase: int) -> tuple[set[int], set[int]]:
     written: set[int] = set()
     for sub in range(program.subs(phase)):
         time = (phase, sub)
-        for leaf in program.expand(time, program.roots(time))[1]:
-            if program.kinds[leaf] == "full":
-                early = program.early.get(leaf)
-                read.add(program.nodes[leaf].value if early is None or early.time >= time else early.position)
+        read |= set(program.reads(time).values())
         written |= {store.position for store in program.stored(time, "full")}
     assert GRAD not in written
     return read, written

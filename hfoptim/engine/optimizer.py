@@ -19,7 +19,6 @@ from hfoptim.engine.work import Work, add_sums, ensure_state, placed, row_of, to
 if TYPE_CHECKING:
     from hfoptim.engine.runners.release import Release
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
 DOUBLE_PRECISION = (torch.float64, torch.complex128)
 
 

@@ -37,16 +37,6 @@ class Places:
         ends = [i for i in self.live if self.nodes[i].op == "sum" and self.times[i] == (phase + 1, 0)]
         return [i for i in ends if self.kinds[i] in kinds]
 
-    def reads(self, time: Time) -> dict[int, int]:
-        """Full nodes that are read from memory at a time -> index of the value (parameter, gradient, state) there."""
-        leaves = self.program.expand(time, self.program.roots(time))[1]
-        found = {}
-        for leaf in sorted(leaves):
-            if self.kinds[leaf] == "full":
-                node = self.nodes[leaf]
-                found[leaf] = node.value if node.op == "load" else self.program.early[leaf].position
-        return found
-
     def _numbered(self, wanted: Callable[[int], bool]) -> dict[int, int]:
         return {i: place for place, i in enumerate(i for i in self.live if wanted(i))}
 

@@ -109,6 +109,15 @@ class Program:
             visit(root)
         return order, leaves
 
+    def reads(self, time: Time) -> dict[int, int]:
+        """Full nodes that are read from memory at a time -> index of the value (parameter, gradient, state) there."""
+        found = {}
+        for leaf in sorted(self.expand(time, self.roots(time))[1]):
+            if self.kinds[leaf] == "full":
+                node = self.nodes[leaf]
+                found[leaf] = node.value if node.op == "load" else self.early[leaf].position
+        return found
+
     def roots(self, time: Time) -> list[int]:
         """Full nodes that must be computed at a time."""
         reduced = [self.nodes[i].args[0] for i in self.reductions(time, "full")]

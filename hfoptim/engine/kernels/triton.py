@@ -87,7 +87,7 @@ class _Writer(Places):
     def lines(self) -> Iterator[str]:
         time = (0, 0)
         stores = self.program.stored(time, "full")
-        reads = self.reads(time)
+        reads = self.program.reads(time)
         for i in self.uniform:
             node = self.nodes[i]
             if node.op == "scalar":

@@ -27,7 +27,7 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
 
     Raises:
         NotImplementedError: `fused=True` with an option whose forms the compiled runner does not know on that device.
-        RuntimeError: `fused=True` where torch.compile cannot work.
+        RuntimeError: `fused=True` where the compiled runner lacks something, a compiler for example.
     """
     lacks = None if device_type == "cpu" else _eager_only(group)
     if group["fused"]:

@@ -113,7 +113,7 @@ class _Step:
                 elif self.kinds[i] == "row" and self.times[i][0] < phase and i not in values:
                     values[i] = self.row_values[i][where[0]]
             full = dict(values)
-            for i, index in self._reads(time).items():
+            for i, index in self.program.reads(time).items():
                 full[i] = self.tensors[index][where].to(self.plan.dtype)
             for i in self.program.expand(time, self.program.roots(time))[0]:
                 full[i] = self._value(i, full, where)
@@ -142,11 +142,6 @@ class _Step:
         for store in self.program.stores:
             if self.kinds[store.node] == "row" and store.time[0] == phase:
                 self.tensors[store.position][where[0]] = values[store.node].to(self.tensors[store.position].dtype)
-
-    def _reads(self, time: Time) -> dict[int, int]:
-        leaves = self.program.expand(time, self.program.roots(time))[1]
-        loads = {i: self.nodes[i] for i in leaves if self.kinds[i] == "full"}
-        return {i: n.value if n.op == "load" else self.program.early[i].position for i, n in loads.items()}
 
     def _write(self, position: int, where: tuple[slice, slice], value: Tensor) -> None:
         target = self.tensors[position][where]

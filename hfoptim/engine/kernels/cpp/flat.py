@@ -51,7 +51,7 @@ class CodedWriter(FlatWriter):
     def pass_lines(self, phase: int) -> Iterator[str]:
         time, block = (phase, 0), self.layout.block
         stores, sums = self.program.stored(time, "full"), self.sums(phase, "scalar")
-        coded_loads = [index for index in sorted({*self.reads(time).values()}) if self._slot(index).coded]
+        coded_loads = [index for index in sorted({*self.program.reads(time).values()}) if self._slot(index).coded]
         coded_stores = [s for s in stores if self._slot(s.position).coded]
         yield from self._head(phase)
         yield from self._seeds(stores)

@@ -74,9 +74,9 @@ class Writer(Places):
     def _type(self, slot: Slot) -> str:
         return "uint8_t" if slot.coded else _C_TYPE[slot.kept]
 
-    def _pointer(self, index: int, constant: bool = False) -> str:
+    def _pointer(self, index: int) -> str:
         slot = self._slot(index)
-        return f"(({'const ' if constant else ''}{self._type(slot)}*)w.at[{slot.position}])"
+        return f"(({self._type(slot)}*)w.at[{slot.position}])"
 
     # -- sums that end a phase ----------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Writer(Places):
 
     def _arrays(self, time: Time, stores: Iterable[Store], offset: str) -> Iterator[str]:
         """Pointers to what a loop reads and writes."""
-        used = sorted({*self.reads(time).values(), *(s.position for s in stores)})
+        used = sorted({*self.program.reads(time).values(), *(s.position for s in stores)})
         for index in used:
             slot = self._slot(index)
             if not slot.coded:
@@ -214,7 +214,7 @@ class Writer(Places):
     def _body(self, time: Time, roots: list[int]) -> Iterator[str]:
         """The statements of the innermost loop, whose index is `i`."""
         order, leaves = self.program.expand(time, roots)
-        for leaf, index in self.reads(time).items():
+        for leaf, index in self.program.reads(time).items():
             yield f"const real v{leaf} = {self._read(index)};"
         for leaf in sorted(leaf for leaf in leaves if self.kinds[leaf] == "column"):
             yield f"const real v{leaf} = column{leaf}[i];"
