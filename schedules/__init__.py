@@ -6,6 +6,7 @@
 Needs torch only.
 """
 
+from .catalogue import ScheduleInfo, SchedulerType, canonical_schedule_name
 from .curves import Curve
 from .factories import (
     get_constant_schedule,
@@ -20,17 +21,21 @@ from .factories import (
     get_wsd_schedule,
 )
 from .greedy import GreedyLR, get_greedy_schedule
+from .learning_rate import PolynomialDecay, WarmUp
 from .plateau import ReduceLROnPlateau, get_reduce_on_plateau_schedule
-from .registry import (
-    ScheduleInfo,
-    SchedulerType,
-    canonical_schedule_name,
-    get_schedule_info,
-    get_scheduler,
-    list_schedules,
-)
+from .registry import get_curve, get_schedule_info, get_scheduler, list_schedules
 from .scheduler import ScheduleLR
-from .warmup import PolynomialDecay, WarmUp
+from .words import (
+    absolute,
+    constant,
+    cosine,
+    exponential,
+    inverse_sqrt,
+    linear,
+    one_minus_sqrt,
+    polynomial,
+    warmup,
+)
 
 __all__ = [
     "Curve",
@@ -41,13 +46,18 @@ __all__ = [
     "ScheduleLR",
     "SchedulerType",
     "WarmUp",
+    "absolute",
     "canonical_schedule_name",
+    "constant",
+    "cosine",
+    "exponential",
     "get_constant_schedule",
     "get_constant_schedule_with_warmup",
     "get_cosine_schedule_with_warmup",
     "get_cosine_with_hard_restarts_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+    "get_curve",
     "get_greedy_schedule",
     "get_inverse_sqrt_schedule",
     "get_linear_schedule_with_warmup",
@@ -56,5 +66,10 @@ __all__ = [
     "get_schedule_info",
     "get_scheduler",
     "get_wsd_schedule",
+    "inverse_sqrt",
+    "linear",
     "list_schedules",
+    "one_minus_sqrt",
+    "polynomial",
+    "warmup",
 ]

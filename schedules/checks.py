@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["choice", "closest", "real_number", "whole_number"]
+__all__ = ["choice", "closest", "real_number", "steps_or_share", "whole_number"]
 
 
 def whole_number(name: str, value: Any, at_least: int = 0) -> int:
@@ -37,6 +37,19 @@ def whole_number(name: str, value: Any, at_least: int = 0) -> int:
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
     return number
+
+
+def steps_or_share(name: str, value: Any, total: Any) -> int:
+    """Return a number of steps that may be given as a share of the total, above 0 and below 1, rounded up.
+
+    Raises:
+        TypeError, ValueError: as :func:`whole_number`, or a share without a total.
+    """
+    if isinstance(value, float) and 0.0 < value < 1.0 and name != "num_training_steps":
+        if total is None:
+            raise ValueError(f"{name}={value!r} is a share of num_training_steps, which is not given")
+        return math.ceil(whole_number("num_training_steps", total) * value)
+    return whole_number(name, value)
 
 
 def real_number(

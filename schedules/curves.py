@@ -12,12 +12,30 @@ no memory of earlier calls, so any step may be asked for in any order, and it pi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .checks import real_number
+import torch
 
-__all__ = ["Ahead", "Curve", "Floor", "FloorLR", "Then", "Until"]
+from .checks import choice, real_number, whole_number
+
+__all__ = [
+    "Absolute",
+    "Ahead",
+    "Between",
+    "Constant",
+    "Curve",
+    "Cycles",
+    "Floor",
+    "FloorLR",
+    "Noise",
+    "Then",
+    "Times",
+    "Until",
+    "cycle_at",
+]
 
 
 class Curve(ABC):
@@ -42,6 +60,16 @@ class Curve(ABC):
         if not step >= 0:
             raise ValueError(f"step must be at least 0, got {step!r}")
         return self.value(step)
+
+    def values(self, steps: int | Iterable[float]) -> list[float]:
+        """Return the multipliers at many steps at once.
+
+        Args:
+            steps: how many, from step 0 on; or the steps themselves, in any order.
+        """
+        if not isinstance(steps, Iterable):
+            steps = range(whole_number("steps", steps))
+        return [self(step) for step in steps]
 
     @property
     def length(self) -> float | None:
@@ -70,6 +98,29 @@ class Curve(ABC):
     def floor_lr(self, lr: float) -> FloorLR:
         """Squeeze the curve so that 0 stands for the absolute learning rate ``lr`` in every param group."""
         return FloorLR(self, lr)
+
+    def between(self, bottom: float | Curve, top: float | Curve = 1.0) -> Between:
+        """Take the curve as the share of the way from ``bottom`` (at 0) to ``top`` (at 1), numbers or curves.
+
+        Numbers are multipliers; ``Absolute(lr)`` is a learning rate.
+        """
+        return Between(self, _curve(bottom), _curve(top))
+
+    def cycles(self, count: int | None = None, mul: float = 1.0) -> Cycles:
+        """Repeat the curve ``count`` times (None: for ever), each time ``mul`` times as long as the last."""
+        return Cycles(self, count, mul)
+
+    def noise(
+        self, start: float, stop: float | None = None, *, limit: float = 0.67, std: float = 1.0, seed: int = 42
+    ) -> Noise:
+        """Multiply by ``1 + noise`` from step ``start`` to ``stop`` (None: for ever), see :class:`Noise`."""
+        return Noise(self, start, stop, limit, std, seed)
+
+    def __mul__(self, other: float | Curve) -> Times:
+        """Multiply two curves, or a curve and a number."""
+        return Times(self, _curve(other))
+
+    __rmul__ = __mul__
 
     def ahead(self, steps: float) -> Ahead:
         """Run the curve ``steps`` steps ahead of the count."""
@@ -192,3 +243,204 @@ class Until(Curve):
 
     def bind(self, initial_lr: float) -> Until:
         return Until(self.curve.bind(initial_lr), self.last_step)
+
+
+@dataclass(frozen=True)
+class Absolute(Curve):
+    """A learning rate (or whatever else is scheduled) itself, in place of a multiplier of the initial one.
+
+    It becomes a multiplier once a group's initial value is known. A group whose initial value is 0 is frozen and stays
+    at 0.
+    """
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        real_number("lr", self.lr)
+
+    def value(self, step: float) -> float:
+        raise TypeError(f"an absolute {self.lr:g} needs the group's initial value: call bind(initial_lr) first")
+
+    def bind(self, initial_lr: float) -> Curve:
+        return Constant(self.lr / initial_lr if initial_lr else 0.0)
+
+
+@dataclass(frozen=True)
+class Constant(Curve):
+    """``level`` at every step. Never ends."""
+
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        real_number("level", self.level)
+
+    def value(self, step: float) -> float:
+        return float(self.level)
+
+
+def _curve(value: float | Curve) -> Curve:
+    return value if isinstance(value, Curve) else Constant(value)
+
+
+@dataclass(frozen=True)
+class Between(Curve):
+    """``bottom(step) + (top(step) - bottom(step)) * share(step)``."""
+
+    share: Curve
+    bottom: Curve
+    top: Curve
+
+    def value(self, step: float) -> float:
+        bottom = self.bottom.value(step)
+        return bottom + (self.top.value(step) - bottom) * self.share.value(step)
+
+    @property
+    def length(self) -> float | None:
+        return self.share.length
+
+    def bind(self, initial_lr: float) -> Between:
+        return Between(self.share.bind(initial_lr), self.bottom.bind(initial_lr), self.top.bind(initial_lr))
+
+
+@dataclass(frozen=True)
+class Times(Curve):
+    """``first(step) * second(step)``; as long as the first."""
+
+    first: Curve
+    second: Curve
+
+    def value(self, step: float) -> float:
+        return self.first.value(step) * self.second.value(step)
+
+    @property
+    def length(self) -> float | None:
+        return self.first.length
+
+    def bind(self, initial_lr: float) -> Times:
+        return Times(self.first.bind(initial_lr), self.second.bind(initial_lr))
+
+
+def cycle_at(step: float, length: float, mul: float) -> tuple[int, float, float]:
+    """Return the cycle that ``step`` lies in, counted from 0, its first step, and its length over the first cycle's.
+
+    Args:
+        step: 0 or more.
+        length: steps of the first cycle, above 0.
+        mul: length of a cycle over that of the one before, above 0. Below 1 all cycles together end after
+            ``length / (1 - mul)`` steps: from there on it is the cycle with number -1.
+    """
+    if mul == 1.0:
+        index = int(step // length)
+        return index, index * length, 1.0
+
+    def start(index: int) -> float:
+        return length * (mul**index - 1.0) / (mul - 1.0)
+
+    inside = 1.0 + step / length * (mul - 1.0)
+    if inside <= 0.0:
+        return -1, step, 1.0
+    index = int(math.log(inside, mul))
+    # The logarithm may be off by one at a boundary, which would put a restart a whole cycle away.
+    while start(index + 1) <= step:
+        index += 1
+    while start(index) > step:
+        index -= 1
+    return index, start(index), mul**index
+
+
+@dataclass(frozen=True)
+class Cycles(Curve):
+    """A curve again and again. Cycle i takes ``length * mul ** i`` steps; after ``count`` cycles the curve's end stays.
+
+    Args:
+        curve: the curve of the first cycle; it must have an end.
+        count: how many cycles, 1 or more; None is for ever.
+        mul: length of a cycle over that of the one before, above 0.
+    """
+
+    curve: Curve
+    count: int | None = None
+    mul: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.curve.length:
+            raise ValueError(f"only a curve with an end can be repeated, got {self.curve!r}; say until(STEP) first")
+        if self.count is not None:
+            whole_number("count", self.count, at_least=1)
+        real_number("mul", self.mul, above=0)
+
+    def value(self, step: float) -> float:
+        assert self.curve.length
+        index, start, scale = cycle_at(step, self.curve.length, self.mul)
+        if index < 0 or (self.count is not None and index >= self.count):
+            return self.curve.value(self.curve.length)
+        return self.curve.value((step - start) / scale)
+
+    @property
+    def length(self) -> float | None:
+        assert self.curve.length
+        if self.count is None:
+            return None
+        if self.mul == 1.0:
+            return self.curve.length * self.count
+        return self.curve.length * (self.mul**self.count - 1.0) / (self.mul - 1.0)
+
+    def bind(self, initial_lr: float) -> Cycles:
+        return Cycles(self.curve.bind(initial_lr), self.count, self.mul)
+
+
+@dataclass(frozen=True)
+class Noise(Curve):
+    """``curve(step) * (1 + n)``, n drawn for every step by itself, so any step can be asked for.
+
+    Args:
+        curve: the curve.
+        start: first step with noise.
+        stop: first step without it again; None: no such step.
+        limit: bound of n, above 0. A normal n outside is drawn again.
+        std: standard deviation of a normal n, above 0.
+        seed: the generator of step t has the seed ``seed + t``.
+        kind: "normal", or "uniform" in [-limit, limit].
+
+    Source: the noise of timm's schedulers, https://github.com/huggingface/pytorch-image-models.
+    """
+
+    curve: Curve
+    start: float
+    stop: float | None = None
+    limit: float = 0.67
+    std: float = 1.0
+    seed: int = 42
+    kind: str = "normal"
+
+    def __post_init__(self) -> None:
+        real_number("start", self.start, at_least=0)
+        if self.stop is not None:
+            real_number("stop", self.stop, at_least=self.start)
+        real_number("limit", self.limit, above=0)
+        real_number("std", self.std, above=0)
+        whole_number("seed", self.seed)
+        choice("kind", self.kind, ("normal", "uniform"))
+
+    def value(self, step: float) -> float:
+        plain = self.curve.value(step)
+        if step < self.start or (self.stop is not None and step >= self.stop):
+            return plain
+        return plain * (1.0 + self.drawn(step))
+
+    def drawn(self, step: float) -> float:
+        """Return the n of a step."""
+        generator = torch.Generator().manual_seed(self.seed + int(step))
+        if self.kind == "uniform":
+            return 2.0 * (torch.rand(1, generator=generator).item() - 0.5) * self.limit
+        while True:
+            noise = torch.randn(1, generator=generator).item() * self.std
+            if abs(noise) < self.limit:
+                return noise
+
+    @property
+    def length(self) -> float | None:
+        return self.curve.length
+
+    def bind(self, initial_lr: float) -> Noise:
+        return Noise(self.curve.bind(initial_lr), self.start, self.stop, self.limit, self.std, self.seed, self.kind)

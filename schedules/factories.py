@@ -8,14 +8,16 @@ at the total.
 
 from __future__ import annotations
 
-import warnings
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 
-from .checks import choice, real_number, whole_number
 from .curves import Curve
+from .named import transformers as named
 from .scheduler import ScheduleLR
-from .shapes import RAMPS, Constant, Cosine, CosineRestarts, InverseSqrt, Linear, OneMinusSqrt, Polynomial, Ramp
 
 __all__ = [
     "get_constant_schedule",
@@ -31,26 +33,6 @@ __all__ = [
 ]
 
 
-def _lengths(num_warmup_steps: int, num_training_steps: int) -> tuple[int, int, int]:
-    """Return the checked warm-up, total, and what is left between them for the decay."""
-    warmup = whole_number("num_warmup_steps", num_warmup_steps)
-    total = whole_number("num_training_steps", num_training_steps)
-    return warmup, total, max(0, total - warmup)
-
-
-def _floored(curve: Curve, min_lr: float | None, min_lr_rate: float | None) -> Curve:
-    if min_lr is not None and min_lr_rate is not None:
-        raise ValueError(f"give min_lr or min_lr_rate, not both; got min_lr={min_lr!r}, min_lr_rate={min_lr_rate!r}")
-    if min_lr is not None:
-        return curve.floor_lr(real_number("min_lr", min_lr, at_least=0))
-    if min_lr_rate is not None:
-        return curve.floor(real_number("min_lr_rate", min_lr_rate, at_least=0, at_most=1))
-    raise ValueError(
-        "min_lr (a learning rate) or min_lr_rate (a share of the initial one) is required; "
-        "by name they go into scheduler_specific_kwargs, in Trainer into lr_scheduler_kwargs"
-    )
-
-
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
     """Keep the learning rate: ``lr(t) = lr``.
 
@@ -58,7 +40,7 @@ def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> Schedul
         optimizer: the optimizer to drive.
         last_epoch: the last step done; -1 for a new run.
     """
-    return ScheduleLR(optimizer, Constant(), last_epoch)
+    return ScheduleLR(optimizer, named.constant_curve(), last_epoch)
 
 
 def get_constant_schedule_with_warmup(optimizer: Optimizer, num_warmup_steps: int, last_epoch: int = -1) -> ScheduleLR:
@@ -69,8 +51,7 @@ def get_constant_schedule_with_warmup(optimizer: Optimizer, num_warmup_steps: in
         num_warmup_steps: steps of warm-up, 0 or more.
         last_epoch: the last step done; -1 for a new run.
     """
-    warmup = whole_number("num_warmup_steps", num_warmup_steps)
-    return ScheduleLR(optimizer, Ramp(warmup).then(Constant()), last_epoch)
+    return ScheduleLR(optimizer, named.constant_with_warmup_curve(num_warmup_steps), last_epoch)
 
 
 def get_linear_schedule_with_warmup(
@@ -84,8 +65,7 @@ def get_linear_schedule_with_warmup(
         num_training_steps: T, steps of the whole schedule, warm-up included.
         last_epoch: the last step done; -1 for a new run.
     """
-    warmup, total, rest = _lengths(num_warmup_steps, num_training_steps)
-    return ScheduleLR(optimizer, Ramp(warmup).then(Linear(rest)).until(total), last_epoch)
+    return ScheduleLR(optimizer, named.linear_curve(num_warmup_steps, num_training_steps), last_epoch)
 
 
 def get_cosine_schedule_with_warmup(
@@ -107,8 +87,7 @@ def get_cosine_schedule_with_warmup(
 
     Source: SGDR, https://arxiv.org/abs/1608.03983, equation 5.
     """
-    warmup, total, rest = _lengths(num_warmup_steps, num_training_steps)
-    return ScheduleLR(optimizer, Ramp(warmup).then(Cosine(rest, num_cycles)).until(total), last_epoch)
+    return ScheduleLR(optimizer, named.cosine_curve(num_warmup_steps, num_training_steps, num_cycles), last_epoch)
 
 
 def get_cosine_with_hard_restarts_schedule_with_warmup(
@@ -131,9 +110,8 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
 
     Source: SGDR, https://arxiv.org/abs/1608.03983, with cycles of equal length.
     """
-    warmup, total, rest = _lengths(num_warmup_steps, num_training_steps)
-    cycles = whole_number("num_cycles", num_cycles, at_least=1)
-    return ScheduleLR(optimizer, Ramp(warmup).then(CosineRestarts(rest, cycles)).until(total), last_epoch)
+    curve = named.cosine_with_restarts_curve(num_warmup_steps, num_training_steps, num_cycles)
+    return ScheduleLR(optimizer, curve, last_epoch)
 
 
 def get_polynomial_decay_schedule_with_warmup(
@@ -161,9 +139,8 @@ def get_polynomial_decay_schedule_with_warmup(
 
     Source: the schedule of BERT, https://github.com/google-research/bert/blob/master/optimization.py.
     """
-    warmup, total, rest = _lengths(num_warmup_steps, num_training_steps)
-    decay = Polynomial(rest, power).floor_lr(real_number("lr_end", lr_end, at_least=0))
-    return ScheduleLR(optimizer, Ramp(warmup).then(decay).until(total), last_epoch)
+    curve = named.polynomial_curve(num_warmup_steps, num_training_steps, lr_end, power)
+    return ScheduleLR(optimizer, curve, last_epoch)
 
 
 def get_inverse_sqrt_schedule(
@@ -180,9 +157,7 @@ def get_inverse_sqrt_schedule(
 
     Source: Scaling Vision Transformers, https://arxiv.org/abs/2106.04560 (big_vision's ``rsqrt``).
     """
-    warmup = whole_number("num_warmup_steps", num_warmup_steps)
-    scale = warmup or 10_000 if timescale is None else real_number("timescale", timescale, above=0)
-    return ScheduleLR(optimizer, Ramp(warmup).then(InverseSqrt(scale)), last_epoch)
+    return ScheduleLR(optimizer, named.inverse_sqrt_curve(num_warmup_steps, timescale), last_epoch)
 
 
 def get_cosine_with_min_lr_schedule_with_warmup(
@@ -208,9 +183,8 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     Raises:
         ValueError: none or both of ``min_lr`` and ``min_lr_rate`` are given, or ``min_lr`` is above a group's lr.
     """
-    warmup, total, rest = _lengths(num_warmup_steps, num_training_steps)
-    decay = _floored(Cosine(rest, num_cycles), min_lr, min_lr_rate)
-    return ScheduleLR(optimizer, Ramp(warmup).then(decay).until(total), last_epoch)
+    curve = named.cosine_with_min_lr_curve(num_warmup_steps, num_training_steps, num_cycles, min_lr, min_lr_rate)
+    return ScheduleLR(optimizer, curve, last_epoch)
 
 
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
@@ -241,14 +215,10 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     Raises:
         ValueError: none or both of ``min_lr`` and ``min_lr_rate`` are given, or ``min_lr`` is above a group's lr.
     """
-    warmup, total, rest = _lengths(num_warmup_steps, num_training_steps)
-    if warmup_lr_rate is None:
-        ramp: Curve = Ramp(warmup).ahead(1)
-    else:
-        start = real_number("warmup_lr_rate", warmup_lr_rate, at_least=0, at_most=1)
-        ramp = Ramp(max(0, warmup - 1), start=start)
-    decay = _floored(Cosine(rest, num_cycles), min_lr, min_lr_rate).ahead(1)
-    return ScheduleLR(optimizer, ramp.then(decay, at=warmup).until(total), last_epoch)
+    curve = named.cosine_warmup_with_min_lr_curve(
+        num_warmup_steps, num_training_steps, num_cycles, min_lr, min_lr_rate, warmup_lr_rate
+    )
+    return ScheduleLR(optimizer, curve, last_epoch)
 
 
 def get_wsd_schedule(
@@ -286,30 +256,31 @@ def get_wsd_schedule(
 
     Source: MiniCPM, https://arxiv.org/abs/2404.06395, and for ``1-sqrt`` https://arxiv.org/abs/2405.18392.
     """
-    warmup = whole_number("num_warmup_steps", num_warmup_steps)
-    decay = whole_number("num_decay_steps", num_decay_steps)
-    total = None if num_training_steps is None else whole_number("num_training_steps", num_training_steps)
-    choice("warmup_type", warmup_type, RAMPS)
-    choice("decay_type", decay_type, RAMPS)
-    ratio = real_number("min_lr_ratio", min_lr_ratio, at_least=0, at_most=1)
-    real_number("num_cycles", num_cycles, at_least=0)
+    curve = named.wsd_curve(
+        num_warmup_steps,
+        num_decay_steps,
+        num_training_steps,
+        num_stable_steps,
+        warmup_type,
+        decay_type,
+        min_lr_ratio,
+        num_cycles,
+    )
+    return ScheduleLR(optimizer, curve, last_epoch)
 
-    if num_stable_steps is not None:
-        stable = whole_number("num_stable_steps", num_stable_steps)
-        if total is not None and warmup + stable + decay != total:
-            warnings.warn(
-                f"num_stable_steps={stable} wins over num_training_steps={total}: the schedule ends at step "
-                f"{warmup + stable + decay}",
-                stacklevel=2,
-            )
-    elif total is not None:
-        stable = total - warmup - decay
-    else:
-        raise ValueError("num_training_steps or num_stable_steps is required")
 
-    shapes = {"linear": Polynomial(decay), "cosine": Cosine(decay, num_cycles), "1-sqrt": OneMinusSqrt(decay)}
-    skipped = max(0, -stable)
-    falling = shapes[decay_type].floor(ratio).ahead(skipped).then(Constant(ratio), at=max(0, decay - skipped))
-    rising = Ramp(warmup, start=ratio, shape=warmup_type)
-    curve = rising.then(Constant().then(falling, at=max(0, stable)))
-    return ScheduleLR(optimizer, curve.until(warmup + stable + decay), last_epoch)
+def for_optimizer(curve: Callable[..., Curve]) -> Callable[..., ScheduleLR]:
+    """Make the ``get_*`` function of a curve: the same arguments with the optimizer before and ``last_epoch`` after."""
+
+    @functools.wraps(curve)
+    def get_schedule(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **kwargs: Any) -> ScheduleLR:
+        return ScheduleLR(optimizer, curve(*args, **kwargs), last_epoch)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = list(inspect.signature(curve).parameters.values())
+    first = inspect.Parameter("optimizer", kind, annotation=Optimizer)
+    last = inspect.Parameter("last_epoch", inspect.Parameter.KEYWORD_ONLY, default=-1, annotation=int)
+    signature = inspect.Signature([first, *own, last], return_annotation=ScheduleLR)
+    get_schedule.__name__ = get_schedule.__qualname__ = f"get_{curve.__name__.removesuffix('_curve')}_schedule"
+    get_schedule.__signature__ = signature  # type: ignore[attr-defined]
+    return get_schedule

@@ -79,6 +79,13 @@ class ScheduleLR(LambdaLR):
         """Return the learning rate of every group at ``step``, whatever the current step is."""
         return [float(base) * curve(step) for base, curve in zip(self.base_lrs, self.lr_lambdas, strict=True)]
 
+    def go_to(self, step: int) -> None:
+        """Put the learning rates of ``step``, 0 or more, into the optimizer; :meth:`step` goes on from there."""
+        self.last_epoch = whole_number("step", step)
+        for group, lr in zip(self.optimizer.param_groups, self.lr_at(step), strict=True):
+            set_lr(group, lr)
+        self._last_lr = copy_lrs(self.optimizer)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position and the base learning rates, in the layout of torch's LambdaLR over plain functions.
 

@@ -119,7 +119,7 @@ def test_the_walk_sees_modules_and_imports():
     )
     assert "hfoptim.engine.runners.compiled" in imported("hfoptim.engine.runners", MODULES["hfoptim.engine.runners"])
     assert "hfoptim.optimizers.adam" in imported("hfoptim.optimizers.lion", MODULES["hfoptim.optimizers.lion"])
-    assert "schedules.curves" in imported("schedules.warmup", MODULES["schedules.warmup"])
+    assert "schedules.curves" in imported("schedules.learning_rate", MODULES["schedules.learning_rate"])
     assert "torch" in imported("hfoptim.engine.rule", MODULES["hfoptim.engine.rule"])
 
 

@@ -193,7 +193,8 @@ def test_unknown_names_raise_with_the_closest() -> None:
     with pytest.raises(ValueError, match="'reduce_lr_on_plateau'"):
         schedules.canonical_schedule_name("reduce_on_plateau")
     with pytest.raises(ValueError, match=r"the names are .*'warmup_stable_decay'"):
-        schedules.canonical_schedule_name("wsd")
+        schedules.canonical_schedule_name("xyz")
+    assert schedules.canonical_schedule_name("WSD") == "warmup_stable_decay"
     with pytest.raises(ValueError, match="unknown schedule"):
         schedules.SchedulerType("linnear")
     with pytest.raises(TypeError, match="must be a str"):

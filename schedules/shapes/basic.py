@@ -8,40 +8,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .checks import choice, real_number, whole_number
-from .curves import Curve
+from ..checks import choice, real_number, whole_number
+from ..curves import Constant, Curve
 
 __all__ = [
     "RAMPS",
     "Constant",
     "Cosine",
     "CosineRestarts",
+    "Exponential",
     "InverseSqrt",
     "Linear",
     "OneMinusSqrt",
     "Polynomial",
     "Ramp",
+    "Timed",
 ]
 
 RAMPS = ("linear", "cosine", "1-sqrt")
 
 
 @dataclass(frozen=True)
-class Constant(Curve):
-    """``level`` at every step. Never ends."""
-
-    level: float = 1.0
-
-    def __post_init__(self) -> None:
-        real_number("level", self.level)
-
-    def value(self, step: float) -> float:
-        return float(self.level)
-
-
-@dataclass(frozen=True)
-class _Timed(Curve):
-    """A shape that takes ``steps`` steps."""
+class Timed(Curve):
+    """A shape that takes ``steps`` steps. Steps may have a fraction: with ``steps=1`` it is a function of the share."""
 
     steps: int
 
@@ -59,10 +48,16 @@ class _Timed(Curve):
 
 
 @dataclass(frozen=True)
-class Ramp(_Timed):
+class Ramp(Timed):
     """Warm-up from ``start`` to 1 in ``steps`` steps: ``start + (1 - start) * f(step / steps)``.
 
-    ``shape`` says what f is: ``linear`` x, ``cosine`` (1 - cos(pi x)) / 2, ``1-sqrt`` 1 - sqrt(1 - x).
+    Args:
+        steps: how many, 0 or more.
+        start: the multiplier at step 0, from 0 to 1.
+        shape: f: ``linear`` x, ``cosine`` (1 - cos(pi x)) / 2, ``1-sqrt`` 1 - sqrt(1 - x).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     start: float = 0.0
@@ -83,7 +78,7 @@ class Ramp(_Timed):
 
 
 @dataclass(frozen=True)
-class Linear(_Timed):
+class Linear(Timed):
     """From 1 to 0 on a straight line: ``(steps - step) / steps``."""
 
     def value(self, step: float) -> float:
@@ -91,8 +86,16 @@ class Linear(_Timed):
 
 
 @dataclass(frozen=True)
-class Polynomial(_Timed):
-    """From 1 to 0 by a power of the remaining share: ``(1 - step / steps) ** power``. Without steps it is 0."""
+class Polynomial(Timed):
+    """From 1 to 0 by a power of the remaining share: ``(1 - step / steps) ** power``. Without steps it is 0.
+
+    Args:
+        steps: how many, 0 or more.
+        power: above 0; 1 is a line, 2 falls early.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+    """
 
     power: float = 1.0
 
@@ -107,8 +110,16 @@ class Polynomial(_Timed):
 
 
 @dataclass(frozen=True)
-class Cosine(_Timed):
-    """``(1 + cos(2 pi num_cycles step / steps)) / 2``: with half a cycle from 1 to 0 once."""
+class Cosine(Timed):
+    """``(1 + cos(2 pi num_cycles step / steps)) / 2``: with half a cycle from 1 to 0 once.
+
+    Args:
+        steps: how many, 0 or more.
+        num_cycles: waves in all the steps, 0 or more.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+    """
 
     num_cycles: float = 0.5
 
@@ -121,7 +132,7 @@ class Cosine(_Timed):
 
 
 @dataclass(frozen=True)
-class CosineRestarts(_Timed):
+class CosineRestarts(Timed):
     """``num_cycles`` half cosines one after the other, each from 1 to 0, the next one starting at 1 again.
 
     ``(1 + cos(pi ((num_cycles step / steps) mod 1))) / 2`` before the end, 0 from the end on.
@@ -143,7 +154,7 @@ class CosineRestarts(_Timed):
 
 
 @dataclass(frozen=True)
-class OneMinusSqrt(_Timed):
+class OneMinusSqrt(Timed):
     """From 1 to 0 by ``1 - sqrt(step / steps)``: steep at first."""
 
     def value(self, step: float) -> float:
@@ -161,3 +172,27 @@ class InverseSqrt(Curve):
 
     def value(self, step: float) -> float:
         return 1.0 / math.sqrt((step + self.timescale) / self.timescale)
+
+
+@dataclass(frozen=True)
+class Exponential(Timed):
+    """From 1 to 0 exponentially: ``(r ** (step / steps) - r) / (1 - r)``; the smaller ``r``, the steeper at first.
+
+    Without the shift it would end at r: the shift takes it to 0, so that a floor means what it says.
+
+    Args:
+        steps: how many, 0 or more.
+        ratio: r, above 0 and below 1.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+    """
+
+    ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real_number("ratio", self.ratio, above=0, below=1)
+
+    def value(self, step: float) -> float:
+        return float((self.ratio ** self.progress(step) - self.ratio) / (1.0 - self.ratio))
