@@ -110,15 +110,11 @@ def _key(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool)
     return plan, names, kind, tuple(t.dtype for t in row), probe
 
 
-def program(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor]) -> Program | None:
-    """The schedule for rows like this one, arguments as for `kernel`; None where there is none."""
-    found = _program(_key(plan, names, row, False), plan, names, row, False)
-    return None if found is None else found[0]
-
-
-def _program(
-    key: Any, plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool
+def traced(
+    plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False
 ) -> tuple[Program, Layout, tuple[str, ...]] | None:
+    """What `program_of` gives for rows like this one, traced once; None where it raises Untraceable."""
+    key = _key(plan, names, row, probe)
     if key not in _programs:
         try:
             _programs[key] = program_of(plan, names, row, probe)
@@ -141,7 +137,7 @@ def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: boo
     """
     key = _key(plan, names, row, probe)
     if key not in _kernels:
-        found = _program(key, plan, names, row, probe)
+        found = traced(plan, names, row, probe)
         _kernels[key] = None
         if found is not None:
             program, layout, results = found

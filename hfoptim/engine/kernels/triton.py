@@ -188,8 +188,10 @@ def run(plan: Plan, rows: Sequence[Sequence[Tensor]], scalars: Mapping[str, Any]
         Untraceable: no kernel is generated for the plan.
     """
     names = tuple(scalars)
-    program, layout, _ = native.program_of(plan, names, rows[0])
-    kernel = load(generate(program, layout, names))
+    found = native.traced(plan, names, rows[0])
+    if found is None:
+        raise Untraceable("no kernel is generated for this rule")
+    kernel = _loaded(found, names)
     device = rows[0][0].device
     sizes = tuple(row[0].numel() for row in rows)
     owner, first, entries = _blocks(sizes, device)
@@ -202,6 +204,16 @@ def run(plan: Plan, rows: Sequence[Sequence[Tensor]], scalars: Mapping[str, Any]
     random = _sent(list(seeds) or [0] * len(rows), torch.int64, device)
     if len(owner):
         kernel[(len(owner),)](table, owner, first, entries, values, random, BLOCK=BLOCK)
+
+
+def _loaded(found: tuple[Program, Layout, tuple[str, ...]], names: tuple[str, ...]) -> Any:
+    # By identity: `traced` gives the same object for the same rule, and reading its nodes would take longer.
+    if (id(found), names) not in _kernels:
+        _kernels[id(found), names] = found, load(generate(found[0], found[1], names))
+    return _kernels[id(found), names][1]
+
+
+_kernels: dict[tuple[int, tuple[str, ...]], tuple[Any, Any]] = {}
 
 
 @cache

@@ -54,10 +54,10 @@ def run(bucket: Bucket) -> Bucket:
 
 
 def _program(bucket: Bucket, row: list[Tensor]) -> Program | None:
-    program = native.program(bucket.plan, tuple(bucket.scalars), row)
+    found = native.traced(bucket.plan, tuple(bucket.scalars), row)
     # More than two axes: a piece would have to be whole batches.
-    usable = program is not None and program.axes < 3 and all(t.is_contiguous() for t in row)
-    return program if usable else None
+    usable = found is not None and found[0].axes < 3 and all(t.is_contiguous() for t in row)
+    return found[0] if found is not None and usable else None
 
 
 class _Step:
