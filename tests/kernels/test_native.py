@@ -365,6 +365,16 @@ def test_what_is_not_finite_spreads_as_in_the_loop(name, bad, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["param", "grad"])
+def test_the_larger_and_the_smaller_of_nan_and_a_number_are_nan(place, monkeypatch):
+    bucket = bucket_of(lambda g, p, m, h: (g.maximum(p), g.minimum(p)), [(64,)], ELEMENT, m=zeros)
+    bucket.rows[0][place][5] = math.nan
+    mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
+    assert mine.rows[0][2][5].isnan()
+    for a, b in zip(mine.rows[0], other.rows[0], strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
 def test_subnormal_numbers_are_not_flushed(monkeypatch):
     bucket = bucket_of(lambda g, p, m, h: (g, m * 0.5), [(64,)], ELEMENT, m=zeros)
     bucket.rows[0][2].fill_(2.0**-140)

@@ -67,9 +67,9 @@ static inline void split(bf16& p, int8_t& rest, float x) {
   rest = (int8_t)(r > 127 ? 127 : r);
 }
 
-// A NaN in `a` goes through, as in torch; comparisons this way round become one vector instruction.
-template <class T> static inline T larger(T a, T b) { return a <= b ? b : a; }
-template <class T> static inline T smaller(T a, T b) { return a >= b ? b : a; }
+// A NaN goes through, as in torch. No short circuit: it would keep loops from becoming vector code.
+template <class T> static inline T larger(T a, T b) { return (a <= b) | (b != b) ? b : a; }
+template <class T> static inline T smaller(T a, T b) { return (a >= b) | (b != b) ? b : a; }
 template <class T> static inline T sign(T a) { return (T)((a > 0) - (a < 0)); }
 
 // Codes of blockwise quantised state: an ascending table of 2^BITS values in [-1, 1]. A value's code is the number of
