@@ -1,4 +1,6 @@
-"""Learning-rate schedules for any torch optimizer: those of transformers, each a pure function of the step.
+"""Learning-rate schedules for any torch optimizer, each a pure function of the step.
+
+Those of transformers, timm, torch and pytorch_optimizer, and those of papers about long pre-training runs.
 
     >>> import schedules
     >>> schedule = schedules.get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=1000)
@@ -6,25 +8,54 @@
 Needs torch only.
 """
 
+from .annealing import annealed
 from .catalogue import ScheduleInfo, SchedulerType, canonical_schedule_name
 from .curves import Curve
+from .drawing import plot
 from .factories import (
+    get_chebyshev_schedule,
+    get_constant_factor_schedule,
     get_constant_schedule,
     get_constant_schedule_with_warmup,
+    get_cosine_annealing_schedule,
+    get_cosine_annealing_with_warm_restarts_schedule,
+    get_cosine_annealing_with_warmup_schedule,
     get_cosine_schedule_with_warmup,
+    get_cosine_with_cycles_schedule,
     get_cosine_with_hard_restarts_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+    get_cyclic_schedule,
+    get_exponential_schedule,
+    get_infinite_schedule,
     get_inverse_sqrt_schedule,
+    get_linear_factor_schedule,
     get_linear_schedule_with_warmup,
+    get_multiplicative_schedule,
+    get_multistep_schedule,
+    get_noam_schedule,
+    get_one_cycle_schedule,
+    get_poly_schedule,
     get_polynomial_decay_schedule_with_warmup,
+    get_power_schedule,
+    get_proportion_schedule,
+    get_rex_schedule,
+    get_rsqrt_schedule,
+    get_sequential_schedule,
+    get_step_schedule,
+    get_tanh_schedule,
     get_wsd_schedule,
 )
 from .greedy import GreedyLR, get_greedy_schedule
+from .hyperparameters import HyperparameterSchedule, schedule_hyperparameter
 from .learning_rate import PolynomialDecay, WarmUp
+from .named.pytorch import cyclic_momentum, one_cycle_momentum
 from .plateau import ReduceLROnPlateau, get_reduce_on_plateau_schedule
+from .plateau_warmup import PlateauLR, get_plateau_schedule
+from .proportion import ProportionScheduler
 from .registry import get_curve, get_schedule_info, get_scheduler, list_schedules
 from .scheduler import ScheduleLR
+from .timm import TimmPlateau, TimmSchedule, create_scheduler, create_scheduler_v2, scheduler_kwargs
 from .words import (
     absolute,
     constant,
@@ -40,36 +71,72 @@ from .words import (
 __all__ = [
     "Curve",
     "GreedyLR",
+    "HyperparameterSchedule",
+    "PlateauLR",
     "PolynomialDecay",
+    "ProportionScheduler",
     "ReduceLROnPlateau",
     "ScheduleInfo",
     "ScheduleLR",
     "SchedulerType",
+    "TimmPlateau",
+    "TimmSchedule",
     "WarmUp",
     "absolute",
+    "annealed",
     "canonical_schedule_name",
     "constant",
     "cosine",
+    "create_scheduler",
+    "create_scheduler_v2",
+    "cyclic_momentum",
     "exponential",
+    "get_chebyshev_schedule",
+    "get_constant_factor_schedule",
     "get_constant_schedule",
     "get_constant_schedule_with_warmup",
+    "get_cosine_annealing_schedule",
+    "get_cosine_annealing_with_warm_restarts_schedule",
+    "get_cosine_annealing_with_warmup_schedule",
     "get_cosine_schedule_with_warmup",
+    "get_cosine_with_cycles_schedule",
     "get_cosine_with_hard_restarts_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
     "get_curve",
+    "get_cyclic_schedule",
+    "get_exponential_schedule",
     "get_greedy_schedule",
+    "get_infinite_schedule",
     "get_inverse_sqrt_schedule",
+    "get_linear_factor_schedule",
     "get_linear_schedule_with_warmup",
+    "get_multiplicative_schedule",
+    "get_multistep_schedule",
+    "get_noam_schedule",
+    "get_one_cycle_schedule",
+    "get_plateau_schedule",
+    "get_poly_schedule",
     "get_polynomial_decay_schedule_with_warmup",
+    "get_power_schedule",
+    "get_proportion_schedule",
     "get_reduce_on_plateau_schedule",
+    "get_rex_schedule",
+    "get_rsqrt_schedule",
     "get_schedule_info",
     "get_scheduler",
+    "get_sequential_schedule",
+    "get_step_schedule",
+    "get_tanh_schedule",
     "get_wsd_schedule",
     "inverse_sqrt",
     "linear",
     "list_schedules",
+    "one_cycle_momentum",
     "one_minus_sqrt",
+    "plot",
     "polynomial",
+    "schedule_hyperparameter",
+    "scheduler_kwargs",
     "warmup",
 ]

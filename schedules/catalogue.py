@@ -14,8 +14,9 @@ from . import factories
 from .checks import closest
 from .curves import Curve
 from .greedy import GreedyLR, get_greedy_schedule
-from .named import transformers
+from .named import pretraining, pytorch, pytorch_optimizer, sequence, timm, transformers
 from .plateau import accepted_options, get_reduce_on_plateau_schedule
+from .plateau_warmup import PlateauLR, get_plateau_schedule
 
 __all__ = ["ALIASES", "LENGTHS", "SCHEDULES", "ScheduleInfo", "SchedulerType", "canonical_schedule_name"]
 
@@ -35,6 +36,29 @@ class SchedulerType(str, Enum):
     COSINE_WARMUP_WITH_MIN_LR = "cosine_warmup_with_min_lr"
     WARMUP_STABLE_DECAY = "warmup_stable_decay"
     GREEDY = "greedy"
+    CONSTANT_FACTOR = "constant_factor"
+    LINEAR_FACTOR = "linear_factor"
+    EXPONENTIAL = "exponential"
+    MULTIPLICATIVE = "multiplicative"
+    COSINE_ANNEALING = "cosine_annealing"
+    COSINE_ANNEALING_WITH_WARM_RESTARTS = "cosine_annealing_with_warm_restarts"
+    COSINE_ANNEALING_WITH_WARMUP = "cosine_annealing_with_warmup"
+    ONE_CYCLE = "one_cycle"
+    CYCLIC = "cyclic"
+    SEQUENTIAL = "sequential"
+    REX = "rex"
+    CHEBYSHEV = "chebyshev"
+    PROPORTION = "proportion"
+    NOAM = "noam"
+    POWER = "power"
+    INFINITE = "infinite"
+    COSINE_WITH_CYCLES = "cosine_with_cycles"
+    TANH = "tanh"
+    POLY = "poly"
+    STEP = "step"
+    MULTISTEP = "multistep"
+    RSQRT = "rsqrt"
+    PLATEAU = "plateau"
 
     def __str__(self) -> str:
         return str(self.value)
@@ -175,11 +199,156 @@ SCHEDULES: dict[str, ScheduleInfo] = {
             "raised while a metric improves, lowered while it does not",
             GreedyLR,
         ),
+        _describe(
+            _T.CONSTANT_FACTOR,
+            factories.get_constant_factor_schedule,
+            pytorch.constant_factor_curve,
+            "a factor for total_iters steps, then the initial learning rate",
+        ),
+        _describe(
+            _T.LINEAR_FACTOR,
+            factories.get_linear_factor_schedule,
+            pytorch.linear_factor_curve,
+            "from one factor to another on a line in total_iters steps",
+        ),
+        _describe(
+            _T.EXPONENTIAL,
+            factories.get_exponential_schedule,
+            pytorch.exponential_curve,
+            "warm-up, then multiplied by gamma at every step",
+        ),
+        _describe(
+            _T.MULTIPLICATIVE,
+            factories.get_multiplicative_schedule,
+            pytorch.multiplicative_curve,
+            "warm-up, then multiplied by a factor at every step: a number, a list or a function",
+        ),
+        _describe(
+            _T.COSINE_ANNEALING,
+            factories.get_cosine_annealing_schedule,
+            pytorch.cosine_annealing_curve,
+            "warm-up, then half a cosine to the learning rate eta_min",
+        ),
+        _describe(
+            _T.COSINE_ANNEALING_WITH_WARM_RESTARTS,
+            factories.get_cosine_annealing_with_warm_restarts_schedule,
+            pytorch.cosine_annealing_with_warm_restarts_curve,
+            "warm-up, then half cosines of growing length, each from the peak",
+        ),
+        _describe(
+            _T.COSINE_ANNEALING_WITH_WARMUP,
+            factories.get_cosine_annealing_with_warmup_schedule,
+            pytorch_optimizer.cosine_annealing_with_warmup_curve,
+            "cycles of a warm-up and half a cosine, with falling peaks",
+        ),
+        _describe(
+            _T.ONE_CYCLE,
+            factories.get_one_cycle_schedule,
+            pytorch.one_cycle_curve,
+            "up to the peak, then far below where it began",
+        ),
+        _describe(
+            _T.CYCLIC,
+            factories.get_cyclic_schedule,
+            pytorch.cyclic_curve,
+            "triangles between two learning rates, with a scale for each cycle",
+        ),
+        _describe(
+            _T.SEQUENTIAL,
+            factories.get_sequential_schedule,
+            sequence.sequential_curve,
+            "several schedules one after the other",
+        ),
+        _describe(
+            _T.REX,
+            factories.get_rex_schedule,
+            pytorch_optimizer.rex_curve,
+            "warm-up, then a ratio of lines to min_lr: high for long, then steep",
+        ),
+        _describe(
+            _T.CHEBYSHEV,
+            factories.get_chebyshev_schedule,
+            pytorch_optimizer.chebyshev_curve,
+            "warm-up, then large and small steps in fractal order",
+        ),
+        _describe(
+            _T.PROPORTION,
+            factories.get_proportion_schedule,
+            pytorch_optimizer.proportion_curve,
+            "a value that rises and falls with another schedule",
+        ),
+        _describe(
+            _T.NOAM,
+            factories.get_noam_schedule,
+            pretraining.noam_curve,
+            "a line up, then one over the root of the steps, by the width of the model if given",
+        ),
+        _describe(
+            _T.POWER,
+            factories.get_power_schedule,
+            pretraining.power_curve,
+            "warm-up, then a power of the tokens seen, a decay at the end",
+        ),
+        _describe(
+            _T.INFINITE,
+            factories.get_infinite_schedule,
+            pretraining.infinite_curve,
+            "warm-up, down to a constant learning rate, annealed at the end or on demand",
+        ),
+        _describe(
+            _T.COSINE_WITH_CYCLES,
+            factories.get_cosine_with_cycles_schedule,
+            timm.cosine_with_cycles_curve,
+            "warm-up, then half cosines to min_lr, whose lengths and tops may change from one to the next",
+        ),
+        _describe(
+            _T.TANH,
+            factories.get_tanh_schedule,
+            timm.tanh_curve,
+            "warm-up, then along the hyperbolic tangent to min_lr, in cycles if wanted",
+        ),
+        _describe(
+            _T.POLY,
+            factories.get_poly_schedule,
+            timm.poly_curve,
+            "warm-up, then a power of the remaining share to min_lr, in cycles if wanted",
+        ),
+        _describe(
+            _T.STEP,
+            factories.get_step_schedule,
+            timm.step_curve,
+            "warm-up, multiplied by decay_rate every decay_steps steps",
+        ),
+        _describe(
+            _T.MULTISTEP,
+            factories.get_multistep_schedule,
+            timm.multistep_curve,
+            "warm-up, multiplied by decay_rate at every one of milestones",
+        ),
+        _describe(
+            _T.RSQRT,
+            factories.get_rsqrt_schedule,
+            timm.rsqrt_curve,
+            "warm-up, then one over the root of the steps, cooled down to min_lr at the end",
+        ),
+        _describe(
+            _T.PLATEAU,
+            get_plateau_schedule,
+            None,
+            "warm-up, multiplied by a factor when a metric stops improving, with noise if wanted",
+            PlateauLR,
+        ),
     )
 }
 
 # Other names for the same: the shorter ones in use, and those of timm, torch and pytorch_optimizer.
-ALIASES: dict[str, str] = {"wsd": "warmup_stable_decay"}
+ALIASES: dict[str, str] = {
+    "cosine_annealing_warm_restarts": "cosine_annealing_with_warm_restarts",
+    "cosine_annealing_with_warm_restart": "cosine_annealing_with_warm_restarts",
+    "multi_step": "multistep",
+    "onecycle": "one_cycle",
+    "wsd": "warmup_stable_decay",
+}
 
 
 def canonical_schedule_name(name: str) -> str:

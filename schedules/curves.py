@@ -28,12 +28,18 @@ __all__ = [
     "Constant",
     "Curve",
     "Cycles",
+    "EndLR",
     "Floor",
     "FloorLR",
+    "Max",
+    "Min",
     "Noise",
+    "Paced",
+    "Switch",
     "Then",
     "Times",
     "Until",
+    "bind_group",
     "cycle_at",
 ]
 
@@ -91,6 +97,10 @@ class Curve(ABC):
             raise ValueError(f"{self!r} never ends: say at which step the next curve starts, then(..., at=STEP)")
         return Then(self, following, at)
 
+    def switch(self, following: Curve, at: float) -> Switch:
+        """Follow this curve before step ``at``, ``following`` from there on, which has counted all the time."""
+        return Switch(self, following, at)
+
     def floor(self, rate: float) -> Floor:
         """Squeeze the curve's range from [0, 1] to [``rate``, 1]."""
         return Floor(self, rate)
@@ -126,6 +136,10 @@ class Curve(ABC):
         """Run the curve ``steps`` steps ahead of the count."""
         return Ahead(self, steps)
 
+    def paced(self, steps: float) -> Paced:
+        """Take ``steps`` steps for each of the curve's."""
+        return Paced(self, steps)
+
     def until(self, last_step: float) -> Until:
         """Stop the count at ``last_step``: every later step has its value."""
         return Until(self, last_step)
@@ -151,6 +165,28 @@ class Then(Curve):
 
     def bind(self, initial_lr: float) -> Then:
         return Then(self.first.bind(initial_lr), self.second.bind(initial_lr), self.at)
+
+
+@dataclass(frozen=True)
+class Switch(Curve):
+    """One curve in place of another: ``first(step)`` before step ``at``, ``second(step)`` from there on."""
+
+    first: Curve
+    second: Curve
+    at: float
+
+    def __post_init__(self) -> None:
+        real_number("at", self.at, at_least=0)
+
+    def value(self, step: float) -> float:
+        return (self.first if step < self.at else self.second).value(step)
+
+    @property
+    def length(self) -> float | None:
+        return None if self.second.length is None else max(self.at, self.second.length)
+
+    def bind(self, initial_lr: float) -> Switch:
+        return Switch(self.first.bind(initial_lr), self.second.bind(initial_lr), self.at)
 
 
 @dataclass(frozen=True)
@@ -195,12 +231,16 @@ class FloorLR(Curve):
         return self.curve.length
 
     def bind(self, initial_lr: float) -> Floor:
-        if initial_lr != 0 and not self.lr <= initial_lr:
-            raise ValueError(
-                f"the end value (min_lr or lr_end) {self.lr:g} is above the initial lr {initial_lr:g}: "
-                "lower it, raise the group's lr, or give the floor as a rate (min_lr_rate)"
-            )
+        _check_end(self.lr, initial_lr, ", or give the floor as a rate (min_lr_rate)")
         return Floor(self.curve.bind(initial_lr), self.lr / initial_lr if initial_lr else 0.0)
+
+
+def _check_end(lr: float, initial_lr: float, or_else: str = "") -> None:
+    if initial_lr != 0 and not lr <= initial_lr:
+        raise ValueError(
+            f"the end value (min_lr or lr_end) {lr:g} is above the initial lr {initial_lr:g}: "
+            f"lower it, raise the group's lr{or_else}"
+        )
 
 
 @dataclass(frozen=True)
@@ -222,6 +262,27 @@ class Ahead(Curve):
 
     def bind(self, initial_lr: float) -> Ahead:
         return Ahead(self.curve.bind(initial_lr), self.steps)
+
+
+@dataclass(frozen=True)
+class Paced(Curve):
+    """``curve(step / steps)``: each step of the curve takes ``steps`` steps."""
+
+    curve: Curve
+    steps: float
+
+    def __post_init__(self) -> None:
+        real_number("steps", self.steps, above=0)
+
+    def value(self, step: float) -> float:
+        return self.curve.value(step / self.steps)
+
+    @property
+    def length(self) -> float | None:
+        return None if self.curve.length is None else self.curve.length * self.steps
+
+    def bind(self, initial_lr: float) -> Paced:
+        return Paced(self.curve.bind(initial_lr), self.steps)
 
 
 @dataclass(frozen=True)
@@ -259,10 +320,24 @@ class Absolute(Curve):
         real_number("lr", self.lr)
 
     def value(self, step: float) -> float:
+        if self.lr == 0:
+            return 0.0
         raise TypeError(f"an absolute {self.lr:g} needs the group's initial value: call bind(initial_lr) first")
 
     def bind(self, initial_lr: float) -> Curve:
         return Constant(self.lr / initial_lr if initial_lr else 0.0)
+
+
+@dataclass(frozen=True)
+class EndLR(Absolute):
+    """An absolute learning rate for a curve to fall to: it must not be above a group's initial one."""
+
+    def __post_init__(self) -> None:
+        real_number("lr", self.lr, at_least=0)
+
+    def bind(self, initial_lr: float) -> Curve:
+        _check_end(self.lr, initial_lr)
+        return super().bind(initial_lr)
 
 
 @dataclass(frozen=True)
@@ -276,6 +351,14 @@ class Constant(Curve):
 
     def value(self, step: float) -> float:
         return float(self.level)
+
+
+def bind_group(curve: Curve, index: int, initial: float) -> Curve:
+    """Return ``curve.bind(initial)`` of the param group ``index``; a ValueError says which group it was."""
+    try:
+        return curve.bind(initial)
+    except ValueError as error:
+        raise ValueError(f"param group {index}: {error}") from None
 
 
 def _curve(value: float | Curve) -> Curve:
@@ -320,6 +403,47 @@ class Times(Curve):
         return Times(self.first.bind(initial_lr), self.second.bind(initial_lr))
 
 
+@dataclass(frozen=True)
+class Max(Curve):
+    """The larger of ``first(step)`` and ``second(step)``; as long as the first."""
+
+    first: Curve
+    second: Curve
+
+    def value(self, step: float) -> float:
+        return max(self.first.value(step), self.second.value(step))
+
+    @property
+    def length(self) -> float | None:
+        return self.first.length
+
+    def bind(self, initial_lr: float) -> Max:
+        return Max(self.first.bind(initial_lr), self.second.bind(initial_lr))
+
+
+@dataclass(frozen=True)
+class Min(Curve):
+    """The smaller of ``first(step)`` and ``second(step)``; as long as the first."""
+
+    first: Curve
+    second: Curve
+
+    def value(self, step: float) -> float:
+        return min(self.first.value(step), self.second.value(step))
+
+    @property
+    def length(self) -> float | None:
+        return self.first.length
+
+    def bind(self, initial_lr: float) -> Min:
+        return Min(self.first.bind(initial_lr), self.second.bind(initial_lr))
+
+
+# A step this near to a boundary, relative to itself, lies on it: with a length of 0.1 or a mul of 1.1 rounding would
+# otherwise put a restart one cycle away.
+_ON_BOUNDARY = 1e-12
+
+
 def cycle_at(step: float, length: float, mul: float) -> tuple[int, float, float]:
     """Return the cycle that ``step`` lies in, counted from 0, its first step, and its length over the first cycle's.
 
@@ -329,23 +453,24 @@ def cycle_at(step: float, length: float, mul: float) -> tuple[int, float, float]
         mul: length of a cycle over that of the one before, above 0. Below 1 all cycles together end after
             ``length / (1 - mul)`` steps: from there on it is the cycle with number -1.
     """
-    if mul == 1.0:
-        index = int(step // length)
-        return index, index * length, 1.0
 
     def start(index: int) -> float:
-        return length * (mul**index - 1.0) / (mul - 1.0)
+        return index * length if mul == 1.0 else length * (mul**index - 1.0) / (mul - 1.0)
 
-    inside = 1.0 + step / length * (mul - 1.0)
-    if inside <= 0.0:
-        return -1, step, 1.0
-    index = int(math.log(inside, mul))
-    # The logarithm may be off by one at a boundary, which would put a restart a whole cycle away.
-    while start(index + 1) <= step:
+    if mul == 1.0:
+        index = int(step // length)
+    else:
+        inside = 1.0 + step / length * (mul - 1.0)
+        if inside <= 2 * _ON_BOUNDARY:
+            return -1, step, 1.0
+        index = int(math.log(inside, mul))
+    near = step * (1.0 + _ON_BOUNDARY)
+    while start(index + 1) <= near:
         index += 1
-    while start(index) > step:
+    while start(index) > near:
         index -= 1
-    return index, start(index), mul**index
+    first = start(index)
+    return index, step if first >= step * (1.0 - _ON_BOUNDARY) else first, mul**index
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Each returns a torch scheduler over a curve. Common to all with a warm-up: before step ``num_warmup_steps`` the lr is
 ``lr * step / num_warmup_steps``, so the first step has lr 0. Common to all with a total: from step
 ``num_training_steps`` on, the lr stays at its end value. If the warm-up is longer than the total, the lr stops rising
-at the total.
+at the total. A number of warm-up or decay steps above 0 and below 1 is a share of the total, rounded up.
 """
 
 from __future__ import annotations
@@ -16,19 +16,42 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .curves import Curve
+from .named import pretraining, pytorch, pytorch_optimizer, sequence, timm
 from .named import transformers as named
 from .scheduler import ScheduleLR
 
 __all__ = [
+    "get_chebyshev_schedule",
+    "get_constant_factor_schedule",
     "get_constant_schedule",
     "get_constant_schedule_with_warmup",
+    "get_cosine_annealing_schedule",
+    "get_cosine_annealing_with_warm_restarts_schedule",
+    "get_cosine_annealing_with_warmup_schedule",
     "get_cosine_schedule_with_warmup",
+    "get_cosine_with_cycles_schedule",
     "get_cosine_with_hard_restarts_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+    "get_cyclic_schedule",
+    "get_exponential_schedule",
+    "get_infinite_schedule",
     "get_inverse_sqrt_schedule",
+    "get_linear_factor_schedule",
     "get_linear_schedule_with_warmup",
+    "get_multiplicative_schedule",
+    "get_multistep_schedule",
+    "get_noam_schedule",
+    "get_one_cycle_schedule",
+    "get_poly_schedule",
     "get_polynomial_decay_schedule_with_warmup",
+    "get_power_schedule",
+    "get_proportion_schedule",
+    "get_rex_schedule",
+    "get_rsqrt_schedule",
+    "get_sequential_schedule",
+    "get_step_schedule",
+    "get_tanh_schedule",
     "get_wsd_schedule",
 ]
 
@@ -55,7 +78,7 @@ def get_constant_schedule_with_warmup(optimizer: Optimizer, num_warmup_steps: in
 
 
 def get_linear_schedule_with_warmup(
-    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, last_epoch: int = -1
+    optimizer: Optimizer, num_warmup_steps: int | float, num_training_steps: int, last_epoch: int = -1
 ) -> ScheduleLR:
     """Warm up, then fall to 0 on a line: ``lr(t) = lr * (T - t) / (T - W)`` for W <= t <= T.
 
@@ -70,7 +93,7 @@ def get_linear_schedule_with_warmup(
 
 def get_cosine_schedule_with_warmup(
     optimizer: Optimizer,
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     num_cycles: float = 0.5,
     last_epoch: int = -1,
@@ -92,7 +115,7 @@ def get_cosine_schedule_with_warmup(
 
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     optimizer: Optimizer,
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     num_cycles: int = 1,
     last_epoch: int = -1,
@@ -116,7 +139,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
 
 def get_polynomial_decay_schedule_with_warmup(
     optimizer: Optimizer,
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     lr_end: float = 1e-7,
     power: float = 1.0,
@@ -162,7 +185,7 @@ def get_inverse_sqrt_schedule(
 
 def get_cosine_with_min_lr_schedule_with_warmup(
     optimizer: Optimizer,
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     num_cycles: float = 0.5,
     last_epoch: int = -1,
@@ -189,7 +212,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
 
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     optimizer: Optimizer,
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     num_cycles: float = 0.5,
     last_epoch: int = -1,
@@ -223,8 +246,8 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
 
 def get_wsd_schedule(
     optimizer: Optimizer,
-    num_warmup_steps: int,
-    num_decay_steps: int,
+    num_warmup_steps: int | float,
+    num_decay_steps: int | float,
     num_training_steps: int | None = None,
     num_stable_steps: int | None = None,
     warmup_type: str = "linear",
@@ -236,17 +259,19 @@ def get_wsd_schedule(
     """Warm up, stay, decay: ``lr(t) = lr * (r + (1 - r) * f(x))``, x the share done of the warm-up or of the decay.
 
     Warm-up f: ``linear`` x, ``cosine`` (1 - cos(pi x)) / 2, ``1-sqrt`` 1 - sqrt(1 - x). Decay f: ``linear`` 1 - x,
-    ``cosine`` (1 + cos(2 pi c x)) / 2, ``1-sqrt`` 1 - sqrt(x). After the decay the lr is ``r * lr``.
+    ``cosine`` (1 + cos(2 pi c x)) / 2, ``1-sqrt`` 1 - sqrt(x), ``1-square`` 1 - x ** 2, ``exponential``
+    (q ** x - q) / (1 - q) with q = r, so that the lr is ``lr * r ** x``, or q = 0.1 if r is 0. After the decay the lr
+    is ``r * lr``.
 
     Args:
         optimizer: the optimizer to drive.
-        num_warmup_steps: steps of warm-up, 0 or more. It starts at ``r * lr``.
-        num_decay_steps: steps of decay, 0 or more.
+        num_warmup_steps: steps of warm-up, 0 or more, or a share of the total. It starts at ``r * lr``.
+        num_decay_steps: steps of decay, 0 or more, or a share of the total.
         num_training_steps: steps of the whole schedule. It gives the stable steps where these are not given. A total
             too short for warm-up and decay cuts the beginning of the decay off.
         num_stable_steps: steps at the full lr, 0 or more. It wins over ``num_training_steps``.
         warmup_type: ``linear``, ``cosine`` or ``1-sqrt``.
-        decay_type: ``linear``, ``cosine`` or ``1-sqrt``.
+        decay_type: ``linear``, ``cosine``, ``1-sqrt``, ``1-square`` or ``exponential``.
         min_lr_ratio: r, share of the initial lr at both ends, from 0 to 1.
         num_cycles: c, waves of a cosine decay, 0 or more.
         last_epoch: the last step done; -1 for a new run.
@@ -269,6 +294,12 @@ def get_wsd_schedule(
     return ScheduleLR(optimizer, curve, last_epoch)
 
 
+_OWN_ARGS = """Args:
+    optimizer: the optimizer to drive.
+    last_epoch: the last step done; -1 for a new run.
+"""
+
+
 def for_optimizer(curve: Callable[..., Curve]) -> Callable[..., ScheduleLR]:
     """Make the ``get_*`` function of a curve: the same arguments with the optimizer before and ``last_epoch`` after."""
 
@@ -283,4 +314,30 @@ def for_optimizer(curve: Callable[..., Curve]) -> Callable[..., ScheduleLR]:
     signature = inspect.Signature([first, *own, last], return_annotation=ScheduleLR)
     get_schedule.__name__ = get_schedule.__qualname__ = f"get_{curve.__name__.removesuffix('_curve')}_schedule"
     get_schedule.__signature__ = signature  # type: ignore[attr-defined]
+    get_schedule.__doc__ = inspect.cleandoc(curve.__doc__ or "").replace("Args:\n", _OWN_ARGS, 1)
     return get_schedule
+
+
+get_chebyshev_schedule = for_optimizer(pytorch_optimizer.chebyshev_curve)
+get_constant_factor_schedule = for_optimizer(pytorch.constant_factor_curve)
+get_cosine_annealing_schedule = for_optimizer(pytorch.cosine_annealing_curve)
+get_cosine_annealing_with_warm_restarts_schedule = for_optimizer(pytorch.cosine_annealing_with_warm_restarts_curve)
+get_cosine_annealing_with_warmup_schedule = for_optimizer(pytorch_optimizer.cosine_annealing_with_warmup_curve)
+get_cyclic_schedule = for_optimizer(pytorch.cyclic_curve)
+get_exponential_schedule = for_optimizer(pytorch.exponential_curve)
+get_infinite_schedule = for_optimizer(pretraining.infinite_curve)
+get_linear_factor_schedule = for_optimizer(pytorch.linear_factor_curve)
+get_multiplicative_schedule = for_optimizer(pytorch.multiplicative_curve)
+get_noam_schedule = for_optimizer(pretraining.noam_curve)
+get_one_cycle_schedule = for_optimizer(pytorch.one_cycle_curve)
+get_power_schedule = for_optimizer(pretraining.power_curve)
+get_proportion_schedule = for_optimizer(pytorch_optimizer.proportion_curve)
+get_rex_schedule = for_optimizer(pytorch_optimizer.rex_curve)
+get_sequential_schedule = for_optimizer(sequence.sequential_curve)
+
+get_cosine_with_cycles_schedule = for_optimizer(timm.cosine_with_cycles_curve)
+get_multistep_schedule = for_optimizer(timm.multistep_curve)
+get_poly_schedule = for_optimizer(timm.poly_curve)
+get_rsqrt_schedule = for_optimizer(timm.rsqrt_curve)
+get_step_schedule = for_optimizer(timm.step_curve)
+get_tanh_schedule = for_optimizer(timm.tanh_curve)

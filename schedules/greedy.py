@@ -162,6 +162,7 @@ class GreedyLR(ReduceLROnPlateau):
                 self.cooldown_counter = self.cooldown
                 self.num_bad_epochs = 0
         self._last_lr = copy_lrs(self.optimizer)
+        self._advanced()
 
     def is_better(self, current: float, best: float) -> bool:
         """Say whether ``current`` beats ``best`` by more than the threshold."""

@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 from .checks import closest, real_number, whole_number
+from .counting import StepsWithOptimizer
 from .scheduler import check_optimizer, copy_lrs, set_lr
 
 __all__ = ["ReduceLROnPlateau", "accepted_options", "check_options", "get_reduce_on_plateau_schedule", "saved_lrs"]
 
 
-class ReduceLROnPlateau(TorchReduceLROnPlateau):
+class ReduceLROnPlateau(StepsWithOptimizer, TorchReduceLROnPlateau):
     """torch's ReduceLROnPlateau: lower the learning rate by a factor when a metric has stopped improving.
 
     Same arguments and numbers as torch's class. Two things are repaired: a tensor learning rate is filled in place
@@ -54,6 +55,7 @@ class ReduceLROnPlateau(TorchReduceLROnPlateau):
             if isinstance(lr, torch.Tensor) and group["lr"] is not lr:
                 group["lr"] = lr.fill_(float(group["lr"]))
         self._last_lr = copy_lrs(self.optimizer)
+        self._advanced()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, and put its learning rates back into the optimizer.

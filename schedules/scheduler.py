@@ -9,8 +9,11 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .checks import whole_number
-from .curves import Curve
+from .annealing import with_annealings
+from .checks import real_number, whole_number
+from .counting import StepsWithOptimizer
+from .curves import Curve, bind_group
+from .following import Followers
 
 __all__ = ["ScheduleLR", "copy_lrs", "set_lr"]
 
@@ -47,13 +50,16 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-class ScheduleLR(LambdaLR):
+class ScheduleLR(StepsWithOptimizer, LambdaLR):
     """Learning rates by a curve: each group's lr at step t is its initial lr times ``curve(t)``.
 
     A torch LambdaLR, with three differences. Each group gets its own form of the curve where that depends on the
     group's initial lr (an absolute floor). ``state_dict`` holds the position and the base learning rates only, in
     LambdaLR's layout: the curve itself comes from the code, as with transformers, whose state dicts load here.
     ``load_state_dict`` also puts the saved learning rates back into the optimizer.
+
+    Other hyper-parameters may follow curves of their own beside the learning rate, see
+    :func:`schedules.schedule_hyperparameter`; ``hyperparameters.at(step)`` gives their values.
 
     Args:
         optimizer: the optimizer to drive. A group's lr may be a float or a 0-d tensor; a tensor is filled in place.
@@ -71,9 +77,26 @@ class ScheduleLR(LambdaLR):
             raise TypeError(f"curve must be a schedules.curves.Curve, got {curve!r}")
         check_optimizer(optimizer)
         last_epoch = whole_number("last_epoch", last_epoch, at_least=-1)
+        self.optimizer = optimizer
         self.curve = curve
+        self.annealings: list[dict[str, Any]] = []
+        self.hyperparameters = Followers()
         initial = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-        super().__init__(optimizer, _bind(curve, initial), last_epoch)
+        super().__init__(optimizer, self._bind(curve, initial), last_epoch)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Put the learning rates of the next step into the optimizer, and all that follows a curve beside them.
+
+        Args:
+            epoch: deprecated by torch; the step to go to.
+        """
+        super().step(epoch)
+        self.hyperparameters.go_to(self.optimizer, self.last_epoch)
+        self._advanced()
+
+    def _bind(self, curve: Curve, initial_lrs: list[Any]) -> list[Callable[[int], float]]:
+        """A curve in the form that each param group has of it."""
+        return [bind_group(curve, index, float(lr)) for index, lr in enumerate(initial_lrs)]
 
     def lr_at(self, step: int) -> list[float]:
         """Return the learning rate of every group at ``step``, whatever the current step is."""
@@ -85,15 +108,45 @@ class ScheduleLR(LambdaLR):
         for group, lr in zip(self.optimizer.param_groups, self.lr_at(step), strict=True):
             set_lr(group, lr)
         self._last_lr = copy_lrs(self.optimizer)
+        self.hyperparameters.go_to(self.optimizer, self.last_epoch)
+
+    def anneal(self, num_steps: int, shape: str = "1-sqrt", to: float = 0.0) -> None:
+        """Leave the curve at the current step and fall to ``to`` times the current lr in ``num_steps`` steps.
+
+        ``lr(t) = lr(s) * (to + (1 - to) * f((t - s) / num_steps))``, s the current step. After that the lr stays. The
+        ``state_dict`` remembers it, so a resumed run goes on. Asked for again, the fall starts from where it is.
+
+        Args:
+            num_steps: steps of the fall, 1 or more.
+            shape: f, ``linear``, ``cosine``, ``1-sqrt``, ``1-square`` or ``exponential``, as the decays of
+                :func:`schedules.get_wsd_schedule`.
+            to: the end as a share of each group's current lr, from 0 to 1.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type or is out of range.
+        """
+        asked = {
+            "start": max(0, self.last_epoch),
+            "num_steps": whole_number("num_steps", num_steps, at_least=1),
+            "shape": shape,
+            "to": real_number("to", to, at_least=0, at_most=1),
+        }
+        annealings = [*self.annealings, asked]
+        self.lr_lambdas = self._bind(with_annealings(self.curve, annealings), self.base_lrs)
+        self.annealings = annealings
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and the base learning rates, in the layout of torch's LambdaLR over plain functions.
 
         It holds numbers, lists and, with tensor learning rates, tensors: ``torch.load(weights_only=True)`` reads it.
         """
-        own = ("optimizer", "curve", "lr_lambdas")
+        own = ("optimizer", "curve", "annealings", "lr_lambdas", "hyperparameters")
         state = {key: value for key, value in self.__dict__.items() if key not in own}
         state["lr_lambdas"] = [None] * len(self.lr_lambdas)
+        if self.annealings:
+            state["annealings"] = [dict(each) for each in self.annealings]
+        if self.hyperparameters.all:
+            state["hyperparameters"] = self.hyperparameters.state(self.optimizer)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -103,8 +156,8 @@ class ScheduleLR(LambdaLR):
             state_dict: what :meth:`state_dict` or that of any LambdaLR schedule of transformers returned.
 
         Raises:
-            ValueError: the state is not that of a LambdaLR schedule or has another number of param groups. Nothing
-                is changed then.
+            ValueError: the state is not that of a LambdaLR schedule, has another number of param groups, or curves for
+                other hyper-parameters. Nothing is changed then.
         """
         missing = {"base_lrs", "last_epoch", "lr_lambdas"} - set(state_dict)
         if missing:
@@ -115,26 +168,19 @@ class ScheduleLR(LambdaLR):
                 f"the state has {len(state_dict['base_lrs'])} param groups, the optimizer has {len(groups)}"
             )
         base_lrs = [_like(group["lr"], lr) for group, lr in zip(groups, state_dict["base_lrs"], strict=True)]
-        bound = _bind(self.curve, base_lrs)
+        annealings = [dict(each) for each in state_dict.get("annealings", ())]
+        bound = self._bind(with_annealings(self.curve, annealings), base_lrs)
+        hyperparameters = self.hyperparameters.check_state(state_dict.get("hyperparameters"))
 
-        own = ("optimizer", "curve", "lr_lambdas", "base_lrs", "_last_lr")
+        own = ("optimizer", "curve", "annealings", "lr_lambdas", "base_lrs", "_last_lr", "hyperparameters")
         self.__dict__.update({key: value for key, value in state_dict.items() if key not in own})
         self.base_lrs = base_lrs
+        self.annealings = annealings
         self.lr_lambdas = bound
         for group, lr in zip(groups, state_dict.get("_last_lr", self.lr_at(self.last_epoch)), strict=True):
             set_lr(group, lr)
         self._last_lr = copy_lrs(self.optimizer)
-
-
-def _bind(curve: Curve, initial_lrs: list[Any]) -> list[Callable[[int], float]]:
-    return [_bind_group(curve, index, float(lr)) for index, lr in enumerate(initial_lrs)]
-
-
-def _bind_group(curve: Curve, index: int, initial_lr: float) -> Curve:
-    try:
-        return curve.bind(initial_lr)
-    except ValueError as error:
-        raise ValueError(f"param group {index}: {error}") from None
+        self.hyperparameters.load(self.optimizer, hyperparameters, self.last_epoch)
 
 
 def _like(current: Any, lr: Any) -> Any:

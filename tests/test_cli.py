@@ -90,7 +90,7 @@ def test_info_gives_signature_bound_defaults_and_state() -> None:
 def test_quick_commands_do_not_import_transformers() -> None:
     code = (
         "import sys, hfoptim.cli\n"
-        "for args in (['list'], ['info', 'lion'], ['--version'], ['compare', '--help']):\n"
+        "for args in (['list'], ['info', 'lion'], ['schedules'], ['--version'], ['compare', '--help']):\n"
         "    try: hfoptim.cli.app(args)\n"
         "    except SystemExit as end: assert end.code == 0, args\n"
         "assert not {'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"

@@ -33,6 +33,14 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "cosine_with_min_lr": {"min_lr_rate": 0.1},
     "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     "warmup_stable_decay": {"num_decay_steps": 4},
+    "linear_factor": {"end_factor": 0.5},
+    "exponential": {"gamma": 0.9},
+    "multiplicative": {"factor": 0.9},
+    "cosine_annealing_with_warm_restarts": {"T_0": 4},
+    "infinite": {"num_cooldown_steps": 4},
+    "power": {"batch_size": 4, "sequence_length": 100},
+    "proportion": {"schedule": "cosine", "max_value": 0.3, "min_value": 0.1},
+    "sequential": {"schedules": ["linear", "cosine"], "milestones": [6]},
 }
 
 
@@ -100,7 +108,7 @@ def test_wsd_total_and_stable_steps() -> None:
         schedules.get_wsd_schedule(make(0.1), 2, 3)
     with pytest.warns(UserWarning, match="num_stable_steps=1 wins over num_training_steps=10.*ends at step 6"):
         schedules.get_wsd_schedule(make(0.1), 2, 3, num_training_steps=10, num_stable_steps=1)
-    with pytest.raises(ValueError, match="decay_type must be one of 'linear', 'cosine', '1-sqrt'; got 'exp'"):
+    with pytest.raises(ValueError, match=r"decay_type must be one of 'linear', .*'exponential'; got 'exp'"):
         schedules.get_wsd_schedule(make(0.1), 2, 3, 10, decay_type="exp")
     # A total too short for both phases: the decay ends in time, its beginning is cut off.
     curve = schedules.get_wsd_schedule(make(1.0), 4, 8, num_training_steps=8, decay_type="linear")

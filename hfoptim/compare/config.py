@@ -26,8 +26,8 @@ DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
 # Options that a comparison of learning rates calls for. Adafactor would multiply the rate by the size of the parameter.
 PRESETS: dict[str, dict[str, Any]] = {"adafactor": {"relative_step": False, "scale_parameter": False}}
 
-# Schedules that follow a metric have no place here: the comparison fixes the schedule before the first step.
-METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+# Schedules that are made of others: there is no option for these.
+COMPOSED_SCHEDULES = ("sequential", "proportion")
 
 
 class CompareError(ValueError):
@@ -139,11 +139,19 @@ class CompareConfig:
     @property
     def schedule_kwargs(self) -> dict[str, Any]:
         """What some schedules cannot do without: the length of their decay, the floor they end at."""
-        if self.schedule == "warmup_stable_decay":
-            return {"num_decay_steps": max(1, self.steps // 5)}
-        if self.schedule in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
-            return {"min_lr_rate": 0.1}
-        return {}
+        decay = max(1, self.steps // 5)
+        hundredth = 0.01 ** (1 / self.steps)
+        needed: dict[str, dict[str, Any]] = {
+            "warmup_stable_decay": {"num_decay_steps": decay},
+            "cosine_with_min_lr": {"min_lr_rate": 0.1},
+            "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+            "cosine_annealing_with_warm_restarts": {"T_0": max(1, (self.steps - self.warmup_steps) // 3)},
+            "exponential": {"gamma": hundredth},
+            "multiplicative": {"factor": hundredth},
+            "infinite": {"num_cooldown_steps": decay, "num_anneal_steps": decay},
+            "power": {"batch_size": self.batch_size, "sequence_length": self.seq_len, "num_decay_steps": decay},
+        }
+        return needed.get(self.schedule, {})
 
     @property
     def save_every(self) -> int:
@@ -254,15 +262,17 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def _schedule_name(name: str) -> str:
-    from schedules import canonical_schedule_name
+    from schedules import get_schedule_info
 
     try:
-        canonical = str(canonical_schedule_name(name))
+        info = get_schedule_info(name)
     except ValueError as error:
         raise CompareError(str(error)) from error
-    if canonical in METRIC_SCHEDULES:
-        raise CompareError(f"--schedule {canonical} follows a metric; take one that is fixed, such as cosine or linear")
-    return canonical
+    if info.needs_metric:
+        raise CompareError(f"--schedule {info.name} follows a metric; take one that is fixed, such as cosine or linear")
+    if info.name in COMPOSED_SCHEDULES:
+        raise CompareError(f"--schedule {info.name} is made of other schedules; take one of these, such as cosine")
+    return info.name
 
 
 def _absolute(name: str | None) -> str | None:

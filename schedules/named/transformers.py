@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import warnings
 
-from ..checks import choice, real_number, whole_number
+from ..checks import choice, real_number, steps_or_share, whole_number
 from ..curves import Curve
-from ..shapes import RAMPS, Constant, Cosine, CosineRestarts, InverseSqrt, Linear, OneMinusSqrt, Polynomial, Ramp
+from ..shapes import (
+    DECAYS,
+    RAMPS,
+    Constant,
+    Cosine,
+    CosineRestarts,
+    InverseSqrt,
+    Linear,
+    Polynomial,
+    Ramp,
+    falling,
+)
 
 __all__ = [
     "constant_curve",
@@ -27,9 +38,12 @@ __all__ = [
 ]
 
 
-def lengths(num_warmup_steps: int, num_training_steps: int) -> tuple[int, int, int]:
-    """Return the checked warm-up, total, and what is left between them for the decay."""
-    warmup = whole_number("num_warmup_steps", num_warmup_steps)
+def lengths(num_warmup_steps: int | float, num_training_steps: int) -> tuple[int, int, int]:
+    """Return the checked warm-up, total, and what is left between them for the decay.
+
+    The warm-up may be a share of the total, above 0 and below 1, which is rounded up to whole steps.
+    """
+    warmup = steps_or_share("num_warmup_steps", num_warmup_steps, num_training_steps)
     total = whole_number("num_training_steps", num_training_steps)
     return warmup, total, max(0, total - warmup)
 
@@ -57,26 +71,28 @@ def constant_with_warmup_curve(num_warmup_steps: int) -> Curve:
     return Ramp(whole_number("num_warmup_steps", num_warmup_steps)).then(Constant())
 
 
-def linear_curve(num_warmup_steps: int, num_training_steps: int) -> Curve:
+def linear_curve(num_warmup_steps: int | float, num_training_steps: int) -> Curve:
     """``(T - t) / (T - W)`` after the warm-up."""
     warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
     return Ramp(warmup).then(Linear(rest)).until(total)
 
 
-def cosine_curve(num_warmup_steps: int, num_training_steps: int, num_cycles: float = 0.5) -> Curve:
+def cosine_curve(num_warmup_steps: int | float, num_training_steps: int, num_cycles: float = 0.5) -> Curve:
     """``(1 + cos(2 pi c (t - W) / (T - W))) / 2`` after the warm-up, c = ``num_cycles``."""
     warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
     return Ramp(warmup).then(Cosine(rest, num_cycles)).until(total)
 
 
-def cosine_with_restarts_curve(num_warmup_steps: int, num_training_steps: int, num_cycles: int = 1) -> Curve:
+def cosine_with_restarts_curve(num_warmup_steps: int | float, num_training_steps: int, num_cycles: int = 1) -> Curve:
     """``(1 + cos(pi (c x mod 1))) / 2`` after the warm-up, x = (t - W)/(T - W), c = ``num_cycles``."""
     warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
     cycles = whole_number("num_cycles", num_cycles, at_least=1)
     return Ramp(warmup).then(CosineRestarts(rest, cycles)).until(total)
 
 
-def polynomial_curve(num_warmup_steps: int, num_training_steps: int, lr_end: float = 1e-7, power: float = 1.0) -> Curve:
+def polynomial_curve(
+    num_warmup_steps: int | float, num_training_steps: int, lr_end: float = 1e-7, power: float = 1.0
+) -> Curve:
     """``((T - t) / (T - W)) ** power`` after the warm-up, from the initial learning rate to ``lr_end``."""
     warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
     decay = Polynomial(rest, power).floor_lr(real_number("lr_end", lr_end, at_least=0))
@@ -91,7 +107,7 @@ def inverse_sqrt_curve(num_warmup_steps: int, timescale: int | None = None) -> C
 
 
 def cosine_with_min_lr_curve(
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     num_cycles: float = 0.5,
     min_lr: float | None = None,
@@ -103,7 +119,7 @@ def cosine_with_min_lr_curve(
 
 
 def cosine_warmup_with_min_lr_curve(
-    num_warmup_steps: int,
+    num_warmup_steps: int | float,
     num_training_steps: int,
     num_cycles: float = 0.5,
     min_lr: float | None = None,
@@ -122,8 +138,8 @@ def cosine_warmup_with_min_lr_curve(
 
 
 def wsd_curve(
-    num_warmup_steps: int,
-    num_decay_steps: int,
+    num_warmup_steps: int | float,
+    num_decay_steps: int | float,
     num_training_steps: int | None = None,
     num_stable_steps: int | None = None,
     warmup_type: str = "linear",
@@ -132,11 +148,11 @@ def wsd_curve(
     num_cycles: float = 0.5,
 ) -> Curve:
     """Up, level, down: see :func:`schedules.factories.get_wsd_schedule`."""
-    warmup = whole_number("num_warmup_steps", num_warmup_steps)
-    decay = whole_number("num_decay_steps", num_decay_steps)
     total = None if num_training_steps is None else whole_number("num_training_steps", num_training_steps)
+    warmup = steps_or_share("num_warmup_steps", num_warmup_steps, total)
+    decay = steps_or_share("num_decay_steps", num_decay_steps, total)
     choice("warmup_type", warmup_type, RAMPS)
-    choice("decay_type", decay_type, RAMPS)
+    choice("decay_type", decay_type, DECAYS)
     ratio = real_number("min_lr_ratio", min_lr_ratio, at_least=0, at_most=1)
     real_number("num_cycles", num_cycles, at_least=0)
 
@@ -153,9 +169,9 @@ def wsd_curve(
     else:
         raise ValueError("num_training_steps or num_stable_steps is required")
 
-    shapes = {"linear": Polynomial(decay), "cosine": Cosine(decay, num_cycles), "1-sqrt": OneMinusSqrt(decay)}
     skipped = max(0, -stable)
-    falling = shapes[decay_type].floor(ratio).ahead(skipped).then(Constant(ratio), at=max(0, decay - skipped))
+    fall = falling(decay_type, decay, ratio, num_cycles)
+    fall = fall.ahead(skipped).then(Constant(ratio), at=max(0, decay - skipped))
     rising = Ramp(warmup, start=ratio, shape=warmup_type)
-    curve = rising.then(Constant().then(falling, at=max(0, stable)))
+    curve = rising.then(Constant().then(fall, at=max(0, stable)))
     return curve.until(warmup + stable + decay)

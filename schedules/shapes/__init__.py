@@ -12,16 +12,40 @@ from .basic import (
     Polynomial,
     Ramp,
 )
+from .cycling import KDecay, Tanh
+from .decays import DECAYS, OneMinusSquare, falling
+from .levels import Milestones, Stairs
+from .phases import TRIANGLES, Phases, Triangles
+from .powers import Chebyshev, Geometric, Noam, PowerLaw, Products, Rational
+from .warmed_cycles import CyclePeaks, WarmedCycles
 
 __all__ = [
+    "DECAYS",
     "RAMPS",
+    "TRIANGLES",
+    "Chebyshev",
     "Constant",
     "Cosine",
     "CosineRestarts",
+    "CyclePeaks",
     "Exponential",
+    "Geometric",
     "InverseSqrt",
+    "KDecay",
     "Linear",
+    "Milestones",
+    "Noam",
     "OneMinusSqrt",
+    "OneMinusSquare",
+    "Phases",
     "Polynomial",
+    "PowerLaw",
+    "Products",
     "Ramp",
+    "Rational",
+    "Stairs",
+    "Tanh",
+    "Triangles",
+    "WarmedCycles",
+    "falling",
 ]

@@ -1,0 +1,380 @@
+"""The curves of timm's schedules, with timm's names for their options.
+
+Their parts (:func:`cycles`, :func:`stable_then_decay`, :func:`warmed`, :func:`noisy`) are also what
+:mod:`schedules.timm` builds timm's own factory of. By name, num_training_steps (T) is the length of everything:
+warm-up, all cycles, decay. From step T on the learning rate stays, and noise ends.
+
+Source: timm 1.0.31, https://github.com/huggingface/pytorch-image-models.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..checks import choice, real_number, steps_or_share, whole_number
+from ..curves import Absolute, Between, Curve, Cycles, EndLR, Max, Noise
+from ..shapes import (
+    DECAYS,
+    Constant,
+    Cosine,
+    InverseSqrt,
+    KDecay,
+    Milestones,
+    Polynomial,
+    Ramp,
+    Stairs,
+    Tanh,
+    falling,
+)
+from .transformers import lengths
+
+__all__ = [
+    "DECAY_FNS",
+    "cosine_with_cycles_curve",
+    "cycles",
+    "multistep_curve",
+    "noisy",
+    "poly_curve",
+    "rsqrt_curve",
+    "stable_then_decay",
+    "step_curve",
+    "tanh_curve",
+    "warmed",
+]
+
+# timm's names for a way down, and ours. Its power is 1 - x ** p, and p can only be 1/2 in its factory.
+DECAY_FNS = {**dict(zip(DECAYS, DECAYS, strict=True)), "power": "1-sqrt", "exp": "exponential"}
+
+
+def cycles(share: Curve, steps: float, min_lr: float, mul: float, decay: float, limit: int | None) -> Curve:
+    """``min_lr + (lr * decay ** i - min_lr) * share(x)`` in cycle i, x the share of it that is done; then ``min_lr``.
+
+    Args:
+        share: a curve of length 1.
+        steps: length of the first cycle, with a fraction if need be.
+        min_lr: the end of every cycle, an absolute learning rate.
+        mul: length of a cycle over that of the one before.
+        decay: top of a cycle over that of the one before.
+        limit: how many cycles; None: no end.
+    """
+    return Between(Cycles(share, limit, mul), EndLR(min_lr), Stairs(1.0, decay, mul)).paced(steps)
+
+
+def stable_then_decay(stable: Curve, steps: float, decay_steps: int, decay_fn: str, min_lr: float) -> Curve:
+    """``m + (max(lr * stable(t), m) - m) * f(x)``, m = ``min_lr``, x the share done of the last ``decay_steps`` steps.
+
+    The stable part runs on through the decay.
+    """
+    end = EndLR(min_lr)
+    decay = falling(DECAY_FNS[choice("decay_fn", decay_fn, DECAY_FNS)], decay_steps)
+    return Constant().then(decay, at=steps - decay_steps).between(end, Max(stable, end))
+
+
+def warmed(main: Curve, warmup: float, warmup_lr: float, prefix: bool, meets_curve: bool = False) -> Curve:
+    """A line from ``warmup_lr`` to the initial learning rate in ``warmup`` steps, then ``main``.
+
+    Args:
+        main: the curve after the warm-up.
+        warmup: steps of warm-up, 0 or more, with a fraction if need be.
+        warmup_lr: an absolute learning rate; it may be above a group's own.
+        prefix: ``main`` begins after the warm-up. Otherwise it has counted from step 0.
+        meets_curve: where ``main`` has counted, the line leads to its value there, not to the initial learning rate.
+    """
+    if not warmup:
+        return main
+    top = main.ahead(warmup).until(0) if meets_curve and not prefix else Constant()
+    rise = Ramp(1).paced(warmup).between(Absolute(real_number("warmup_lr", warmup_lr, at_least=0)), top)
+    return rise.then(main, at=warmup) if prefix else rise.switch(main, at=warmup)
+
+
+def noisy(curve: Curve, start: float | None, stop: float | None, pct: float, std: float, seed: int) -> Curve:
+    """The curve with noise from step ``start`` (None: without) to ``stop`` (None: for ever)."""
+    return curve if start is None else Noise(curve, start, stop, pct, std, seed)
+
+
+def _noise_steps(noise_range: float | Sequence[float] | None, total: int) -> tuple[int | None, int]:
+    """The first step with noise, None for none, and the first without it again."""
+    if noise_range is None:
+        return None, total
+    bounds = list(noise_range) if isinstance(noise_range, Sequence) else [noise_range]
+    if len(bounds) not in (1, 2):
+        raise ValueError(f"noise_range must be where the noise starts, or [start, stop]; got {noise_range!r}")
+    numbers = [real_number("noise_range", bound, at_least=0) for bound in bounds]
+    if max(numbers) <= 1.0:
+        steps = [round(number * total) for number in numbers]
+    else:
+        steps = [whole_number("noise_range", number) for number in numbers]
+    if steps != sorted(steps):
+        raise ValueError(f"noise_range must not stop before it starts, got {noise_range!r}")
+    start = steps[0]
+    return start, max(start, min(total, *steps[1:]) if steps[1:] else total)
+
+
+def _by_name(prefix: bool | None = True, meets_curve: bool = False) -> Callable[..., Callable[..., Curve]]:
+    """Make a named curve of one that knows only its own steps: the decorated function adds what all have in common.
+
+    Args:
+        prefix: the default of ``warmup_prefix``; None: the curve always begins after the warm-up.
+        meets_curve: see :func:`warmed`.
+    """
+
+    def decorate(decay: Callable[..., Curve]) -> Callable[..., Curve]:
+        takes = inspect.signature(decay).parameters
+
+        def curve(
+            num_warmup_steps: int | float,
+            num_training_steps: int,
+            *,
+            warmup_lr: float = 0.0,
+            warmup_prefix: bool = prefix is not False,
+            noise_range: float | Sequence[float] | None = None,
+            noise_pct: float = 0.67,
+            noise_std: float = 1.0,
+            noise_seed: int = 42,
+            **own: Any,
+        ) -> Curve:
+            warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
+            if not isinstance(warmup_prefix, bool):
+                raise TypeError(f"warmup_prefix must be True or False, got {warmup_prefix!r}")
+            start, stop = _noise_steps(noise_range, total)
+            if "warmup" in takes:
+                own["warmup"] = warmup
+            main = decay(rest if warmup_prefix else total, **own)
+            whole = warmed(main, warmup, warmup_lr, warmup_prefix, meets_curve).until(total)
+            return noisy(whole, start, stop, noise_pct, noise_std, noise_seed)
+
+        *common, _ = inspect.signature(curve).parameters.values()
+        options = [each for name, each in takes.items() if name not in ("steps", "warmup")]
+        added = [each for each in common[2:] if prefix is not None or each.name != "warmup_prefix"]
+        functools.update_wrapper(curve, decay)
+        signature = inspect.Signature([*common[:2], *options, *added], return_annotation=Curve)
+        curve.__signature__ = signature  # type: ignore[attr-defined]
+        return curve
+
+    return decorate
+
+
+def _cycles_by_name(
+    share: Curve,
+    steps: int,
+    min_lr: float,
+    mul: float,
+    decay: float,
+    limit: int | None,
+    cycle_steps: float | None,
+) -> Curve:
+    mul = real_number("cycle_mul", mul, above=0)
+    real_number("min_lr", min_lr, at_least=0)
+    real_number("cycle_decay", decay, at_least=0)
+    if limit is not None:
+        limit = whole_number("cycle_limit", limit, at_least=1)
+    if cycle_steps is not None:
+        return cycles(share, real_number("cycle_steps", cycle_steps, above=0), min_lr, mul, decay, limit)
+    if limit is None:
+        raise ValueError("cycle_limit=None repeats the cycles up to the end, so it needs cycle_steps, their length")
+    # All cycles together: 1 + mul + ... + mul^(limit - 1) times the first.
+    whole = float(limit) if mul == 1.0 else (mul**limit - 1.0) / (mul - 1.0)
+    return cycles(share, max(1, steps) / whole, min_lr, mul, decay, limit)
+
+
+@_by_name()
+def cosine_with_cycles_curve(
+    steps: int,
+    *,
+    min_lr: float = 0.0,
+    cycle_mul: float = 1.0,
+    cycle_decay: float = 1.0,
+    cycle_limit: int | None = 1,
+    cycle_steps: float | None = None,
+    k_decay: float = 1.0,
+) -> Curve:
+    """Warm up, then half cosines to ``min_lr``, each from a top of its own: timm's cosine.
+
+    In cycle i, of which the share x is done::
+
+        lr(t) = m + (lr * cycle_decay^i - m) * (1 + cos(pi x^k_decay)) / 2        m = min_lr
+
+    Cycle i takes ``cycle_mul^i`` times the steps of the first. With ``cycle_steps`` given, that is the length of the
+    first cycle, and after ``cycle_limit`` cycles the lr is ``min_lr``; what lies beyond ``num_training_steps`` is cut
+    off. Otherwise the length follows from the total: the cycles fill all steps after the warm-up (all steps from 0 on
+    with ``warmup_prefix=False``), so that the last one ends at ``num_training_steps``.
+
+    Args:
+        num_warmup_steps: W, steps of warm-up, 0 or more: ``lr(t) = w + (lr - w) * t / W``, w = ``warmup_lr``.
+        num_training_steps: T, steps of the whole schedule, warm-up and all cycles included.
+        min_lr: absolute learning rate at the end of every cycle, at most the smallest initial lr (a group with lr 0
+            stays at 0).
+        cycle_mul: length of a cycle over that of the one before, above 0.
+        cycle_decay: top of a cycle over that of the one before, 0 or more.
+        cycle_limit: how many cycles, 1 or more. None: as many as fit, with ``cycle_steps``.
+        cycle_steps: steps of the first cycle, above 0. Default: such that the cycles fill the total.
+        k_decay: above 1 a cycle stays longer near its top, below 1 it leaves it sooner.
+        warmup_lr: absolute learning rate at step 0, 0 or more.
+        warmup_prefix: True: the first cycle begins after the warm-up. False: at step 0, and the warm-up takes the
+            place of its first steps; the lr then jumps down a little at W.
+        noise_range: where the noise is, None for none: its first step, or ``[first, stop]``. Numbers up to 1 are
+            shares of the total. It ends at the total.
+        noise_pct: bound of the noise n, above 0: ``lr(t) * (1 + n)``.
+        noise_std: standard deviation of n, which is normal, and drawn again where it is outside the bound.
+        noise_seed: seed of n; step t has its own, ``noise_seed + t``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range, or ``min_lr`` is above a group's lr.
+
+    Source: SGDR, https://arxiv.org/abs/1608.03983; k-decay, https://arxiv.org/abs/2004.05909; timm's
+    ``CosineLRScheduler``.
+    """
+    share: Curve = Cosine(1) if k_decay == 1.0 else KDecay(Cosine(1), k_decay)
+    return _cycles_by_name(share, steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
+
+
+@_by_name(meets_curve=True)
+def tanh_curve(
+    steps: int,
+    *,
+    min_lr: float = 0.0,
+    lb: float = -7.0,
+    ub: float = 3.0,
+    cycle_mul: float = 1.0,
+    cycle_decay: float = 1.0,
+    cycle_limit: int | None = 1,
+    cycle_steps: float | None = None,
+) -> Curve:
+    """Warm up, then fall along the hyperbolic tangent: long near the top, then steeply to ``min_lr``.
+
+    In cycle i, of which the share x is done::
+
+        lr(t) = m + (lr * cycle_decay^i - m) * (1 - tanh(lb + (ub - lb) x)) / 2        m = min_lr
+
+    The other arguments are the arguments of :func:`schedules.get_cosine_with_cycles_schedule`. With
+    ``warmup_prefix=False`` the warm-up leads to where the curve is at its end.
+
+    Args:
+        lb: where the tangent is entered; -7 is 1 but for 1e-6.
+        ub: where it is left, above ``lb``; 3 is 0 but for 0.0025, and what is left is dropped at the end.
+
+    Raises:
+        TypeError, ValueError: as there, or ``lb`` is not below ``ub``.
+
+    Source: https://arxiv.org/abs/1806.01593; timm's ``TanhLRScheduler``.
+    """
+    return _cycles_by_name(Tanh(1, lb, ub), steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
+
+
+@_by_name()
+def poly_curve(
+    steps: int,
+    *,
+    min_lr: float = 0.0,
+    power: float = 0.5,
+    cycle_mul: float = 1.0,
+    cycle_decay: float = 1.0,
+    cycle_limit: int | None = 1,
+    cycle_steps: float | None = None,
+    k_decay: float = 1.0,
+) -> Curve:
+    """Warm up, then fall by a power of what remains to ``min_lr``, in cycles: timm's poly.
+
+    In cycle i, of which the share x is done::
+
+        lr(t) = m + (lr * cycle_decay^i - m) * (1 - x^k_decay)^power        m = min_lr
+
+    The other arguments are the arguments of :func:`schedules.get_cosine_with_cycles_schedule`.
+
+    Args:
+        power: above 0; 1 is a line, 0.5 falls late.
+
+    Raises:
+        TypeError, ValueError: as there, or ``power`` is out of range.
+
+    Source: timm's ``PolyLRScheduler``.
+    """
+    share: Curve = Polynomial(1, power) if k_decay == 1.0 else KDecay(Polynomial(1, power), k_decay)
+    return _cycles_by_name(share, steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
+
+
+@_by_name(prefix=False)
+def step_curve(steps: int, *, decay_steps: float = 0.3, decay_rate: float = 0.1) -> Curve:
+    """Warm up, and multiply by ``decay_rate`` every ``decay_steps`` steps: ``lr(t) = lr * decay_rate^floor(t / n)``.
+
+    ``warmup_prefix`` is False by default: the steps are counted from 0, with the warm-up; True counts them from its
+    end. The other arguments are the arguments of :func:`schedules.get_cosine_with_cycles_schedule`.
+
+    Args:
+        decay_steps: n, 1 or more, or a share of the steps counted, above 0 and below 1.
+        decay_rate: 0 or more.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+
+    Source: timm's ``StepLRScheduler``; torch's ``StepLR`` is the same without a warm-up.
+    """
+    every = steps_or_share("decay_steps", decay_steps, max(1, steps))
+    return Stairs(whole_number("decay_steps", every, at_least=1), real_number("decay_rate", decay_rate, at_least=0))
+
+
+@_by_name(prefix=False)
+def multistep_curve(steps: int, *, milestones: Sequence[float] = (0.3, 0.6, 0.9), decay_rate: float = 0.1) -> Curve:
+    """Warm up, and multiply by ``decay_rate`` at every milestone: ``lr(t) = lr * decay_rate^i``, i of them passed.
+
+    A milestone is the first step with the lower learning rate, as in torch; timm's own lowers it one step before.
+    ``warmup_prefix`` is False by default: milestones are counted from step 0, with the warm-up; True counts them from
+    its end. The other arguments are the arguments of :func:`schedules.get_cosine_with_cycles_schedule`.
+
+    Args:
+        milestones: steps in ascending order, or shares of the steps counted, above 0 and below 1.
+        decay_rate: 0 or more.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+
+    Source: timm's ``MultiStepLRScheduler``, torch's ``MultiStepLR``.
+    """
+    if not isinstance(milestones, Sequence) or isinstance(milestones, str):
+        raise TypeError(f"milestones must be a list of steps, got {milestones!r}")
+    at = tuple(steps_or_share("milestones", milestone, max(1, steps)) for milestone in milestones)
+    return Milestones(at, real_number("decay_rate", decay_rate, at_least=0))
+
+
+@_by_name(prefix=None)
+def rsqrt_curve(
+    steps: int,
+    warmup: int,
+    *,
+    min_lr: float = 0.0,
+    decay_steps: float = 0.2,
+    decay_fn: str = "linear",
+    stable_timescale: float | None = None,
+) -> Curve:
+    """Warm up, fall with one over the root of the steps, and cool down to ``min_lr`` in the last ``decay_steps`` steps.
+
+    With t - W steps after the warm-up and the share x of the cooldown done::
+
+        lr(t) = m + (max(m, lr / sqrt((t - W + timescale) / timescale)) - m) * f(x)        m = min_lr
+
+    The other arguments are the arguments of :func:`schedules.get_cosine_with_cycles_schedule`; there is no
+    ``warmup_prefix``.
+
+    Args:
+        min_lr: absolute learning rate that the lr never falls below, at most the smallest initial lr.
+        decay_steps: steps of the cooldown, or a share of the steps after the warm-up, above 0 and below 1.
+        decay_fn: f: ``linear`` 1 - x, ``1-sqrt`` or ``power`` 1 - sqrt(x), ``1-square`` 1 - x^2, ``cosine``
+            (1 + cos(pi x)) / 2, ``exponential`` or ``exp`` (0.1^x - 0.1) / 0.9.
+        stable_timescale: steps after the warm-up in which the lr falls to 1 / sqrt(2); above 0. Default: W, or 10 000
+            if W is 0.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+
+    Source: Scaling Vision Transformers, https://arxiv.org/abs/2106.04560; timm's ``WSDLRScheduler``.
+    """
+    timescale = warmup or 10_000 if stable_timescale is None else stable_timescale
+    decay = steps_or_share("decay_steps", decay_steps, steps)
+    if decay > steps:
+        raise ValueError(f"decay_steps={decay} is more than the {steps} steps after the warm-up")
+    real_number("min_lr", min_lr, at_least=0)
+    stable = InverseSqrt(real_number("stable_timescale", timescale, above=0))
+    return stable_then_decay(stable, steps, decay, decay_fn, min_lr)

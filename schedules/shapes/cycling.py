@@ -1,0 +1,60 @@
+"""Shapes for cycles: a decay along the hyperbolic tangent, and decays that start late (k-decay)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..checks import real_number
+from ..curves import Curve
+from .basic import Timed
+
+__all__ = ["KDecay", "Tanh"]
+
+
+@dataclass(frozen=True)
+class Tanh(Timed):
+    """``(1 - tanh(lower + (upper - lower) * step / steps)) / 2`` before the end, 0 from the end on.
+
+    Source: https://arxiv.org/abs/1806.01593.
+    """
+
+    lower: float = -7.0
+    upper: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not real_number("lower", self.lower) < real_number("upper", self.upper):
+            raise ValueError(f"lower must be below upper, got {self.lower!r} and {self.upper!r}")
+
+    def value(self, step: float) -> float:
+        done = self.progress(step)
+        return 0.5 * (1.0 - math.tanh(self.lower * (1.0 - done) + self.upper * done)) if done < 1.0 else 0.0
+
+
+@dataclass(frozen=True)
+class KDecay(Curve):
+    """A curve whose share done x becomes x ** k: with k above 1 it leaves its beginning later and ends more steeply.
+
+    Source: https://arxiv.org/abs/2004.05909.
+    """
+
+    curve: Curve
+    k: float
+
+    def __post_init__(self) -> None:
+        if not self.curve.length:
+            raise ValueError(f"only a curve with an end has a share done, got {self.curve!r}; say until(STEP) first")
+        real_number("k", self.k, above=0)
+
+    def value(self, step: float) -> float:
+        assert self.curve.length
+        share = min(1.0, step / self.curve.length)
+        return self.curve.value(share**self.k * self.curve.length)
+
+    @property
+    def length(self) -> float | None:
+        return self.curve.length
+
+    def bind(self, initial_lr: float) -> KDecay:
+        return KDecay(self.curve.bind(initial_lr), self.k)
