@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .checks import real_number, whole_number
 from .curves import Curve
 from .shapes import falling
 
-__all__ = ["annealed", "with_annealings"]
+__all__ = ["Annealed", "annealed", "with_annealings"]
+
+
+@dataclass(frozen=True)
+class Annealed(Curve):
+    """``curve(step)`` before step ``start``, ``fall(step - start) * curve(start)`` from there on.
+
+    One node that holds the curve once: annealed again and again, it grows by a node each time and does not double.
+    """
+
+    curve: Curve
+    start: int
+    fall: Curve
+
+    def value(self, step: float) -> float:
+        if step < self.start:
+            return self.curve.value(step)
+        return self.fall.value(step - self.start) * self.curve.value(self.start)
+
+    @property
+    def length(self) -> float | None:
+        return None if self.fall.length is None else self.start + self.fall.length
+
+    def bind(self, initial_lr: float) -> Annealed:
+        return Annealed(self.curve.bind(initial_lr), self.start, self.fall)
 
 
 def annealed(curve: Curve, start: int, num_steps: int, shape: str = "1-sqrt", to: float = 0.0) -> Curve:
@@ -33,7 +58,7 @@ def annealed(curve: Curve, start: int, num_steps: int, shape: str = "1-sqrt", to
     start = whole_number("start", start)
     num_steps = whole_number("num_steps", num_steps, at_least=1)
     fall = falling(shape, num_steps, real_number("to", to, at_least=0, at_most=1))
-    return curve.then(fall * curve.ahead(start).until(0), at=start)
+    return Annealed(curve, start, fall)
 
 
 def with_annealings(curve: Curve, annealings: Iterable[Mapping[str, Any]]) -> Curve:

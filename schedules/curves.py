@@ -12,6 +12,7 @@ no memory of earlier calls, so any step may be asked for in any order, and it pi
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -231,15 +232,15 @@ class FloorLR(Curve):
         return self.curve.length
 
     def bind(self, initial_lr: float) -> Floor:
-        _check_end(self.lr, initial_lr, ", or give the floor as a rate (min_lr_rate)")
+        _check_end(self.lr, initial_lr)
         return Floor(self.curve.bind(initial_lr), self.lr / initial_lr if initial_lr else 0.0)
 
 
-def _check_end(lr: float, initial_lr: float, or_else: str = "") -> None:
+def _check_end(lr: float, initial_lr: float) -> None:
     if initial_lr != 0 and not lr <= initial_lr:
         raise ValueError(
-            f"the end value (min_lr or lr_end) {lr:g} is above the initial lr {initial_lr:g}: "
-            f"lower it, raise the group's lr{or_else}"
+            f"the lower end (min_lr, lr_end, eta_min or base_lr) {lr:g} is above the initial lr {initial_lr:g}: "
+            "lower it, or raise the group's lr"
         )
 
 
@@ -523,7 +524,8 @@ class Noise(Curve):
         start: first step with noise.
         stop: first step without it again; None: no such step.
         limit: bound of n, above 0. A normal n outside is drawn again.
-        std: standard deviation of a normal n, above 0.
+        std: standard deviation of a normal n, above 0 and at most 1000 times the limit: beyond, next to all draws would
+            be drawn again.
         seed: the generator of step t has the seed ``seed + t``.
         kind: "normal", or "uniform" in [-limit, limit].
 
@@ -546,6 +548,11 @@ class Noise(Curve):
         real_number("std", self.std, above=0)
         whole_number("seed", self.seed)
         choice("kind", self.kind, ("normal", "uniform"))
+        if self.kind == "normal" and self.std > 1000 * self.limit:
+            raise ValueError(
+                f"std (noise_std) {self.std:g} is more than 1000 times limit (noise_pct) {self.limit:g}: next to every "
+                "draw would be outside of the bound and drawn again; lower the one or raise the other"
+            )
 
     def value(self, step: float) -> float:
         plain = self.curve.value(step)
@@ -555,13 +562,7 @@ class Noise(Curve):
 
     def drawn(self, step: float) -> float:
         """Return the n of a step."""
-        generator = torch.Generator().manual_seed(self.seed + int(step))
-        if self.kind == "uniform":
-            return 2.0 * (torch.rand(1, generator=generator).item() - 0.5) * self.limit
-        while True:
-            noise = torch.randn(1, generator=generator).item() * self.std
-            if abs(noise) < self.limit:
-                return noise
+        return _drawn(self.kind, self.seed + int(step), self.limit, self.std)
 
     @property
     def length(self) -> float | None:
@@ -569,3 +570,15 @@ class Noise(Curve):
 
     def bind(self, initial_lr: float) -> Noise:
         return Noise(self.curve.bind(initial_lr), self.start, self.stop, self.limit, self.std, self.seed, self.kind)
+
+
+# All groups have the same noise at a step: it is drawn for the first of them.
+@functools.lru_cache(maxsize=16)
+def _drawn(kind: str, seed: int, limit: float, std: float) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "uniform":
+        return 2.0 * (torch.rand(1, generator=generator).item() - 0.5) * limit
+    while True:
+        noise = torch.randn(1, generator=generator).item() * std
+        if abs(noise) < limit:
+            return noise

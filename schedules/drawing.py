@@ -41,6 +41,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "power": {"batch_size": 8, "sequence_length": 64, "a": 30.0, "num_decay_steps": 100},
 }
 
+# Those of them that are numbers of steps.
+_IN_STEPS = {
+    "T_0",
+    "first_cycle_steps",
+    "milestones",
+    "num_anneal_steps",
+    "num_cooldown_steps",
+    "num_decay_steps",
+    "step_size_up",
+    "total_iters",
+}
+
 # Drawn at so many steps at most.
 _POINTS = 2000
 
@@ -125,13 +137,29 @@ def examples(num_warmup_steps: int | float = 100, num_training_steps: int = 1000
 
     Args:
         num_warmup_steps: steps of warm-up, or a share of the total.
-        num_training_steps: steps of the whole schedule.
+        num_training_steps: steps of the whole schedule, 1 or more; the options' steps are taken in proportion.
+
+    Raises:
+        TypeError, ValueError: a length is out of range, or too long or too short a warm-up for one of them, which is
+            named.
     """
-    return {
-        name: get_curve(name, num_warmup_steps, num_training_steps, EXAMPLES.get(name))
-        for name, info in sorted(SCHEDULES.items())
-        if info.curve is not None
-    }
+    share = whole_number("num_training_steps", num_training_steps, at_least=1) / 1000
+    curves = {}
+    for name, info in sorted(SCHEDULES.items()):
+        if info.curve is None:
+            continue
+        options = {key: _in_proportion(key, value, share) for key, value in EXAMPLES.get(name, {}).items()}
+        try:
+            curves[name] = get_curve(name, num_warmup_steps, num_training_steps, options)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return curves
+
+
+def _in_proportion(key: str, value: Any, share: float) -> Any:
+    if key not in _IN_STEPS:
+        return value
+    return [max(1, round(each * share)) for each in value] if isinstance(value, list) else max(1, round(value * share))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from .checks import real_number, whole_number
 from .curves import Constant, Noise
+from .named.timm import noise_bounds, noisy
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
-from .scheduler import copy_lrs, set_lr
+from .scheduler import check_groups, copy_lrs, set_lr
 
 __all__ = ["PlateauLR", "get_plateau_schedule"]
 
@@ -99,6 +100,7 @@ class PlateauLR(ReduceLROnPlateau):
             metric: its metric; None: there was none, and nothing but warm-up and noise changes.
         """
         epoch = whole_number("epoch", epoch)
+        check_groups(self.optimizer, len(self.full_lrs))
         if epoch <= self.warmup_epochs:
             done = epoch / self.warmup_epochs if self.warmup_epochs else 1.0
             ends = zip(self.warmup_lrs, self.full_lrs, strict=True)
@@ -136,13 +138,10 @@ class PlateauLR(ReduceLROnPlateau):
 
 
 def _noise(noise_range: float | Sequence[float], pct: float, std: float, seed: int) -> dict[str, Any]:
-    bounds = list(noise_range) if isinstance(noise_range, Sequence) else [noise_range]
-    if len(bounds) not in (1, 2):
-        raise ValueError(f"noise_range must be where the noise starts, or [start, stop]; got {noise_range!r}")
+    bounds = noise_bounds("noise_range", noise_range)
     start, stop = bounds[0], bounds[1] if bounds[1:] else None
-    noise: dict[str, Any] = {"start": start, "stop": stop, "limit": pct, "std": std, "seed": seed}
-    Noise(Constant(), **noise)  # which checks them
-    return noise
+    noisy(Constant(), start, stop, pct, std, seed)  # which checks them
+    return {"start": start, "stop": stop, "limit": pct, "std": std, "seed": seed}
 
 
 def get_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> PlateauLR:

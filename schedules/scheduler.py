@@ -15,7 +15,7 @@ from .counting import StepsWithOptimizer
 from .curves import Curve, bind_group
 from .following import Followers
 
-__all__ = ["ScheduleLR", "copy_lrs", "set_lr"]
+__all__ = ["ScheduleLR", "check_groups", "check_optimizer", "copy_lrs", "set_lr"]
 
 
 def copy_lrs(optimizer: Optimizer) -> list[Any]:
@@ -48,6 +48,15 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
                 f"param group {index} has lr=None: its optimizer sets the learning rate, a schedule cannot"
             )
     return optimizer
+
+
+def check_groups(optimizer: Optimizer, known: int) -> None:
+    """Raise a ValueError if the optimizer has another number of param groups than a schedule was made for."""
+    if len(optimizer.param_groups) != known:
+        raise ValueError(
+            f"the optimizer has {len(optimizer.param_groups)} param groups, its schedule was made for {known}: make "
+            "the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was"
+        )
 
 
 class ScheduleLR(StepsWithOptimizer, LambdaLR):
@@ -90,6 +99,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         Args:
             epoch: deprecated by torch; the step to go to.
         """
+        check_groups(self.optimizer, len(self.base_lrs))
         super().step(epoch)
         self.hyperparameters.go_to(self.optimizer, self.last_epoch)
         self._advanced()
@@ -104,7 +114,9 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
 
     def go_to(self, step: int) -> None:
         """Put the learning rates of ``step``, 0 or more, into the optimizer; :meth:`step` goes on from there."""
-        self.last_epoch = whole_number("step", step)
+        step = whole_number("step", step)
+        check_groups(self.optimizer, len(self.base_lrs))
+        self.last_epoch = step
         for group, lr in zip(self.optimizer.param_groups, self.lr_at(step), strict=True):
             set_lr(group, lr)
         self._last_lr = copy_lrs(self.optimizer)

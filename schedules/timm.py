@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .checks import closest, real_number, whole_number
 from .curves import Constant, Curve, bind_group
-from .named.timm import cycles, noisy, stable_then_decay, warmed
+from .named.timm import cycles, noise_bounds, noisy, stable_then_decay, warmed
 from .plateau_warmup import PlateauLR
 from .scheduler import ScheduleLR, check_optimizer, set_lr
 from .shapes import Cosine, InverseSqrt, KDecay, Milestones, Polynomial, Stairs, Tanh
@@ -270,9 +270,9 @@ def create_scheduler_v2(
     if sched in ("cosine", "tanh", "poly"):
         limit = whole_number("cycle_limit", cycle_limit, at_least=1)
         main = cycles(_share(sched, k_decay, decay_rate), steps, min_lr, cycle_mul, cycle_decay, limit)
-        whole = steps * limit if cycle_mul == 1.0 else steps * (cycle_mul**limit - 1.0) / (cycle_mul - 1.0)
+        assert main.length is not None
         # Rounding must not take an epoch away where the cycles end with one.
-        length = math.floor(whole * (1.0 + 1e-12)) + (warmup if prefix else 0)
+        length = math.floor(main.length * (1.0 + 1e-12)) + (warmup if prefix else 0)
     elif sched == "step":
         main = Stairs((90 if decay_epochs is None else decay_epochs) * unit, decay_rate)
     elif sched == "multistep":
@@ -344,12 +344,7 @@ def _plain(name: str, value: Any) -> Any:
 def _noise_bounds(noise: float | Sequence[float] | None, steps: int) -> tuple[float | None, float | None]:
     if noise is None:
         return None, None
-    shares = list(noise) if isinstance(noise, Sequence) else [noise]
-    if len(shares) not in (1, 2):
-        raise ValueError(
-            f"noise must be where the noise starts, or [start, stop], as shares of num_epochs; got {noise!r}"
-        )
-    bounds = [real_number("noise", share, at_least=0) * steps for share in shares]
+    bounds = [share * steps for share in noise_bounds("noise", noise)]
     return bounds[0], bounds[1] if bounds[1:] else None
 
 

@@ -19,7 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import AcceleratorState, GradientState
 from lr_trace import make, trace
-from schedules_accelerate_worker import CUT, MAKERS, STEPS, TOTAL, plain
+from schedules_accelerate_worker import CUT, MAKERS, STEPS, TOTAL, main, plain
 
 import schedules
 
@@ -27,14 +27,30 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(world: int, folder: Path) -> list[dict[str, Any]]:
-    """Runs the worker on so many processes and returns what each of them found."""
+    """Runs the worker on so many processes, one being this, and returns what each of them found."""
+    if world == 1:
+        main(folder)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    else:
+        launch_processes(world, folder)
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def launch_processes(world: int, folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-addr", "127.0.0.1"]
-    start = [*torchrun, "--master-port", port] if world > 1 else []
     run = subprocess.run(
-        [sys.executable, *start, str(ROOT / "tests" / "schedules_accelerate_worker.py"), str(folder)],
+        [
+            sys.executable,
+            *torchrun,
+            "--master-port",
+            port,
+            str(ROOT / "tests" / "schedules_accelerate_worker.py"),
+            str(folder),
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -42,7 +58,6 @@ def launch(world: int, folder: Path) -> list[dict[str, Any]]:
         timeout=240,
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -340,6 +340,17 @@ def test_what_no_schedule_can_drive() -> None:
         schedules.ScheduleLR(make(0.1), lambda step: 1.0)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["cosine", "plateau"])
+def test_a_group_that_came_later_is_named_and_nothing_is_changed(name: str) -> None:
+    optimizer = make(0.5)
+    schedule = schedules.get_scheduler(name, optimizer, 0, 10)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    before = schedule.state_dict()
+    with pytest.raises(ValueError, match="has 2 param groups, its schedule was made for 1"):
+        schedule.step(*([1.0] if name == "plateau" else []))
+    assert schedule.state_dict() == before
+
+
 def test_the_documents_code_runs() -> None:
     text = (Path(__file__).parents[1] / "docs" / "schedules.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S)).replace("range(1000)", "range(3)")

@@ -188,8 +188,8 @@ def test_plateau_checks_its_options() -> None:
         ({"warmup_epochs": 2, "warmup_lr": -0.1}, "warmup_lr must be at least 0"),
         ({"warmup_lr": [0.1]}, "warmup_lr must be a number or 2 numbers"),
         ({"noise_range": [1, 2, 3]}, "noise_range must be where the noise starts"),
-        ({"noise_range": [5, 2]}, "stop must be at least 5"),
-        ({"noise_range": 1, "noise_pct": 0}, "limit must be above 0"),
+        ({"noise_range": [5, 2]}, "noise_range must not stop before it starts"),
+        ({"noise_range": 1, "noise_pct": 0}, "noise_pct must be above 0"),
         ({"mode": "best"}, "mode"),
         ({"factor": 1.5}, "(?i)factor"),
     ]

@@ -210,6 +210,17 @@ def test_drawing_all(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(PNG)
 
 
+def test_examples_of_other_lengths_have_the_same_shapes() -> None:
+    short, long = examples(20, 200), schedules.drawing.examples(200, 2000)
+    assert short.keys() == long.keys() >= {"infinite", "sequential", "warmup_stable_decay"}
+    # Those that fall by step or by token have no share of the whole.
+    for name in short.keys() - {"exponential", "multiplicative", "power", "chebyshev", "noam", "one_cycle"}:
+        near = [long[name].bind(1.0)(10 * step) for step in range(0, 201, 4)]
+        assert short[name].bind(1.0).values(range(0, 201, 4)) == pytest.approx(near, abs=0.06), name
+    with pytest.raises(ValueError, match="noam: noam is built around its warm-up"):
+        examples(0, 1000)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

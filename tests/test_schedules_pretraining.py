@@ -274,3 +274,17 @@ def test_a_curve_may_be_annealed_too() -> None:
     fallen = annealed(curve, 50, 10, "linear")
     assert fallen.values([49, 50, 55, 60, 99]) == pytest.approx([curve(49), 0.5, 0.25, 0, 0])
     assert fallen.length == 60
+
+
+def test_annealed_again_and_again_it_stays_small() -> None:
+    schedule = running()
+    sizes = []
+    for _ in range(12):
+        schedule.step()
+        schedule.anneal(50, "linear", 0.5)
+        sizes.append(len(repr(schedule.lr_lambdas[0])))
+    assert sizes[-1] < 12 * sizes[0]  # not twice as large each time
+    fresh = running()
+    fresh.load_state_dict(schedule.state_dict())
+    assert fresh.lr_at(300) == schedule.lr_at(300)
+    assert fresh.lr_at(300)[0] == pytest.approx(schedule.get_last_lr()[0] / 2)

@@ -371,7 +371,7 @@ def test_bad_options_are_named(name: str, kwargs: dict[str, Any], match: str) ->
 
 
 def test_wrong_types_are_named() -> None:
-    with pytest.raises(TypeError, match="scale must be a function"):
+    with pytest.raises(TypeError, match="scale_fn must be a function"):
         ours_of("cyclic", {"scale_fn": 3})
     with pytest.raises(TypeError, match=r"factor must be a number, got '0\.5'"):
         ours_of("multiplicative", {"factor": "0.5"})

@@ -36,6 +36,7 @@ __all__ = [
     "cosine_with_cycles_curve",
     "cycles",
     "multistep_curve",
+    "noise_bounds",
     "noisy",
     "poly_curve",
     "rsqrt_curve",
@@ -92,23 +93,33 @@ def warmed(main: Curve, warmup: float, warmup_lr: float, prefix: bool, meets_cur
 
 def noisy(curve: Curve, start: float | None, stop: float | None, pct: float, std: float, seed: int) -> Curve:
     """The curve with noise from step ``start`` (None: without) to ``stop`` (None: for ever)."""
-    return curve if start is None else Noise(curve, start, stop, pct, std, seed)
+    if start is None:
+        return curve
+    real_number("noise_pct", pct, above=0)
+    real_number("noise_std", std, above=0)
+    return Noise(curve, start, stop, pct, std, whole_number("noise_seed", seed))
+
+
+def noise_bounds(name: str, value: float | Sequence[float]) -> list[float]:
+    """Where the noise starts and, if that is given, where it stops; ``name`` is the argument that says so."""
+    bounds = list(value) if isinstance(value, Sequence) else [value]
+    if len(bounds) not in (1, 2):
+        raise ValueError(f"{name} must be where the noise starts, or [start, stop]; got {value!r}")
+    numbers = [real_number(name, bound, at_least=0) for bound in bounds]
+    if numbers != sorted(numbers):
+        raise ValueError(f"{name} must not stop before it starts, got {value!r}")
+    return numbers
 
 
 def _noise_steps(noise_range: float | Sequence[float] | None, total: int) -> tuple[int | None, int]:
     """The first step with noise, None for none, and the first without it again."""
     if noise_range is None:
         return None, total
-    bounds = list(noise_range) if isinstance(noise_range, Sequence) else [noise_range]
-    if len(bounds) not in (1, 2):
-        raise ValueError(f"noise_range must be where the noise starts, or [start, stop]; got {noise_range!r}")
-    numbers = [real_number("noise_range", bound, at_least=0) for bound in bounds]
+    numbers = noise_bounds("noise_range", noise_range)
     if max(numbers) <= 1.0:
         steps = [round(number * total) for number in numbers]
     else:
         steps = [whole_number("noise_range", number) for number in numbers]
-    if steps != sorted(steps):
-        raise ValueError(f"noise_range must not stop before it starts, got {noise_range!r}")
     start = steps[0]
     return start, max(start, min(total, *steps[1:]) if steps[1:] else total)
 
@@ -175,8 +186,8 @@ def _cycles_by_name(
         return cycles(share, real_number("cycle_steps", cycle_steps, above=0), min_lr, mul, decay, limit)
     if limit is None:
         raise ValueError("cycle_limit=None repeats the cycles up to the end, so it needs cycle_steps, their length")
-    # All cycles together: 1 + mul + ... + mul^(limit - 1) times the first.
-    whole = float(limit) if mul == 1.0 else (mul**limit - 1.0) / (mul - 1.0)
+    whole = share.cycles(limit, mul).length  # all together, in lengths of the first
+    assert whole
     return cycles(share, max(1, steps) / whole, min_lr, mul, decay, limit)
 
 

@@ -14,22 +14,22 @@ __all__ = ["KDecay", "Tanh"]
 
 @dataclass(frozen=True)
 class Tanh(Timed):
-    """``(1 - tanh(lower + (upper - lower) * step / steps)) / 2`` before the end, 0 from the end on.
+    """``(1 - tanh(lb + (ub - lb) * step / steps)) / 2`` before the end, 0 from the end on.
 
     Source: https://arxiv.org/abs/1806.01593.
     """
 
-    lower: float = -7.0
-    upper: float = 3.0
+    lb: float = -7.0
+    ub: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not real_number("lower", self.lower) < real_number("upper", self.upper):
-            raise ValueError(f"lower must be below upper, got {self.lower!r} and {self.upper!r}")
+        if not real_number("lb", self.lb) < real_number("ub", self.ub):
+            raise ValueError(f"lb must be below ub, got {self.lb!r} and {self.ub!r}")
 
     def value(self, step: float) -> float:
         done = self.progress(step)
-        return 0.5 * (1.0 - math.tanh(self.lower * (1.0 - done) + self.upper * done)) if done < 1.0 else 0.0
+        return 0.5 * (1.0 - math.tanh(self.lb * (1.0 - done) + self.ub * done)) if done < 1.0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class KDecay(Curve):
     def __post_init__(self) -> None:
         if not self.curve.length:
             raise ValueError(f"only a curve with an end has a share done, got {self.curve!r}; say until(STEP) first")
-        real_number("k", self.k, above=0)
+        real_number("k_decay", self.k, above=0)
 
     def value(self, step: float) -> float:
         assert self.curve.length

@@ -94,7 +94,7 @@ class Triangles(Curve):
         choice("mode", self.mode, TRIANGLES)
         real_number("gamma", self.gamma, above=0)
         if self.scale is not None and not callable(self.scale):
-            raise TypeError(f"scale must be a function of the cycle or of the step, got {self.scale!r}")
+            raise TypeError(f"scale_fn must be a function of the cycle or of the step, got {self.scale!r}")
 
     def value(self, step: float) -> float:
         cycle, position = divmod(step, self.up + self.down)
