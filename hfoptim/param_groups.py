@@ -48,36 +48,116 @@ def param_groups_weight_decay(
         ValueError: weight_decay out of range.
     """
     number("weight_decay", weight_decay)
-    exempt = _undecayed(model, no_weight_decay_list)
+    decaying = decayed_names(model, no_weight_decay_list)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     groups: ParamGroups = []
     for decayed in (True, False):
-        chosen = [(n, p) for n, p in named if _is_decayed(n, p, exempt, True) is decayed]
+        chosen = [(n, p) for n, p in named if (n in decaying) is decayed]
         if chosen:
             groups.append({"params": chosen, "weight_decay": weight_decay if decayed else 0.0})
     return groups
 
 
+def decayed_names(model: nn.Module, no_weight_decay_list: Iterable[str] = (), exclude_1d: bool = True) -> set[str]:
+    """The names of the parameters that get weight decay, frozen ones too.
+
+    Args:
+        model: the model; what its `no_weight_decay()` names is not decayed, if it has that method.
+        no_weight_decay_list (default ()): names or wildcard patterns of further parameters without decay.
+        exclude_1d (True): biases, norms and other vectors are not decayed.
+    """
+    exempt = _undecayed(model, no_weight_decay_list)
+    return {name for name, param in model.named_parameters() if _is_decayed(name, param, exempt, exclude_1d)}
+
+
+# What heads are called where they are parts of the model itself.
+_HEAD = re.compile(r"(^|_)(heads?|classifier|score|logits|qa_outputs)$|^(cls|fc|proj_out)$")
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """The names of the parameters of a model's head, frozen ones too: its classifier, its language model's head.
+
+    In a model of transformers the head is all that stands beside the base model (`model.base_model`): `lm_head`,
+    `classifier`, `score`, `qa_outputs`, `cls`. Where there is no base model inside, it is the output embeddings, the
+    classifier that timm's models name, and the model's own parts that are called as heads are. Weights that are tied to
+    others, such as embeddings, are no head.
+    """
+    adapted = getattr(model, "get_base_model", None)  # of peft
+    own = _head_params(adapted() if callable(adapted) else model)
+    return [name for name, param in model.named_parameters() if id(param) in own]
+
+
+def _head_params(model: nn.Module) -> set[int]:
+    """The ids of the parameters of a model's head."""
+    base = getattr(model, getattr(model, "base_model_prefix", None) or "", None)
+    if isinstance(base, nn.Module) and base is not model:
+        return {id(param) for param in model.parameters()} - {id(param) for param in base.parameters()}
+    heads = [child for name, child in model.named_children() if _HEAD.search(name)]
+    for name in ("get_output_embeddings", "get_classifier"):
+        find = getattr(model, name, None)
+        found = find() if callable(find) else None
+        heads += [found] if isinstance(found, nn.Module) else []
+    places = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
+    return {id(param) for head in heads for param in head.parameters() if places[id(param)] == 1}
+
+
 def layer_depths(model: nn.Module) -> dict[str, int]:
     """The depth of every parameter, frozen ones too: 0 before the blocks, 1.. in them, the last after them.
 
-    Blocks are recognised by the first number in a parameter's name (`h.3.attn...`, `encoder.layer.3...`); what is
-    registered after the last block (final norm, head) is the last depth. Where an encoder and a decoder both have
-    blocks, the number alone counts.
+    Blocks are recognised by the first number in a parameter's name (`h.3.attn...`, `encoder.layer.3...`). The head is
+    of the last depth, whatever its name; anything else outside of blocks with "embed" in its name is of depth 0. What
+    belongs to the same part of the model as a row of blocks (`decoder` of `decoder.layers`) is of depth 0 where it is
+    registered before them, else of the last depth. So is what belongs to no such part, by all rows of blocks. Where an
+    encoder and a decoder both have blocks, the number alone counts.
+
+    BEiT's depths; timm's models name their own, which differ in that the final norm goes with the last block.
     """
     names = [name for name, _ in model.named_parameters()]
-    blocks = {name: int(found.group(1)) for name in names if (found := _INDEX.search(name))}
-    if not blocks:
+    heads = set(head_names(model))
+    found = {name: match for name in names if name not in heads and (match := _INDEX.search(name))}
+    if not found:
         return dict.fromkeys(names, 0)
-    last_block = max(blocks.values())
-    first_seen = names.index(next(iter(blocks)))
+    last = max(int(match.group(1)) for match in found.values()) + 2
+    rows: dict[str, int] = {}  # rows of blocks, by the part of the model they are in: where the last of them begins
+    seen = set()
+    for position, name in enumerate(names):
+        if name in found:
+            row = name[: found[name].start(1)]
+            if row not in seen:
+                seen.add(row)
+                rows[row.rstrip(".").rpartition(".")[0]] = position
     depths = {}
     for position, name in enumerate(names):
-        if name in blocks:
-            depths[name] = blocks[name] + 1
+        if name in found:
+            depths[name] = int(found[name].group(1)) + 1
+        elif name in heads:
+            depths[name] = last
+        elif "embed" in name:
+            depths[name] = 0
         else:
-            depths[name] = 0 if position < first_seen else last_block + 2
+            around = [part for part in rows if name.startswith(f"{part}.")]
+            begins = rows[max(around, key=len)] if around else max(rows.values())
+            depths[name] = last if position > begins else 0
     return depths
+
+
+def layer_scales(model: nn.Module, layer_decay: float, min_scale: float = 0.0) -> dict[str, float]:
+    """What the learning rate of every parameter is multiplied by: `max(min_scale, layer_decay ^ (deepest - depth))`.
+
+    Args:
+        model: the model; `layer_depths` gives the depths.
+        layer_decay: factor per layer, in (0, 1].
+        min_scale (default 0.0): least factor, in [0, 1].
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    if number("layer_decay", layer_decay, 0.0, 1.0, high_open=False) == 0.0:
+        raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
+    depths = layer_depths(model)
+    deepest = max(depths.values(), default=0)
+    return {name: max(min_scale, layer_decay ** (deepest - depth)) for name, depth in depths.items()}
 
 
 def param_groups_layer_decay(
@@ -109,22 +189,18 @@ def param_groups_layer_decay(
         ValueError: a number out of range.
     """
     number("weight_decay", weight_decay)
-    number("min_scale", min_scale, 0.0, 1.0, high_open=False)
     if lr is not None:
         lr = number("lr", lr)
-    if number("layer_decay", layer_decay, 0.0, 1.0, high_open=False) == 0.0:
-        raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
-    exempt = _undecayed(model, no_weight_decay_list)
-    depths = layer_depths(model)
-    deepest = max(depths.values(), default=0)
+    scales, depths = layer_scales(model, layer_decay, min_scale), layer_depths(model)
+    decaying = decayed_names(model, no_weight_decay_list, weight_decay_exclude_1d)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        decayed = _is_decayed(name, param, exempt, weight_decay_exclude_1d)
+        decayed = name in decaying
         key = (depths[name], decayed)
         if key not in groups:
-            scale = max(min_scale, layer_decay ** (deepest - depths[name]))
+            scale = scales[name]
             group = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
             groups[key] = group if lr is None else {**group, "lr": lr * scale}
         groups[key]["params"].append((name, param))
@@ -173,7 +249,7 @@ def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) ->
 
     Args:
         model: the model.
-        groups: parameter groups with named parameters of it.
+        groups: parameter groups with named parameters of it. One that has `use_muon` stays as it is.
 
     Returns:
         The groups in their order, each as one with `use_muon=True` and one with `use_muon=False`; empty ones are left
@@ -194,6 +270,9 @@ def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) ->
         other |= {id(param) for param in head.parameters()}
     divided: ParamGroups = []
     for group in groups:
+        if group.get("use_muon") is not None:
+            divided.append(group)
+            continue
         parts: dict[tuple[bool, bool], list[Any]] = {(True, False): [], (True, True): [], (False, False): []}
         for name, param in group["params"]:
             hidden = id(param) not in other and is_hidden_matrix(name, param.shape)

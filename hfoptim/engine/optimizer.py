@@ -17,6 +17,7 @@ from hfoptim.engine.runners import sharded
 from hfoptim.engine.work import Work, add_sums, ensure_state, placed, row_of, totals_of
 
 if TYPE_CHECKING:
+    from hfoptim.engine.report import Report
     from hfoptim.engine.runners.release import Release
 
 DOUBLE_PRECISION = (torch.float64, torch.complex128)
@@ -127,8 +128,12 @@ class RuleOptimizer(Optimizer):
     occasional_state: ClassVar[frozenset[str]] = storage.RESTS
     # Whether a schedule that lowers lr works against this class.
     wants_constant_lr: ClassVar[bool] = False
+    # Whether lr must be the same in all groups, or 0.
+    one_lr: ClassVar[bool] = False
     # Takes the steps inside of backward, while gradients are released.
     release: Release | None = None
+    # Notes what rules say about the steps, while somebody asks.
+    report: Report | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
         checks.known_options(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
@@ -137,7 +142,10 @@ class RuleOptimizer(Optimizer):
     # -- what a subclass may override ---------------------------------------------------------------------------
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        """The rule of one parameter; the class's rule unless overridden."""
+        """The rule of one parameter; the class's rule unless overridden.
+
+        Of `weight_decay`, `momentum` and `betas`, which schedules move, it may depend on whether they are 0 only.
+        """
         return self.rule
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
@@ -300,6 +308,8 @@ class RuleOptimizer(Optimizer):
     def _run(self, work: list[Work], totals: dict[str, Any]) -> None:
         for item in work:
             item.bucket.scalars = self._scalars(item, totals)
+            if self.report is not None:
+                self.report.take(item)
             if item.whole:
                 sharded.run(item.bucket, item.run)
                 continue
@@ -439,3 +449,19 @@ def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any
             return optimizer if wanted is None else None
         optimizer = inner
     return optimizer
+
+
+def unwrap_all(optimizer: Any, wanted: type | tuple[type, ...]) -> list[Any]:
+    """All optimizers of a class inside wrappers, and inside those that hold several in `.optimizers`.
+
+    Args:
+        optimizer: an optimizer, wrapped or not.
+        wanted: the class, or classes, to look for; what is inside of one found is not looked at.
+
+    Returns:
+        Those found, in order.
+    """
+    if isinstance(optimizer, wanted):
+        return [optimizer]
+    inside = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "optimizer", None)]
+    return [found for inner in inside if inner is not None for found in unwrap_all(inner, wanted)]

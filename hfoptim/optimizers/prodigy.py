@@ -175,6 +175,7 @@ class Prodigy(RuleOptimizer):
 
     moving = frozenset({"lr", "d", "d_max", "d_hat", "d_numerator", "d_denom", "k"})
     absent_from_peers = frozenset({"d_hat", "d_denom"})
+    one_lr = True
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""Optimizers around optimizers."""
+"""Optimizers around optimizers, and several as one."""
 
+from hfoptim.wrappers.combined import CombinedOptimizer
 from hfoptim.wrappers.lookahead import Lookahead
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.wrapper import Wrapper, around
 
-__all__ = ["SAM", "Lookahead", "Wrapper", "around"]
+__all__ = ["SAM", "CombinedOptimizer", "Lookahead", "Wrapper", "around"]

@@ -124,8 +124,9 @@ class Wrapper(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs: the inner optimizer's state_dict, with what the wrapper keeps in it."""
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
-            pre_hook(self)
+        return hooked_state_dict(self, self._state_dict)
+
+    def _state_dict(self) -> dict[str, Any]:
         state_dict = self.optimizer.state_dict()
         state = dict(state_dict["state"])
         keys = [group["params"] for group in state_dict["param_groups"]]
@@ -133,12 +134,7 @@ class Wrapper(Optimizer):
             kept = {name: tensors[param] for name, tensors in self.kept.items() if param in tensors}
             if kept:
                 state[key] = {**state.get(key, {}), **kept}
-        state_dict = {**state_dict, "state": state}
-        for post_hook in self._optimizer_state_dict_post_hooks.values():
-            changed = post_hook(self, state_dict)
-            if changed is not None:
-                state_dict = changed
-        return state_dict
+        return {**state_dict, "state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict.
@@ -150,10 +146,9 @@ class Wrapper(Optimizer):
         Raises:
             ValueError: its groups, parameters or shapes are not these, or the inner optimizer does not take it.
         """
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = pre_hook(self, state_dict)
-            if changed is not None:
-                state_dict = changed
+        hooked_load(self, state_dict, self._load)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         groups = checkpoint.saved_groups(self, state_dict)
         for index, (current, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
             groups[index] = {**saved, "params": checkpoint.saved_order(index, current, saved)}
@@ -174,8 +169,6 @@ class Wrapper(Optimizer):
         self.optimizer.load_state_dict({**state_dict, "state": state, "param_groups": groups})
         self.kept = kept
         self.complete_groups()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
 
     def _pairs(self, keys: Iterable[Iterable[Any]]) -> Iterator[tuple[Any, Tensor]]:
         """The parameters with their keys in a state_dict, given group by group."""
@@ -189,6 +182,29 @@ class Wrapper(Optimizer):
                 f"{tuple(param.shape)}"
             )
         return sharding.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
+
+
+def hooked_state_dict(optimizer: Optimizer, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A state_dict made with the hooks that torch runs before and after."""
+    for pre_hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        pre_hook(optimizer)
+    state_dict = make()
+    for post_hook in optimizer._optimizer_state_dict_post_hooks.values():
+        changed = post_hook(optimizer, state_dict)
+        if changed is not None:
+            state_dict = changed
+    return state_dict
+
+
+def hooked_load(optimizer: Optimizer, state_dict: dict[str, Any], load: Callable[[dict[str, Any]], None]) -> None:
+    """Load a state_dict with the hooks that torch runs before and after."""
+    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = pre_hook(optimizer, state_dict)
+        if changed is not None:
+            state_dict = changed
+    load(state_dict)
+    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        post_hook(optimizer)
 
 
 _made: dict[Any, type[Wrapper]] = {}

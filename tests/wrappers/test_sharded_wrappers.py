@@ -1,4 +1,4 @@
-"""Lookahead and SAM over parameters divided between two processes (see sharded_worker.py)."""
+"""Lookahead, SAM and several optimizers as one over parameters divided between two processes (see the workers)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_sharded_parameters_are_stepped_as_whole_ones(tmp_path):
+@pytest.mark.parametrize("worker", ["sharded_worker.py", "combined_worker.py"])
+def test_sharded_parameters_are_stepped_as_whole_ones(tmp_path, worker):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "optimizers")])
     runs = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "sharded_worker.py"), str(tmp_path), str(rank)],
+            [sys.executable, str(HERE / worker), str(tmp_path), str(rank)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
