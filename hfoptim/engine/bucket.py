@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Plan
+from hfoptim.engine.apply import Plan, entering
 from hfoptim.engine.rule import Scope, hyper_type
 
 
@@ -70,6 +70,16 @@ class Bucket:
         yield Bucket(self.plan, rows, self.scalars, self.seeds)
         for tensor, copied in copies:
             tensor.copy_(copied.reshape(tensor.shape))
+
+
+def each_row(bucket: Bucket, function: Callable[..., Any]) -> Iterator[Any]:
+    """What a pure function gives for each row: called like a rule, which it may be a part of."""
+    plan, h = bucket.plan, bucket.hyper()
+    for row in bucket.rows:
+        parts = storage.split(plan, row)
+        weight, state = storage.decode(plan, parts)
+        weight, grad = entering(plan, h, parts.grad, weight)
+        yield function(grad, weight, *(s.to(plan.dtype) for s in state), h)
 
 
 def flat(tensors: list[Tensor]) -> list[Tensor] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,7 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
         for name, value in saved.items()
         if name not in current
         and name not in _OF_THE_RUN | _OF_SCHEDULES | {"maximize", "step"}
+        and not _is_initial_value(name, current)
         and not optimizer.ignores_peer_flag(name, value, {**current, **saved})
     ]
     absent = [
@@ -109,13 +112,20 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
         raise ValueError(f"the state_dict is not one of {cls.__name__}: group {index} {', '.join(what)}")
     group = {name: current[name] for name in current if name in _OF_THE_RUN or name in optimizer.defaults}
     for name, value in saved.items():
-        if name not in _OF_THE_RUN and (name in current or name in _OF_SCHEDULES | {"maximize"}):
+        kept = name in current or name in _OF_SCHEDULES | {"maximize"} or _is_initial_value(name, current)
+        if name not in _OF_THE_RUN and kept:
             # torch.distributed.checkpoint makes lists of tuples.
             tupled = isinstance(value, list) and isinstance(current.get(name), tuple)
             group[name] = tuple(value) if tupled else deepcopy(value)
     order = saved_order(index, current, saved)
     optimizer.check_group(group)
     return group, order
+
+
+def _is_initial_value(name: str, group: Mapping[str, Any]) -> bool:
+    """Whether an entry is the first value of a hyper-parameter that follows a curve: `initial_weight_decay`."""
+    of = name.removeprefix("initial_")
+    return of != name and (of in group or re.fullmatch(r"beta\d|(\w+)\[\d+\]", of) is not None)
 
 
 def _match_state(

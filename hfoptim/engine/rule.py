@@ -134,6 +134,9 @@ class Rule:
             tensor, right after it: `(update, size, *new_state)`. Decoupled weight decay then follows that size.
         shape: `(shape of the parameter) -> shape`, the one in which the rule sees parameter, gradient and what state
             has the parameter's shape; None: their own. For blocks of rows, or kernels as matrices.
+        report: `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like the rule and called with the same: numbers
+            about a tensor's step that people watch, such as a trust ratio. Called only while somebody asks
+            (`RuleOptimizer.report`). For rules of scope `TENSOR`.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -143,6 +146,12 @@ class Rule:
     probe: Probe | None = None
     scaled: bool = False
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None
+    report: Callable[..., dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.report is not None and self.scope is not Scope.TENSOR:
+            # Others are given parts of tensors, of which no number about the whole can be made.
+            raise TypeError(f"{self.name} has a report, which a rule of scope {self.scope.name} cannot have")
 
     @property
     def name(self) -> str:
@@ -164,12 +173,13 @@ def rule(
     probe: Probe | None = None,
     scaled: bool = False,
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
+    report: Callable[..., dict[str, Any]] | None = None,
     **state: State,
 ) -> Callable[[Callable[..., tuple[Any, ...]]], Rule]:
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        return Rule(fn, scope, state, per_step, probe, scaled, shape)
+        return Rule(fn, scope, state, per_step, probe, scaled, shape, report)
 
     return decorate
 

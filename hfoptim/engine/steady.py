@@ -58,7 +58,19 @@ def _same_memory(kept: Tensor, param: Tensor) -> bool:
     return kept.is_meta or kept.is_set_to(param)
 
 
+# Schedules move these numbers. A rule is chosen by whether they are 0, if they matter to the choice at all.
+_ZERO_OR_NOT = frozenset({"weight_decay", "momentum", "betas"})
+
+
 def options_of(groups: Sequence[Mapping[str, Any]], moving: frozenset[str]) -> list[list[Any]]:
     """The groups' entries that the choice of a plan or a runner may depend on."""
     left_out = moving | {"params", "param_names"}
-    return [[v for k, v in group.items() if k not in left_out and not isinstance(v, Tensor)] for group in groups]
+    return [
+        [_kept(k, v) for k, v in group.items() if k not in left_out and not isinstance(v, Tensor)] for group in groups
+    ]
+
+
+def _kept(name: str, value: Any) -> Any:
+    if name not in _ZERO_OR_NOT:
+        return value
+    return [each == 0 for each in value] if isinstance(value, tuple | list) else value == 0

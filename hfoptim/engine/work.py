@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import runners, sharding, storage
-from hfoptim.engine.apply import Plan, decay_scalars, entering
-from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.apply import Plan, decay_scalars
+from hfoptim.engine.bucket import Bucket, each_row
 from hfoptim.engine.rule import Scope
 from hfoptim.engine.runners import sharded
 
@@ -107,13 +107,8 @@ def totals_of(work: list[Work]) -> dict[str, Tensor]:
             if item.run is runners.compiled.run:
                 values, bucket = runners.compiled.probe(bucket)
                 add_sums(sums.setdefault(groups, {}), values)
-            h = bucket.hyper()
-            for row in bucket.rows:
-                parts = storage.split(plan, row)
-                weight, state = storage.decode(plan, parts)
-                weight, grad = entering(plan, h, parts.grad, weight)
-                state = [s.to(plan.dtype) for s in state]
-                add_sums(sums.setdefault(groups, {}), probe.fn(grad, weight, *state, h))
+            for values in each_row(bucket, probe.fn):
+                add_sums(sums.setdefault(groups, {}), values)
     return sharding.sum_over_ranks(sums)
 
 

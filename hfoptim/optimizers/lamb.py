@@ -82,23 +82,34 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -
     #   update: read param, m, v; write param                                   4
     # or without storing in between: read 4, then read 4 and write 3            11 in place of 10
     # Not adapted: read 4, write 3                                              7
-    def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+    def adam(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
         if clipped:
             grad = grad * h.clip
         exp_avg = ema(exp_avg, grad, h.alpha1) if grad_averaging else add_scaled(grad, exp_avg, h.beta1)
         exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
         update = exp_avg / (exp_avg_sq.sqrt() + h.eps)
+        return add_scaled(update, param, h.inside) if adapted else update, exp_avg, exp_avg_sq
+
+    def scaled_ratio(param: Any, update: Any, h: Any) -> Any:
+        """The trust ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced."""
+        weight_norm, update_norm = param.norm(), update.norm()
+        ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
+        return ratio.clamp(max=h.scale) if trust_clip else ratio
+
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, Any, Any]:
+        update, exp_avg, exp_avg_sq = adam(grad, param, *args)
         if adapted:
-            update = add_scaled(update, param, h.inside)
-            weight_norm, update_norm = param.norm(), update.norm()
-            # The ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced.
-            ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
-            update = update * (ratio.clamp(max=h.scale) if trust_clip else ratio)
+            update = update * scaled_ratio(param, update, args[-1])
         return update, exp_avg, exp_avg_sq
+
+    def report(grad: Any, param: Any, *args: Any) -> dict[str, Any]:
+        h = args[-1]
+        return {"trust_ratio": scaled_ratio(param, adam(grad, param, *args)[0], h) / h.scale}
 
     fn.__name__ = "lamb"
     state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}
-    return Rule(fn, TENSOR if adapted else ELEMENT, state, _per_step, Probe(squared_norm) if clipped else None)
+    probe = Probe(squared_norm) if clipped else None
+    return Rule(fn, TENSOR if adapted else ELEMENT, state, _per_step, probe, report=report if adapted else None)
 
 
 class Lamb(RuleOptimizer):

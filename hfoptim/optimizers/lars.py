@@ -34,18 +34,23 @@ def lars(descent: Rule, trust_clip: bool) -> Rule:
     # Passes over memory, in tensors of the parameter's size:
     #   both norms: read grad, param                                            2
     #   update: read grad, param, buffer; write param, buffer                   5, without momentum 3
-    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
-        *state, h = args
+    def trust_ratio(grad: Any, param: Any, h: Any) -> Any:
         weight_norm, grad_norm = param.norm(), grad.norm()
         ratio = weight_norm * h.trust_coeff / (weight_norm * h.weight_decay + grad_norm + h.eps)
         ratio = unless_zero(ratio, weight_norm, grad_norm, 1.0)
-        if trust_clip:
-            ratio = (ratio * h.inverse_lr).clamp(max=1.0)
-        result: tuple[Any, ...] = descent.fn(add_scaled(grad, param, h.weight_decay) * ratio, param, *state, h)
+        return (ratio * h.inverse_lr).clamp(max=1.0) if trust_clip else ratio
+
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
+        *state, h = args
+        decayed = add_scaled(grad, param, h.weight_decay)
+        result: tuple[Any, ...] = descent.fn(decayed * trust_ratio(grad, param, h), param, *state, h)
         return result
 
+    def report(grad: Any, param: Any, *args: Any) -> dict[str, Any]:
+        return {"trust_ratio": trust_ratio(grad, param, args[-1])}
+
     fn.__name__ = "lars"
-    return Rule(fn, TENSOR, descent.state, per_step)
+    return Rule(fn, TENSOR, descent.state, per_step, report=report)
 
 
 class Lars(SGD):

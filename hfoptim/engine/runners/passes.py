@@ -55,9 +55,26 @@ def run(bucket: Bucket) -> Bucket:
 
 def _program(bucket: Bucket, row: list[Tensor]) -> Program | None:
     found = native.traced(bucket.plan, tuple(bucket.scalars), row)
+    return found[0] if found is not None and _usable(found[0], row) else None
+
+
+def probed(bucket: Bucket, row: list[Tensor]) -> dict[str, Tensor] | None:
+    """What the probe of the bucket's rule gives for a large tensor; None where it is not to be had piece by piece."""
+    plan = bucket.plan
+    if plan.scope is not Scope.TENSOR or not plan.plain or row[0].numel() < LARGE:
+        return None
+    found = native.traced(plan, tuple(bucket.scalars), row, probe=True)
+    if found is None or not _usable(found[0], row):
+        return None
+    program, _, names = found
+    step = _Step(plan, program, row, bucket.scalars)
+    step.run()
+    return {name: step.known[i] for name, i in zip(names, program.results, strict=True)}
+
+
+def _usable(program: Program, row: list[Tensor]) -> bool:
     # More than two axes: a piece would have to be whole batches.
-    usable = found is not None and found[0].axes < 3 and all(t.is_contiguous() for t in row)
-    return found[0] if found is not None and usable else None
+    return program.axes < 3 and all(t.is_contiguous() for t in row)
 
 
 class _Step:

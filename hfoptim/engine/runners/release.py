@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hfoptim.engine.optimizer import RuleOptimizer, Survey, unwrap
+from hfoptim.engine.optimizer import RuleOptimizer, Survey, unwrap, unwrap_all
 
 
 class Release:
@@ -203,6 +203,8 @@ def releasable(optimizer: Any) -> RuleOptimizer:
         why = "it is not an optimizer of hfoptim"
         if unwrap(inner, RuleOptimizer) is not None:
             why = "it goes around another optimizer, and sees the parameters before and after its step"
+        elif unwrap_all(inner, RuleOptimizer):
+            why = "it holds several optimizers, and one at a time can be prepared"
         raise ValueError(f"{name} does not work with gradient release: {why}")
     if type(inner)._step is not RuleOptimizer._step:
         raise ValueError(f"{name} does not work with gradient release: it computes something from all gradients first")

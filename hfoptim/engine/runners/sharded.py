@@ -7,6 +7,7 @@ Element-wise rules do not come here: the engine gives other runners the local pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import distributed as dist
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import Plan, entering, moved
-from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.bucket import Bucket, each_row
 from hfoptim.engine.rule import Scope
 from hfoptim.engine.sharded_list import Cuts, ShardedList, Unshardable
 from hfoptim.engine.sharding import Groups, cuts, follows, groups_of, in_rows, local, part_of, span, whole_of
@@ -36,6 +37,7 @@ ALIGNMENT = 16
 _whole_only: set[Any] = set()
 
 Row = list[Any]
+Function = Callable[..., dict[str, Any]]
 
 
 def takes(plan: Plan, row: Row) -> bool:
@@ -60,10 +62,7 @@ def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
         whole: the runner for whole tensors.
     """
     groups = groups_of(bucket.rows[0][0])
-    ranks = 1
-    for group in groups:
-        ranks *= dist.get_world_size(group)
-    for batch in _batches(bucket, ranks):
+    for batch in _batches(bucket, groups):
         if _in_parts(batch, groups):
             continue
         if len(groups) == 1:
@@ -72,8 +71,9 @@ def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
             _everywhere(batch, whole)
 
 
-def _batches(bucket: Bucket, ranks: int) -> Iterator[Bucket]:
+def _batches(bucket: Bucket, groups: Groups) -> Iterator[Bucket]:
     """The rows, the largest first, in batches that give each rank about as much to do and no more than `BATCH`."""
+    ranks = math.prod(dist.get_world_size(group) for group in groups)
     sizes = [row[0].numel() for row in bucket.rows]
     batch: list[int] = []
     filled = 0
@@ -113,17 +113,51 @@ def _in_parts(bucket: Bucket, groups: Groups) -> bool:
 
 def probed(bucket: Bucket) -> dict[str, Tensor] | None:
     """The sums of a rule's probe over the local parts; None where it needs whole tensors."""
-    plan, lists = bucket.plan, _lists(bucket, ())
-    if plan.rule.probe is None or lists is None:
+    probe = bucket.plan.rule.probe
+    sums = None if probe is None else _of_parts(bucket, (), probe.fn)
+    return None if sums is None else {name: torch.stack(values).sum() for name, values in sums.items()}
+
+
+def numbers(bucket: Bucket, function: Function) -> Iterator[dict[str, list[Tensor]]]:
+    """What a function gives for each tensor: the same on every rank.
+
+    Args:
+        bucket: as for `run`; its tensors are only read.
+        function: `(grad, param, *state, h) -> {name: 0-d tensor}`.
+
+    Yields:
+        For some of the tensors, by name, a number each.
+    """
+    groups = groups_of(bucket.rows[0][0])
+    for batch in _batches(bucket, groups):
+        found = _of_parts(batch, groups, function)
+        if found is not None:
+            yield found
+            continue
+        for index in range(len(batch.rows)):
+            with gathered(batch.chosen([index])).shaped() as whole:
+                yield {name: [value] for values in each_row(whole, function) for name, value in values.items()}
+
+
+def _of_parts(bucket: Bucket, groups: Groups, function: Function) -> dict[str, list[Tensor]] | None:
+    """By name, what a function gives for each tensor from its local part; None where it needs whole tensors.
+
+    Args:
+        bucket: the bucket.
+        groups: those over which reductions go; none where the local parts' are wanted.
+        function: `(grad, param, *state, h) -> {name: 0-d tensor}`.
+    """
+    plan, lists = bucket.plan, _lists(bucket, groups)
+    if lists is None:
         return None
     params, grads, *states = lists
     try:
         h = bucket.hyper()
         weights, grads = entering(plan, h, grads, params)
-        sums = plan.rule.probe.fn(grads, weights, *(state.to(plan.dtype) for state in states), h)
+        found = function(grads, weights, *(state.to(plan.dtype) for state in states), h)
     except Unshardable:
         return None
-    return {name: torch.stack(value.parts.tensors).sum() for name, value in sums.items()}
+    return {name: value.parts.tensors for name, value in found.items()}
 
 
 def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:

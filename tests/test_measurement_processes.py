@@ -1,0 +1,79 @@
+"""Steps measured on several processes, with DDP, FSDP2 and meshes of two dimensions: the numbers of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+
+def launch(folder: Path, task: str, ranks: int, **more: str) -> list[Any]:
+    """Run a task of the worker on so many processes: what each of them found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    shared = {**os.environ, **more, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TESTS.parent)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    running, said = [], [folder / f"{task}.{rank}.txt" for rank in range(ranks)]
+    for rank, output in enumerate(said):
+        command = [sys.executable, str(TESTS / "measurement_worker.py"), task, str(folder)]
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with output.open("w") as file:
+            running.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert codes == [0] * ranks, "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in said)
+    return [json.loads((folder / f"{task}.{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def same(found: dict[str, float], expected: dict[str, float], tolerance: float) -> None:
+    assert found == {key: pytest.approx(value, rel=tolerance) for key, value in expected.items()}
+
+
+def test_ddp_and_fsdp2(tmp_path: Path) -> None:
+    first, second = launch(tmp_path, "training", 2)
+    assert first == second
+    for name, (alone, sharded, replicated) in first.items():
+        assert len(alone) == 3
+        # Whose codes are rounded, every last bit of a gradient may count.
+        tolerance = 1e-3 if name == "lamb in 8 bits" else 1e-9
+        for step, expected in enumerate(alone):
+            ratios = (
+                {f"trust_ratio_{which}" for which in ("min", "mean", "max")} if name[:4] in ("lamb", "lars") else set()
+            )
+            assert {key for key in expected if "/" not in key} == {
+                *("grad_norm", "update_rms", "update_to_weight"),
+                *ratios,
+            }
+            same(sharded[step], expected, tolerance)
+            same(replicated[step], expected, tolerance)
+
+
+def test_the_trainer_logs_the_same_on_two_processes(tmp_path: Path) -> None:
+    (alone,) = launch(tmp_path / "one", "trainer", 1)
+    first, second = launch(tmp_path / "two", "trainer", 2)
+    assert (alone["world"], first["world"]) == (1, 2)
+    assert len(alone["log"]) == 3
+    assert first["sharded"] == 0.5
+    assert first["log"] == second["log"]
+    for found, expected in zip(first["log"], alone["log"], strict=True):
+        same(found, expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_meshes_of_two_dimensions(tmp_path: Path) -> None:
+    for plain, divided in launch(tmp_path, "meshes", 4):
+        assert len(plain) == 12
+        same(divided, plain, 1e-12)
