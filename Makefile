@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint bench clean
+# The oldest transformers we support, in a second environment.
+OLD := .venv-4.57
+
+.PHONY: demo test test-all test-4.57 lint bench clean
 
 demo: $(READY)
 	$(BIN)/hfoptim compare --output-dir demo $(if $(wildcard demo/results.json),--resume)
@@ -15,6 +18,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(MAKE) test-4.57
+
+test-4.57: $(OLD)/.ready
+	$(OLD)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/trainer tests/test_examples.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/report.py
 
 # torch first: with it there, the other packages do not bring its CUDA build.
@@ -38,5 +46,11 @@ $(READY): pyproject.toml constraints.txt tests/peers.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement tests/peers.txt
 	touch $(READY)
 
+$(OLD)/.ready: pyproject.toml constraints-4.57.txt
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --constraint constraints-4.57.txt torch
+	$(OLD)/bin/python -m pip install --quiet --constraint constraints-4.57.txt --editable ".[test-trainer]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import schedules
 from hfoptim.accumulation import GradientAccumulator
 from hfoptim.catalogue import OptimInfo
+from hfoptim.create import create_optimizer, create_optimizer_v2
 from hfoptim.engine.runners.release import prepare_for_gradient_release, remove_gradient_release
+from hfoptim.grouping import param_groups_options
 from hfoptim.optimizers import (
     SGD,
     Adafactor,
@@ -31,17 +33,19 @@ from hfoptim.optimizers import (
     get_adafactor_schedule,
 )
 from hfoptim.param_groups import param_groups_layer_decay, param_groups_muon, param_groups_weight_decay
-from hfoptim.registry import (
-    create_optimizer,
-    create_optimizer_v2,
-    get_optimizer_class,
-    get_optimizer_info,
-    list_optimizers,
-)
-from hfoptim.wrappers import SAM, Lookahead
+from hfoptim.registry import get_optimizer_class, get_optimizer_info, list_optimizers
+from hfoptim.wrappers import SAM, CombinedOptimizer, Lookahead
 
 if TYPE_CHECKING:
-    from hfoptim.trainer import OptimizerCallback, disable, enable
+    from hfoptim.trainer import (
+        EvaluationWeights,
+        OptimizerCallback,
+        OptimizerMonitor,
+        TokenWeights,
+        disable,
+        enable,
+        last_whole_checkpoint,
+    )
 
 __version__ = "0.1.0"
 
@@ -64,6 +68,8 @@ __all__ = [
     "AdamWeightDecay",
     "Adan",
     "Adopt",
+    "CombinedOptimizer",
+    "EvaluationWeights",
     "GradientAccumulator",
     "Lamb",
     "Lars",
@@ -73,7 +79,9 @@ __all__ = [
     "NvNovoGrad",
     "OptimInfo",
     "OptimizerCallback",
+    "OptimizerMonitor",
     "Prodigy",
+    "TokenWeights",
     "create_optimizer",
     "create_optimizer_v2",
     "disable",
@@ -81,9 +89,11 @@ __all__ = [
     "get_adafactor_schedule",
     "get_optimizer_class",
     "get_optimizer_info",
+    "last_whole_checkpoint",
     "list_optimizers",
     "param_groups_layer_decay",
     "param_groups_muon",
+    "param_groups_options",
     "param_groups_weight_decay",
     "prepare_for_gradient_release",
     "remove_gradient_release",
@@ -91,7 +101,15 @@ __all__ = [
 ]
 
 # What needs transformers is imported when it is asked for.
-_OF_TRAINER = ("OptimizerCallback", "disable", "enable")
+_OF_TRAINER = (
+    "EvaluationWeights",
+    "OptimizerCallback",
+    "OptimizerMonitor",
+    "TokenWeights",
+    "disable",
+    "enable",
+    "last_whole_checkpoint",
+)
 
 
 def __getattr__(name: str) -> Any:

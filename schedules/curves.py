@@ -62,10 +62,10 @@ class Curve(ABC):
             step: how many steps were done before; 0 or more.
 
         Raises:
-            ValueError: ``step`` is negative or NaN.
+            ValueError: ``step`` is negative, infinite or NaN.
         """
-        if not step >= 0:
-            raise ValueError(f"step must be at least 0, got {step!r}")
+        if not 0 <= step < math.inf:
+            raise ValueError(f"step must be finite and at least 0, got {step!r}")
         return self.value(step)
 
     def values(self, steps: int | Iterable[float]) -> list[float]:
@@ -509,7 +509,10 @@ class Cycles(Curve):
             return None
         if self.mul == 1.0:
             return self.curve.length * self.count
-        return self.curve.length * (self.mul**self.count - 1.0) / (self.mul - 1.0)
+        try:
+            return self.curve.length * (self.mul**self.count - 1.0) / (self.mul - 1.0)
+        except OverflowError:
+            return math.inf
 
     def bind(self, initial_lr: float) -> Cycles:
         return Cycles(self.curve.bind(initial_lr), self.count, self.mul)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .checks import closest, real_number, whole_number
 from .curves import Constant, Curve, bind_group
-from .named.timm import cycles, noise_bounds, noisy, stable_then_decay, warmed
+from .named.timm import cycles, noise_bounds, noisy, risen, stable_then_decay
 from .plateau_warmup import PlateauLR
 from .scheduler import ScheduleLR, check_optimizer, set_lr
 from .shapes import Cosine, InverseSqrt, KDecay, Milestones, Polynomial, Stairs, Tanh
@@ -271,6 +271,8 @@ def create_scheduler_v2(
         limit = whole_number("cycle_limit", cycle_limit, at_least=1)
         main = cycles(_share(sched, k_decay, decay_rate), steps, min_lr, cycle_mul, cycle_decay, limit)
         assert main.length is not None
+        if main.length == math.inf:
+            raise ValueError(f"cycle_limit={cycle_limit!r} with cycle_mul={cycle_mul!r} is longer than can be counted")
         # Rounding must not take an epoch away where the cycles end with one.
         length = math.floor(main.length * (1.0 + 1e-12)) + (warmup if prefix else 0)
     elif sched == "step":
@@ -302,7 +304,7 @@ def create_scheduler_v2(
             noise_seed=noise_seed,
         )
     elif sched != "none":
-        curve = warmed(main, warmup, warmup_lr, prefix, meets_curve=sched == "tanh")
+        curve = risen(main, warmup, warmup_lr, prefix, meets_curve=sched == "tanh")
         curve = noisy(curve, start, stop, noise_pct, noise_std, noise_seed)
         schedule = TimmSchedule(optimizer, curve, step_on_epochs)
 

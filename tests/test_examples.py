@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "examples" / "README.md").read_text()
 COMMANDS = re.findall(r"\| `((?:python|accelerate) [^`]*)` \|$", README, re.MULTILINE)
+RUN_CLM = [command for command in COMMANDS if "run_clm.py" in command]
 OPTIMIZERS = {  # by a word of the command
     "trainer_callback.py": "lion.Lion",
     "nesterov": "sgd.SGD",
@@ -25,7 +30,7 @@ OPTIMIZERS = {  # by a word of the command
 }
 
 
-def run(command: str) -> str:
+def run(command: str, **environment: str) -> str:
     program, *arguments = shlex.split(command)
     if program == "accelerate":
         assert arguments.pop(0) == "launch"
@@ -36,7 +41,7 @@ def run(command: str) -> str:
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=240,
@@ -50,7 +55,7 @@ def test_the_readme_names_every_example() -> None:
     assert {word.split("/")[-1] for command in COMMANDS for word in command.split() if word.endswith(".py")} == examples
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in RUN_CLM])
 def test_example(command: str) -> None:
     output = run(command)
     match = re.search(r"^hfoptim\.optimizers\.([\w.]+): loss ([\d.]+) -> ([\d.]+)$", output, re.MULTILINE)
@@ -66,3 +71,48 @@ def test_example(command: str) -> None:
 def test_a_wrong_name_on_the_command_line_is_answered_with_the_right_one() -> None:
     with pytest.raises(AssertionError, match=r"'lyon' is not the name of an optimizer.*'lion'"):
         run("python examples/training_arguments.py --optim lyon")
+
+
+def test_run_clm_knows_nothing_of_hfoptim() -> None:
+    code = (ROOT / "examples" / "run_clm.py").read_text().split('"""', 2)[2]
+    assert "Trainer(" in code
+    assert "hfoptim" not in code
+    assert "schedules" not in code
+
+
+def clm(command: str, folder: Path, more: str = "") -> list[dict[str, float]]:
+    """Run a command of run_clm.py with another output folder; what it logged."""
+    start, _, end = command.partition("--output_dir out")
+    run(f"{start} --output_dir {shlex.quote(str(folder))} {end} {more}", HF_HOME=str(folder.parent / "cache"))
+    history: list[dict[str, float]] = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return history
+
+
+@pytest.mark.parametrize("command", [*RUN_CLM, RUN_CLM[0].replace("python", "accelerate launch --cpu", 1)])
+def test_run_clm(command: str, tmp_path: Path) -> None:
+    history = clm(command, tmp_path / "out", "--save_steps 15")
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 6
+    assert 6.5 < losses[0] < 7.0  # ln 1000 = 6.9: untrained
+    assert losses[-1] < losses[0] - 0.5
+    optimizer = torch.load(tmp_path / "out" / "checkpoint-30" / "optimizer.pt", weights_only=True)
+    assert all(set(state) == {"step", "exp_avg"} for state in optimizer["state"].values())  # Lion's
+    assert "caution" in optimizer["param_groups"][0]  # ours
+    processes = list((tmp_path / "out" / "checkpoint-30").glob("rng_state*.pth"))
+    assert len(processes) == (2 if "--num_processes 2" in command else 1)
+
+
+def test_run_clm_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    clm(RUN_CLM[0], tmp_path / "whole", "--save_steps 15")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "checkpoint-30")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    history = clm(RUN_CLM[0], tmp_path / "broken", "--save_steps 15")
+    assert [entry["step"] for entry in history if "loss" in entry] == [5, 10, 15, 20, 25, 30]
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_a_mistake_on_the_command_line_of_run_clm_is_answered_with_the_right_name(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"'lyon' is not the name of an optimizer.*'lion'"):
+        clm(RUN_CLM[0].replace("--optim lion", "--optim lyon"), tmp_path / "out")

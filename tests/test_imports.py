@@ -26,23 +26,35 @@ MAY_IMPORT = {
     "hfoptim.wrappers.sam": {"hfoptim.engine", "hfoptim.wrappers", "hfoptim.registry"},
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
     "hfoptim.param_groups": {"hfoptim.engine.checks"},
+    "hfoptim.grouping": {"hfoptim.engine.checks", "hfoptim.param_groups"},
+    "hfoptim.measurement": {"hfoptim.engine"},
     "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
     "hfoptim.gradient_sums": {"hfoptim.engine"},
     "hfoptim.catalogue": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
-    "hfoptim.registry": {
-        "hfoptim.catalogue",
+    "hfoptim.registry": {"hfoptim.catalogue", "hfoptim.engine", "hfoptim.wrappers"},
+    "hfoptim.assembly": {
         "hfoptim.engine",
-        "hfoptim.optimizers",
-        "hfoptim.wrappers",
+        "hfoptim.grouping",
         "hfoptim.param_groups",
+        "hfoptim.registry",
+        "hfoptim.wrappers",
+    },
+    "hfoptim.create": {
+        "hfoptim.assembly",
+        "hfoptim.optimizers",
+        "hfoptim.param_groups",
+        "hfoptim.registry",
         "schedules",
     },
     "hfoptim.trainer": {
         "hfoptim.trainer",
+        "hfoptim.assembly",
         "hfoptim.catalogue",
         "hfoptim.registry",
         "hfoptim.optimizers",
         "hfoptim.wrappers",
+        "hfoptim.grouping",
+        "hfoptim.measurement",
         "hfoptim.param_groups",
         "hfoptim.engine",
         "schedules",
@@ -54,10 +66,12 @@ MAY_IMPORT = {
 }
 # Part -> packages from outside that it may import besides the standard library, anywhere in its files.
 OUTSIDE = {
+    "schedules.drawing": {"torch", "matplotlib"},
     "schedules": {"torch", "typing_extensions"},
     "hfoptim.engine": {"torch", "typing_extensions"},
     "hfoptim.optimizers": {"torch", "typing_extensions"},
     "hfoptim.param_groups": {"torch"},
+    "hfoptim.grouping": {"torch"},
     "hfoptim.registry": {"torch", "typing_extensions"},
 }
 
@@ -160,6 +174,23 @@ def loaded_by(statement):
     return set(done.stdout.split())
 
 
+def modules_after(statement):
+    """All modules that a fresh interpreter has loaded after a statement."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("package", ["schedules", "hfoptim"])
+def test_beyond_torch_only_our_own_files_are_loaded(package):
+    """benchmarks/imports.py has the seconds. No part of torch that torch leaves for later, and no other package."""
+    more = modules_after(f"import torch, {package}") - modules_after("import torch")
+    ours = ("schedules", "hfoptim") if package == "hfoptim" else ("schedules",)
+    others = {name for name in more if name.split(".")[0] not in ours}
+    assert {name.split(".")[0] for name in others} <= set(sys.stdlib_module_names), sorted(others)
+    assert len(others) < 10, sorted(others)
+    assert package in more
+
+
 def test_import_hfoptim_loads_nothing_heavy():
     loaded = loaded_by("import hfoptim; hfoptim.Lion, hfoptim.create_optimizer_v2, hfoptim.GradientAccumulator")
     assert {"hfoptim", "schedules", "torch"} <= loaded
@@ -188,7 +219,7 @@ def test_lazy_names_are_found_and_others_are_not():
     assert "transformers" in loaded
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = hfoptim.no_such_name
-    assert set(hfoptim.__all__) <= {*dir(hfoptim), "OptimizerCallback", "enable", "disable"}
+    assert set(hfoptim.__all__) <= {*dir(hfoptim), *hfoptim._OF_TRAINER}
     assert hfoptim.__version__
 
 

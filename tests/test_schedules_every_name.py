@@ -109,5 +109,5 @@ def test_a_frozen_group_stays_frozen(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_step_before_the_first(name: str) -> None:
-    with pytest.raises(ValueError, match="step must be at least 0"):
+    with pytest.raises(ValueError, match="finite and at least 0"):
         curve_of(name).bind(0.05)(-1)

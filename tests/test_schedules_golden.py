@@ -112,7 +112,7 @@ def test_curves_are_pure_functions_and_compose() -> None:
 def test_curves_reject_nonsense() -> None:
     curve: Curve = Cosine(10)
     for step in (-1, float("nan")):
-        with pytest.raises(ValueError, match="step must be at least 0"):
+        with pytest.raises(ValueError, match="finite and at least 0"):
             curve(step)
     with pytest.raises(ValueError, match="never ends"):
         Constant().then(curve)

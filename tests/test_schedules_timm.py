@@ -684,3 +684,11 @@ def test_cycle_at(length: float, mul: float) -> None:
         assert cycle_at(length / (1 - mul), length, mul)[0] == -1
         assert cycle_at(length / (1 - mul) * (1 - 1e-14), length, mul)[0] == -1
         assert cycle_at(length / (1 - mul) * (1 - 1e-9), length, mul)[0] > 10
+
+
+def test_cycles_that_grow_beyond_all_numbers_are_refused() -> None:
+    options = {"cycle_limit": 3000, "cycle_mul": 2.0}
+    with pytest.raises(ValueError, match=r"cycle_limit=3000 with cycle_mul=2.0 leaves no step"):
+        schedules.get_curve("cosine_with_cycles", 10, 1000, options)
+    with pytest.raises(ValueError, match="longer than can be counted"):
+        schedules.create_scheduler_v2(make(0.1), "cosine", **options)

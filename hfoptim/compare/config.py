@@ -146,6 +146,7 @@ class CompareConfig:
             "cosine_with_min_lr": {"min_lr_rate": 0.1},
             "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
             "cosine_annealing_with_warm_restarts": {"T_0": max(1, (self.steps - self.warmup_steps) // 3)},
+            "cyclic": {"step_size_up": max(1, self.steps // 4)},
             "exponential": {"gamma": hundredth},
             "multiplicative": {"factor": hundredth},
             "infinite": {"num_cooldown_steps": decay, "num_anneal_steps": decay},

@@ -1,6 +1,18 @@
 """hfoptim in transformers' Trainer: `OptimizerCallback`, and names for TrainingArguments with `enable()`."""
 
 from hfoptim.trainer.callback import OptimizerCallback
+from hfoptim.trainer.checkpoints import last_whole_checkpoint
+from hfoptim.trainer.modes import EvaluationWeights
+from hfoptim.trainer.monitor import OptimizerMonitor
 from hfoptim.trainer.names import disable, enable
+from hfoptim.trainer.token_weights import TokenWeights
 
-__all__ = ["OptimizerCallback", "disable", "enable"]
+__all__ = [
+    "EvaluationWeights",
+    "OptimizerCallback",
+    "OptimizerMonitor",
+    "TokenWeights",
+    "disable",
+    "enable",
+    "last_whole_checkpoint",
+]

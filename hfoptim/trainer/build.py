@@ -21,20 +21,24 @@ import torch
 from transformers import TrainingArguments
 
 import schedules
-from hfoptim import registry
+from hfoptim import assembly, registry
 from hfoptim.engine import unwrap
 from hfoptim.engine.runners.release import releasable
+from hfoptim.grouping import OPTIONS as GROUPING_OPTIONS
+from hfoptim.grouping import Grouping
 from hfoptim.optimizers import Adafactor, AdafactorSchedule
 from hfoptim.param_groups import split_hidden_matrices
 from hfoptim.trainer import private
 from hfoptim.trainer.options import fit, parse_optim_args
+from hfoptim.wrappers import CombinedOptimizer
+from schedules.following import find, unknown
+from schedules.named.sequence import described
 
 logger = logging.getLogger(__name__)
 
 ARGUMENT_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 # Keras' names, which AdamWeightDecay has besides everybody's.
 KERAS = {"learning_rate": "lr", "weight_decay_rate": "weight_decay", "epsilon": "eps"}
-NAME_PATTERNS = ("include_in_weight_decay", "exclude_from_weight_decay")
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,12 @@ class Choice:
     Args:
         name: its canonical name.
         options: constructor keywords and values, checked.
+        grouping: how the parameters differ, other optimizers among them.
     """
 
     name: str
     options: Mapping[str, Any]
+    grouping: Grouping = dataclasses.field(default_factory=Grouping)
 
     @classmethod
     def make(cls, name: str, options: Mapping[str, Any]) -> Choice:
@@ -64,9 +70,12 @@ class Choice:
                 f"{name} needs {needs}, which the Trainer does not give; use it in a training loop of your own, or "
                 f"choose another optimizer here"
             )
-        registry.check_options(name, options)
+        registry.check_options(name, options, also=GROUPING_OPTIONS)
+        grouping, options = assembly.take_grouping(name, options, fit)
+        for other in grouping.others:
+            cls.make(other, {})
         own = own_defaults(name)
-        return cls(name, _common({key: fit(key, value, own[key]) for key, value in options.items()}, own))
+        return cls(name, _common({key: fit(key, value, own[key]) for key, value in options.items()}, own), grouping)
 
     @classmethod
     def from_arguments(cls, name: str, args: Any) -> Choice:
@@ -75,7 +84,7 @@ class Choice:
 
     @property
     def optimizer_class(self) -> type[torch.optim.Optimizer]:
-        return registry.get_optimizer_info(self.name).opt_class
+        return CombinedOptimizer if self.grouping.others else registry.get_optimizer_info(self.name).opt_class
 
     def resolve(self, args: Any | None) -> Resolved:
         """Settle every value, and try them.
@@ -94,13 +103,34 @@ class Choice:
         elif args is None and self.options.get("relative_step") is False:
             # The arguments will have to give one.
             changed["lr"] = 1e-3
+        elif args is None and self.grouping and self.options.get("lr", own["lr"]) is None:
+            changed["lr"] = 1e-3  # they may
         kwargs = registry.resolve_options(self.name, {**changed, **self.options})
-        made = _trial(self.optimizer_class, kwargs)
+        made = registry.trial(registry.get_optimizer_info(self.name).opt_class, kwargs)
         if kwargs.get("gradient_release"):
             releasable(made)
+        others = {other: Choice.make(other, {}).resolve(args) for other in self.grouping.others}
+        if self.grouping:
+            assembly.check_grouping(self.grouping, _chosen(self.name, kwargs, others))
+        if args is not None:
+            self._refuse_mixed_rates(kwargs.get("lr", own["lr"]), others)
         lr_given = "lr" in changed or "lr" in self.options or self.options.get("relative_step", False)
         decay = kwargs.pop("weight_decay", own.get("weight_decay", 0.0))
-        return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused))
+        return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused), others)
+
+    def _refuse_mixed_rates(self, lr: Any, others: Mapping[str, Resolved]) -> None:
+        """Raise if some of several optimizers set their learning rates themselves: no schedule is for both kinds."""
+        rates = {self.name: lr}
+        for options in self.grouping.param_options.values():
+            other = options.get("optimizer")
+            if other is not None and (other not in rates or rates[other] is not None):
+                rates[other] = options.get("lr", others[other].lr)
+        alone = [name for name, rate in rates.items() if rate is None]
+        if alone and others:
+            raise ValueError(
+                f"{alone[0]} sets its own learning rate, which no schedule can scale together with that of another "
+                f"optimizer; give it an lr"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,6 +144,7 @@ class Resolved:
         lr: the learning rate, None if the optimizer sets its own.
         lr_given: whether the user gave the learning rate.
         unused: the fields of TrainingArguments that were changed and that this optimizer does not have.
+        others: the other optimizers of the grouping, by name.
     """
 
     choice: Choice
@@ -122,6 +153,7 @@ class Resolved:
     lr: Any
     lr_given: bool
     unused: tuple[str, ...]
+    others: Mapping[str, Resolved] = dataclasses.field(default_factory=dict)
 
     @property
     def sets_its_own_lr(self) -> bool:
@@ -132,7 +164,7 @@ class Resolved:
 
         The Trainer makes two parameter groups, with `args.weight_decay` and with none. Where that is not what was asked
         for, or the optimizer has to know which parameters are hidden matrices, the groups are in the result under
-        `params`, which the Trainer then uses.
+        `params`, which the Trainer then uses. Of several optimizers, `params` are these themselves.
 
         Args:
             args: the TrainingArguments.
@@ -140,12 +172,14 @@ class Resolved:
         """
         if args.should_log:
             self._say_what_was_not_taken(args)
+        if self.choice.grouping:
+            return self._grouped(model)
         cls, kwargs, own = self.choice.optimizer_class, dict(self.kwargs), own_defaults(self.choice.name)
         if "weight_decay" not in own:
             return cls, kwargs
         if model is None:
             kwargs["weight_decay"] = self.weight_decay
-        elif any(kwargs.get(option) for option in NAME_PATTERNS):
+        elif self._decays_by_patterns:
             named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
             kwargs["params"] = [{"params": named, "weight_decay": self.weight_decay}]
         elif registry.get_optimizer_info(self.choice.name).hidden_matrices:
@@ -155,20 +189,52 @@ class Resolved:
             kwargs["params"] = [{**group, "params": [param for _, param in group["params"]]} for group in groups]
         return cls, kwargs
 
+    @property
+    def _decays_by_patterns(self) -> bool:
+        return any(self.kwargs.get(option) for option in assembly.DECAY_PATTERNS)
+
+    def _grouped(self, model: Any | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        if model is None:
+            raise ValueError("layer_decay, head_lr and param_options need the model, and there is none yet")
+        names = (name for name, _ in model.named_parameters())
+        decayed = names if self._decays_by_patterns else private.decay_parameter_names(model)
+        chosen = _chosen(self.choice.name, self._all_kwargs, self.others)
+        groups = assembly.group_params(model, set(decayed), self.choice.grouping, chosen)
+        cls, params, kwargs = assembly.make_grouped(groups, chosen)
+        return cls, {"params": params, **kwargs}
+
+    @property
+    def _all_kwargs(self) -> dict[str, Any]:
+        has_decay = "weight_decay" in own_defaults(self.choice.name)
+        return {**self.kwargs, **({"weight_decay": self.weight_decay} if has_decay else {})}
+
     def _say_what_was_not_taken(self, args: Any) -> None:
         name = self.choice.name
-        for field in self.unused:
-            logger.warning("%s=%r is not used: %s has no such option", field, getattr(args, field), name)
+        for unused in self.unused:
+            logger.warning("%s=%r is not used: %s has no such option", unused, getattr(args, unused), name)
         if not self.lr_given:
-            logger.warning(
-                "learning_rate is TrainingArguments' default %g, so %s uses its own: %s. To use %g, write lr=%g in %s",
-                args.learning_rate,
-                name,
-                "set by itself at every step" if self.lr is None else f"{self.lr:g}",
-                args.learning_rate,
-                args.learning_rate,
-                "optim_args or OptimizerCallback",
-            )
+            self._say_whose_lr(args)
+        patterns = self.choice.grouping.param_options.values()
+        for other, resolved in self.others.items():
+            bare = any(options.get("optimizer") == other and "lr" not in options for options in patterns)
+            if bare and not resolved.lr_given:
+                resolved._say_whose_lr(args)
+
+    def _say_whose_lr(self, args: Any) -> None:
+        logger.warning(
+            "learning_rate is TrainingArguments' default %g, so %s uses its own: %s. To use %g, write lr=%g in %s",
+            args.learning_rate,
+            self.choice.name,
+            "set by itself at every step" if self.lr is None else f"{self.lr:g}",
+            args.learning_rate,
+            args.learning_rate,
+            "optim_args or OptimizerCallback",
+        )
+
+
+def _chosen(name: str, kwargs: Mapping[str, Any], others: Mapping[str, Resolved]) -> dict[str, Mapping[str, Any]]:
+    """The constructor's keywords of all optimizers by name, the main one first."""
+    return {name: kwargs, **{other: resolved._all_kwargs for other, resolved in others.items()}}
 
 
 @functools.cache
@@ -179,16 +245,11 @@ def own_defaults(name: str) -> Mapping[str, Any]:
     """
     info = registry.get_optimizer_info(name)
     signature = inspect.signature(info.opt_class).parameters
-    made = _trial(info.opt_class, registry.resolve_options(name, {})).defaults
+    made = registry.trial(info.opt_class, registry.resolve_options(name, {})).defaults
     return {
         option: made.get(option, getattr(signature.get(option), "default", None))
         for option in registry.option_names(name)
     }
-
-
-def _trial(optimizer_class: type[torch.optim.Optimizer], kwargs: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Make the optimizer for one small parameter, to have its values checked; named and a matrix, as some need it."""
-    return optimizer_class([("weight", torch.nn.Parameter(torch.zeros(2, 2)))], **kwargs)
 
 
 def _common(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,3 +388,47 @@ def check_schedule_options(schedule: str, options: Mapping[str, Any], where: str
     for option in info.required_kwargs:
         if option not in options:
             raise ValueError(f"{where}: {schedule} needs the option {option!r}")
+
+
+def check_hyperparameters(choice: Choice, schedule: str | None, hyperparameters: Mapping[str, Any]) -> None:
+    """Check what is to follow a curve beside the learning rate, as far as it is known before the optimizer is made.
+
+    Args:
+        choice: the optimizer.
+        schedule: the canonical name of the schedule of the learning rate, None for the Trainer's.
+        hyperparameters: by name, a curve, the name of a schedule, or a pair of that and its arguments.
+
+    Raises:
+        TypeError: a curve is none of these, or its schedule has no such argument.
+        ValueError: there is no schedule to go with, a name is unknown, or an argument is.
+    """
+    if not hyperparameters:
+        return
+    if schedule is None or schedules.get_schedule_info(schedule).curve is None:
+        given = "the Trainer's lr_scheduler_type" if schedule is None else f"{schedule!r}, which follows a metric"
+        raise ValueError(
+            f"hyperparameters={sorted(hyperparameters)} go along with the steps of a schedule given here, not with "
+            f"{given}; give schedule='cosine' or another one"
+        )
+    groups = [own_defaults(name) for name in (choice.name, *choice.grouping.others)]
+    for name, curve in hyperparameters.items():
+        if all(find(group, name) is None for group in groups):
+            raise unknown(name, groups)
+        described(f"hyperparameters[{name!r}]", curve, 0, 1000)  # the Trainer's own steps come later
+
+
+def schedule_hyperparameters(scheduler: Any, hyperparameters: Mapping[str, Any], steps: Mapping[str, int]) -> None:
+    """Let hyper-parameters follow their curves along with the schedule of the learning rate.
+
+    Args:
+        scheduler: that schedule.
+        hyperparameters: as for `check_hyperparameters`.
+        steps: the Trainer's `num_warmup_steps` and `num_training_steps`, for curves that are named without their own.
+
+    Raises:
+        ValueError: a value is out of range, or 0 in all groups.
+    """
+    for name, curve in hyperparameters.items():
+        if not isinstance(curve, schedules.Curve):
+            curve = described(f"hyperparameters[{name!r}]", curve, **steps)
+        schedules.schedule_hyperparameter(scheduler.optimizer, name, curve, scheduler)

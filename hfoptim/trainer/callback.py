@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
 
 import schedules
 from hfoptim.engine import unwrap
-from hfoptim.trainer import build, modes, private, release
+from hfoptim.measurement import check_quantities
+from hfoptim.trainer import build, checkpoints, modes, private, release
+from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 
 
 class OptimizerCallback(TrainerCallback):
@@ -31,12 +34,20 @@ class OptimizerCallback(TrainerCallback):
         schedule (None): a name of `schedules.list_schedules()`. None: the Trainer's `lr_scheduler_type`.
         schedule_kwargs (None): options of the schedule. `num_warmup_steps` and `num_training_steps` are the Trainer's
             unless given here.
-        **options: the optimizer's own options, such as `betas`, `momentum`, `foreach`.
+        hyperparameters (None): what else follows a curve beside the learning rate, in the same schedule:
+            `{"weight_decay": curve, "beta2": ("linear", {"num_warmup_steps": 0})}`, see
+            `schedules.schedule_hyperparameter`. Numbers of steps that a named curve needs are the Trainer's unless
+            given. Needs `schedule`.
+        log (None): what of the optimizer goes into the Trainer's log: True for all, or names of quantities, see
+            `OptimizerMonitor`. None: nothing.
+        **options: the optimizer's own options, such as `betas`, `momentum`, `foreach`; and those by which parameters
+            differ: `layer_decay`, `head_lr`, `param_options`, see `hfoptim.grouping.Grouping`.
 
     Raises:
-        ValueError: an unknown optimizer, schedule or option, a value out of range, or `schedule_kwargs` without
-            `schedule`. From the Trainer: it was also given an optimizer in another way, asks for no evaluation while
-            the schedule follows a metric, or clips, accumulates or scales gradients that are to be released.
+        ValueError: an unknown optimizer, schedule, hyper-parameter, option or quantity, a value out of range, or
+            `schedule_kwargs` or `hyperparameters` without `schedule`. From the Trainer: it was also given an optimizer
+            in another way, asks for no evaluation while the schedule follows a metric, or clips, accumulates or scales
+            gradients that are to be released.
         TypeError: an option of the wrong type.
         RuntimeError: at the start of the training: the callback was added after the Trainer was made, or the Trainer
             built its optimizer in another way.
@@ -50,6 +61,8 @@ class OptimizerCallback(TrainerCallback):
         weight_decay: float | None = None,
         schedule: str | None = None,
         schedule_kwargs: Mapping[str, Any] | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        log: bool | str | Iterable[str] | None = None,
         **options: Any,
     ) -> None:
         given = {"lr": lr, "weight_decay": weight_decay}
@@ -62,9 +75,16 @@ class OptimizerCallback(TrainerCallback):
         if self.schedule is not None:
             steps = ("num_warmup_steps", "num_training_steps")
             build.check_schedule_options(self.schedule, self.schedule_kwargs, "schedule_kwargs", extra=steps)
+        self.hyperparameters = dict(hyperparameters or {})
+        build.check_hyperparameters(self.choice, self.schedule, self.hyperparameters)
+        self.monitor = None
+        if log is not None and log is not False:
+            names = check_quantities("log", log, QUANTITIES)
+            self.monitor = OptimizerMonitor() if log is True else OptimizerMonitor(*names)
 
     def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self.choice.options.items())
+        given = {**self.choice.options, **self.choice.grouping.given}
+        options = "".join(f", {name}={value!r}" for name, value in given.items())
         schedule = f", schedule={self.schedule!r}" if self.schedule else ""
         return f"OptimizerCallback({self.choice.name!r}{options}{schedule})"
 
@@ -88,6 +108,9 @@ class OptimizerCallback(TrainerCallback):
         # On the object, not on its class: other trainers are not touched. Both methods are public in transformers.
         trainer.get_optimizer_cls_and_kwargs = self.optimizer_cls_and_kwargs
         trainer.create_scheduler = _Scheduling(self, trainer)
+        if self.monitor is not None:
+            trainer.add_callback(self.monitor)
+        _resume_from_whole_checkpoints()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raise if this trainer does not train with the optimizer chosen here."""
@@ -123,6 +146,7 @@ class OptimizerCallback(TrainerCallback):
             The trainer's schedule, made now unless it has one.
         """
         optimizer = trainer.optimizer if optimizer is None else optimizer
+        checkpoints.attend(trainer)
         modes.attend(trainer, optimizer, self.schedule or trainer.args.lr_scheduler_type.value)
         release.attend(trainer, optimizer)
         if trainer.lr_scheduler is None:
@@ -134,6 +158,7 @@ class OptimizerCallback(TrainerCallback):
                 warmup = trainer.args.get_warmup_steps(num_training_steps)
                 steps = {"num_warmup_steps": warmup, "num_training_steps": num_training_steps}
                 scheduler = build.schedule_by_name(self.schedule, optimizer, **{**steps, **self.schedule_kwargs})
+                build.schedule_hyperparameters(scheduler, self.hyperparameters, steps)
             private.keep_scheduler(trainer, scheduler)
         return trainer.lr_scheduler
 
@@ -178,3 +203,27 @@ class _Scheduling:
     def __setstate__(self, state: tuple[OptimizerCallback, Any]) -> None:
         self.callback = state[0]
         self.trainer = weakref.ref(state[1])
+
+
+@functools.cache
+def _resume_from_whole_checkpoints() -> None:
+    """Let `train(resume_from_checkpoint=True)` of trainers with the callback pass over unfinished checkpoints.
+
+    `train` itself cannot be replaced on a trainer: it would have to hold the trainer weakly, and in
+    `Trainer(...).train()` nobody else holds it. So the function behind it asks which trainer it works for, and does
+    what it always did for those without the callback. Done once in a process.
+    """
+
+    def make(original: Callable[[str], str | None]) -> Callable[[str], str | None]:
+        @functools.wraps(original)
+        def get_last_checkpoint(folder: str) -> str | None:
+            try:
+                attached = private.trainer_in_charge().callback_handler.callbacks
+            except RuntimeError:
+                attached = []
+            ours = any(isinstance(callback, OptimizerCallback) for callback in attached)
+            return checkpoints.last_whole_checkpoint(folder) if ours else original(folder)
+
+        return get_last_checkpoint
+
+    private.last_checkpoint_finder(make, scripts=False)

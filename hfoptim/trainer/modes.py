@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
-from hfoptim.engine import RuleOptimizer, unwrap
+from hfoptim.engine import RuleOptimizer, unwrap_all
+from hfoptim.trainer import private
+from hfoptim.wrappers import CombinedOptimizer
 
 logger = logging.getLogger(__name__)
 
 
 class EvaluationWeights(TrainerCallback):
-    """Puts the evaluation weights into the model before the Trainer saves it, and at the end of every epoch.
+    """Has the evaluation weights saved, of an optimizer with two modes, and leaves the training as it is.
 
-    transformers asks for them before evaluations only, and for the training weights before every step (4.57 and 5.x).
-    The end of the last epoch is also the end of the training, before the best model is loaded.
+        Trainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[EvaluationWeights()])
+
+    An optimizer of hfoptim that was chosen by name, or by `OptimizerCallback`, has it already. It serves every
+    optimizer with methods `train()` and `eval()`, such as those of the package schedulefree; others are left alone.
+
+    transformers asks for the evaluation weights before evaluations only, and for the training weights before every
+    forward pass (4.57 and 5.x). In addition the evaluation weights are in the model
+
+    - while the Trainer saves a checkpoint, and at its `on_save`;
+    - during `trainer.save_model()` and `trainer.push_to_hub()`, whoever calls them; after it, what was there before;
+    - at the end of every epoch. The end of the last is also that of the training, before the best model is loaded.
+
+    Every optimizer.pt is in evaluation mode, so that it belongs to the weights that lie beside it.
     """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = private.trainer_in_charge()
+        for name in private.SAVING:
+            private.intercept(trainer, name, _saving)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        # Somebody may have evaluated since the forward pass.
+        _switch(optimizer, "train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if control.should_save:
-            unwrap(optimizer, RuleOptimizer).eval()
+            _switch(optimizer, "eval")
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        unwrap(optimizer, RuleOptimizer).eval()
+        _switch(optimizer, "eval")
 
 
 def attend(trainer: Any, optimizer: Any, schedule: str) -> None:
@@ -35,16 +58,50 @@ def attend(trainer: Any, optimizer: Any, schedule: str) -> None:
         optimizer: its optimizer, wrapped or not.
         schedule: name of the schedule that it makes unless it was given one.
     """
-    inner = unwrap(optimizer, RuleOptimizer)
+    ours = [inner for inner in unwrap_all(optimizer, RuleOptimizer) if two_modes(inner) is not None]
     present = any(isinstance(callback, EvaluationWeights) for callback in trainer.callback_handler.callbacks)
-    if present or not callable(getattr(inner, "eval", None)):
+    if present or not ours:
         return
     trainer.add_callback(EvaluationWeights())
     makes = trainer.lr_scheduler is None and trainer.args.should_log
-    if makes and inner.wants_constant_lr and "constant" not in schedule:
-        logger.warning(
-            "%s takes the place of a schedule and wants a constant learning rate, which %r is not; use 'constant', and "
-            "warmup_steps of the optimizer",
-            type(inner).__name__,
-            schedule,
-        )
+    for inner in ours:
+        if makes and inner.wants_constant_lr and "constant" not in schedule:
+            logger.warning(
+                "%s takes the place of a schedule and wants a constant learning rate, which %r is not; use 'constant', "
+                "and warmup_steps of the optimizer",
+                type(inner).__name__,
+                schedule,
+            )
+
+
+def two_modes(optimizer: Any) -> Any | None:
+    """The optimizer with `train()` and `eval()` inside wrappers, None if there is none."""
+    while optimizer is not None:
+        if isinstance(optimizer, CombinedOptimizer) and not any(map(two_modes, optimizer.optimizers)):
+            return None
+        methods = (getattr(optimizer, name, None) for name in ("train", "eval"))
+        # Accelerate's wrapper always has both.
+        if not isinstance(optimizer, private.AcceleratedOptimizer) and all(map(callable, methods)):
+            return optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+def _switch(optimizer: Any, mode: str) -> None:
+    inner = two_modes(optimizer)
+    if inner is not None:
+        getattr(inner, mode)()
+
+
+def _saving(trainer: Any, save: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call one of the trainer's methods that save, with the evaluation weights in the model."""
+    inner = two_modes(trainer.optimizer)
+    if inner is None or not all(group.get("train_mode", trainer.is_in_train) for group in inner.param_groups):
+        return save(*args, **kwargs)
+    inner.eval()
+    try:
+        return save(*args, **kwargs)
+    finally:
+        # After the Trainer's own checkpoint comes `on_save`, where others may want to save something too.
+        if not (name == "_save_checkpoint" and trainer.control.should_save):
+            inner.train()

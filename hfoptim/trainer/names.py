@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 import schedules
 from hfoptim import registry
-from hfoptim.trainer import build, modes, private, release
+from hfoptim.trainer import build, checkpoints, modes, private, release
 from hfoptim.trainer.private import OptimizerNames, SchedulerType
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class _Enabled:
             private.replace(TrainingArguments, "__post_init__", _checking_post_init),
             private.replace(Trainer, "get_optimizer_cls_and_kwargs", _building_ours),
             private.replace(Trainer, "create_scheduler", _creating_ours),
+            *private.last_checkpoint_finder(_finding_whole, scripts=True),
             private.choice_reader(lambda kind, word: kind(word).value),
         ]
 
@@ -135,6 +136,9 @@ def enable() -> None:
 
     `TrainingArguments.optim_args` of one of our optimizers is JSON or `name=value,...` with tuples, flags and None,
     and is checked as soon as the arguments are made.
+
+    `trainer.train(resume_from_checkpoint=True)` and `transformers.trainer_utils.get_last_checkpoint` pass over
+    checkpoints that a killed run left unfinished, see `last_whole_checkpoint`.
     """
     global _enabled
     if _enabled is None:
@@ -198,6 +202,7 @@ def _creating_ours(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
         used = self.optimizer if optimizer is None else optimizer
         if _enabled is not None:
+            checkpoints.attend(self)
             modes.attend(self, used, self.args.lr_scheduler_type.value)
             release.attend(self, used)
         if _enabled is not None and self.lr_scheduler is None:
@@ -207,6 +212,14 @@ def _creating_ours(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, num_training_steps=num_training_steps, optimizer=optimizer)
 
     return create_scheduler
+
+
+def _finding_whole(original: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    @functools.wraps(original)
+    def get_last_checkpoint(folder: str) -> str | None:
+        return original(folder) if _enabled is None else checkpoints.last_whole_checkpoint(folder)
+
+    return get_last_checkpoint
 
 
 def _closest(wanted: str, known: list[str]) -> str:

@@ -2,7 +2,8 @@
 
     optim_args : JSON object | pair ("," pair)*
     pair       : name "=" value
-    value      : number | True | False | None | (value, ...) | [value, ...] | quoted or plain word
+    value      : number | True | False | None | (value, ...) | [value, ...] | {quoted word: value, ...} | word
+    word       : quoted or plain
 
 Commas inside brackets and quotes do not separate, and `False` is False. (transformers' own reader cuts at every comma
 and leaves every value a string.)
@@ -53,7 +54,7 @@ def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Read one value: a number, True, False, None, a tuple or list of values, or else a word.
+    """Read one value: a number, True, False, None, a tuple, list or dict of values, or else a word.
 
     Args:
         text: the value as written; `true`, `null` and the like count in any case.
@@ -62,17 +63,25 @@ def read_value(text: str) -> Any:
         The value. A list is returned as a tuple.
 
     Raises:
-        ValueError: the text is neither a literal nor a plain word.
+        ValueError: the text is neither a literal nor a plain word, or names a key of a dict twice.
     """
     text = text.strip()
     if text.lower() in WORDS:
         return WORDS[text.lower()]
+    if text.lower().lstrip("+-") in ("inf", "nan"):
+        return float(text)
     try:
-        return float(text) if text.lower().lstrip("+-") in ("inf", "nan") else _tuples(ast.literal_eval(text))
+        read = ast.parse(text, mode="eval")
+        value = ast.literal_eval(read)
     except (ValueError, SyntaxError):
         if re.fullmatch(r"[\w.:/+-]+", text):
             return text
         raise ValueError(f"optim_args: cannot read the value {text!r}") from None
+    for node in ast.walk(read):
+        keys = [ast.unparse(key) for key in node.keys if key] if isinstance(node, ast.Dict) else []
+        if len(keys) > len(set(keys)):
+            raise ValueError(f"optim_args: {max(keys, key=keys.count)} is given twice (in {text!r})")
+    return _tuples(value)
 
 
 def fit(option: str, value: Any, default: Any) -> Any:
@@ -113,6 +122,8 @@ def _from_json(text: str) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(entry) for key, entry in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 

@@ -7,29 +7,45 @@ is the file to look at.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import os
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
-from transformers import Trainer, hf_argparser
+from accelerate.optimizer import AcceleratedOptimizer
+from transformers import Trainer, hf_argparser, trainer_utils
+from transformers import trainer as trainer_module
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 __all__ = [
+    "SAVING",
+    "AcceleratedOptimizer",
     "OptimizerNames",
     "SchedulerType",
     "add_member",
     "add_schedule_function",
+    "checkpoint_folder",
     "choice_reader",
+    "clipping_method",
     "decay_parameter_names",
+    "deletion_order",
+    "intercept",
     "keep_scheduler",
+    "last_checkpoint_finder",
     "remove_member",
     "remove_schedule_function",
     "replace",
     "trainer_in_charge",
 ]
+
+# The methods of a Trainer that write the model or the optimizer to disk (4.57 and 5.x); push_to_hub calls the first.
+SAVING = ("save_model", "_save_checkpoint", "_save_optimizer_and_scheduler")
 
 
 def trainer_in_charge() -> Any:
@@ -54,10 +70,106 @@ def trainer_in_charge() -> Any:
     raise RuntimeError("OptimizerCallback works in a transformers.Trainer (or a subclass of it) only")
 
 
+def intercept(trainer: Any, name: str, handler: Callable[..., Any]) -> None:
+    """Have the calls of one trainer's method go through a function. Nothing if they do already; handlers stack.
+
+    Args:
+        trainer: the trainer; others, also of its class, are not touched.
+        name: the method.
+        handler: called as `handler(trainer, method, name, *args, **kwargs)`; importable, so that it can be pickled.
+    """
+    known = vars(trainer).get(name)
+    layer = known
+    while isinstance(layer, _Intercepted):
+        if layer.handler is handler:
+            return
+        layer = layer.method
+    setattr(trainer, name, _Intercepted(trainer, known, name, handler))
+
+
+class _Intercepted:
+    """A method of one trainer. Holds it weakly: in a circle it would keep its model until the next gc run."""
+
+    def __init__(self, trainer: Any, method: Any, name: str, handler: Callable[..., Any]) -> None:
+        self.__setstate__((trainer, method, name, handler))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        trainer = self.trainer()
+        method = self.method or functools.partial(getattr(type(trainer), self.name), trainer)
+        return self.handler(trainer, method, self.name, *args, **kwargs)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.trainer(), self.method, self.name, self.handler
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        trainer, self.method, self.name, self.handler = state
+        self.trainer = weakref.ref(trainer)
+
+
 def keep_scheduler(trainer: Any, scheduler: Any) -> None:
     """Give a trainer its schedule, marked as made by itself, so that the next train() makes a new one (4.57, 5.x)."""
     trainer.lr_scheduler = scheduler
     trainer._created_lr_scheduler = True
+
+
+def clipping_method(trainer: Any) -> tuple[Any, str]:
+    """What clips a trainer's gradients and returns the norm they had: an object and the name of its method.
+
+    Called once for every optimizer step, if `max_grad_norm` is above 0: of the Trainer (5.x), where meshes of several
+    kinds are taken care of, or of its Accelerator (4.57).
+    """
+    name = "_clip_grad_norm"
+    return (trainer, name) if hasattr(type(trainer), name) else (trainer.accelerator, "clip_grad_norm_")
+
+
+def last_checkpoint_finder(make: Callable[[Any], Callable[[str], str | None]], scripts: bool) -> list[Any]:
+    """Replace what finds the last checkpoint of a folder for `Trainer.train(True)`.
+
+    `get_last_checkpoint` is defined in `transformers.trainer_utils`, where scripts import it from, and looked up in
+    `transformers.trainer` (4.57 and 5.x).
+
+    Args:
+        make: gets the original and returns the replacement.
+        scripts: whether to replace it for scripts too.
+
+    Returns:
+        Functions that undo it.
+    """
+    modules = (trainer_module, trainer_utils) if scripts else (trainer_module,)
+    return [replace(module, "get_last_checkpoint", make) for module in modules]
+
+
+def checkpoint_folder(trainer: Any, trial: Any) -> str:
+    """The folder that `trainer._save_checkpoint(model, trial)` writes now (4.57 and 5.x)."""
+    folder = f"{trainer_utils.PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    return os.path.join(trainer._get_output_dir(trial=trial), folder)
+
+
+@contextlib.contextmanager
+def deletion_order(order: Callable[[list[str]], list[str]]) -> Iterator[None]:
+    """For a while, let `order` have the last word on the order in which `save_total_limit` deletes checkpoints.
+
+    The list it gets and returns begins with the one that goes first. It is made by a function of
+    `transformers.trainer_utils` (5.x), or a method of the Trainer (4.57).
+    """
+    owner, name = (
+        (trainer_utils, "sort_checkpoints")
+        if hasattr(trainer_utils, "sort_checkpoints")
+        else (Trainer, "_sorted_checkpoints")
+    )
+
+    def make(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        @functools.wraps(original)
+        def ordered(*args: Any, **kwargs: Any) -> list[str]:
+            return order(original(*args, **kwargs))
+
+        return ordered
+
+    undo = replace(owner, name, make)
+    try:
+        yield
+    finally:
+        undo()
 
 
 def decay_parameter_names(model: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """The curves of timm's schedules, with timm's names for their options.
 
-Their parts (:func:`cycles`, :func:`stable_then_decay`, :func:`warmed`, :func:`noisy`) are also what
+Their parts (:func:`cycles`, :func:`stable_then_decay`, :func:`risen`, :func:`noisy`) are also what
 :mod:`schedules.timm` builds timm's own factory of. By name, num_training_steps (T) is the length of everything:
 warm-up, all cycles, decay. From step T on the learning rate stays, and noise ends.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,11 +40,11 @@ __all__ = [
     "noise_bounds",
     "noisy",
     "poly_curve",
+    "risen",
     "rsqrt_curve",
     "stable_then_decay",
     "step_curve",
     "tanh_curve",
-    "warmed",
 ]
 
 # timm's names for a way down, and ours. Its power is 1 - x ** p, and p can only be 1/2 in its factory.
@@ -74,7 +75,7 @@ def stable_then_decay(stable: Curve, steps: float, decay_steps: int, decay_fn: s
     return Constant().then(decay, at=steps - decay_steps).between(end, Max(stable, end))
 
 
-def warmed(main: Curve, warmup: float, warmup_lr: float, prefix: bool, meets_curve: bool = False) -> Curve:
+def risen(main: Curve, warmup: float, warmup_lr: float, prefix: bool, meets_curve: bool = False) -> Curve:
     """A line from ``warmup_lr`` to the initial learning rate in ``warmup`` steps, then ``main``.
 
     Args:
@@ -129,7 +130,7 @@ def _by_name(prefix: bool | None = True, meets_curve: bool = False) -> Callable[
 
     Args:
         prefix: the default of ``warmup_prefix``; None: the curve always begins after the warm-up.
-        meets_curve: see :func:`warmed`.
+        meets_curve: see :func:`risen`.
     """
 
     def decorate(decay: Callable[..., Curve]) -> Callable[..., Curve]:
@@ -154,7 +155,7 @@ def _by_name(prefix: bool | None = True, meets_curve: bool = False) -> Callable[
             if "warmup" in takes:
                 own["warmup"] = warmup
             main = decay(rest if warmup_prefix else total, **own)
-            whole = warmed(main, warmup, warmup_lr, warmup_prefix, meets_curve).until(total)
+            whole = risen(main, warmup, warmup_lr, warmup_prefix, meets_curve).until(total)
             return noisy(whole, start, stop, noise_pct, noise_std, noise_seed)
 
         *common, _ = inspect.signature(curve).parameters.values()
@@ -187,6 +188,8 @@ def _cycles_by_name(
     if limit is None:
         raise ValueError("cycle_limit=None repeats the cycles up to the end, so it needs cycle_steps, their length")
     whole = share.cycles(limit, mul).length  # all together, in lengths of the first
+    if whole == math.inf:
+        raise ValueError(f"cycle_limit={limit!r} with cycle_mul={mul!r} leaves no step for the first cycle")
     assert whole
     return cycles(share, max(1, steps) / whole, min_lr, mul, decay, limit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 
@@ -13,6 +14,15 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from hfoptim import trainer as hfoptim_trainer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections():
+    """accelerate collects garbage in every training: not among the objects of all that was imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def test_a_schedule_that_transformers_lacks_is_there_under_its_plain_name(names,
     assert trainer.lr_scheduler.last_epoch >= 4
 
 
-@pytest.mark.parametrize("name", ["hfoptim_reduce_lr_on_plateau", "hfoptim_greedy"])
+@pytest.mark.parametrize("name", ["hfoptim_reduce_lr_on_plateau", "hfoptim_plateau", "hfoptim_greedy"])
 def test_a_schedule_of_ours_that_follows_a_metric(names, make_trainer, arguments, name):
     with pytest.raises(ValueError, match="follows an evaluation metric; give eval_strategy"):
         arguments(lr_scheduler_type=name)

@@ -122,7 +122,7 @@ def test_a_second_training_makes_a_new_schedule(make_trainer, watcher):
     assert len(watcher.applied) == 6
 
 
-@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "plateau", "greedy"])
 def test_a_schedule_that_follows_a_metric_gets_it(make_trainer, watcher, schedule):
     kwargs = {"patience": 0, "factor": 0.5}
     callback = OptimizerCallback("sgd", lr=1e-12, schedule=schedule, schedule_kwargs=kwargs)
