@@ -33,9 +33,6 @@ class Annealed(Curve):
     def length(self) -> float | None:
         return None if self.fall.length is None else self.start + self.fall.length
 
-    def bind(self, initial_lr: float) -> Annealed:
-        return Annealed(self.curve.bind(initial_lr), self.start, self.fall)
-
 
 def annealed(curve: Curve, start: int, num_steps: int, shape: str = "1-sqrt", to: float = 0.0) -> Curve:
     """Return the curve that leaves ``curve`` at step ``start`` and falls to ``to`` times its value there.

@@ -16,7 +16,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 
@@ -86,9 +86,15 @@ class Curve(ABC):
     def bind(self, initial_lr: float) -> Curve:
         """Return the curve for a param group with this initial learning rate.
 
-        Only curves that hold an absolute learning rate (:class:`FloorLR`) differ from group to group.
+        Only curves that hold an absolute learning rate (:class:`FloorLR`) differ from group to group: they override
+        this. The others bind the curves that they are made of.
         """
-        return self
+        if not is_dataclass(self):
+            return self
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        bound = {name: part.bind(initial_lr) for name, part in parts.items() if isinstance(part, Curve)}
+        changed = any(part is not parts[name] for name, part in bound.items())
+        return replace(self, **bound) if changed else self
 
     def then(self, following: Curve, at: float | None = None) -> Then:
         """Follow this curve for ``at`` steps (default: its length), then ``following``, which counts from 0 there."""
@@ -164,9 +170,6 @@ class Then(Curve):
     def length(self) -> float | None:
         return None if self.second.length is None else self.at + self.second.length
 
-    def bind(self, initial_lr: float) -> Then:
-        return Then(self.first.bind(initial_lr), self.second.bind(initial_lr), self.at)
-
 
 @dataclass(frozen=True)
 class Switch(Curve):
@@ -186,9 +189,6 @@ class Switch(Curve):
     def length(self) -> float | None:
         return None if self.second.length is None else max(self.at, self.second.length)
 
-    def bind(self, initial_lr: float) -> Switch:
-        return Switch(self.first.bind(initial_lr), self.second.bind(initial_lr), self.at)
-
 
 @dataclass(frozen=True)
 class Floor(Curve):
@@ -206,9 +206,6 @@ class Floor(Curve):
     @property
     def length(self) -> float | None:
         return self.curve.length
-
-    def bind(self, initial_lr: float) -> Floor:
-        return Floor(self.curve.bind(initial_lr), self.rate)
 
 
 @dataclass(frozen=True)
@@ -261,9 +258,6 @@ class Ahead(Curve):
     def length(self) -> float | None:
         return None if self.curve.length is None else max(0, self.curve.length - self.steps)
 
-    def bind(self, initial_lr: float) -> Ahead:
-        return Ahead(self.curve.bind(initial_lr), self.steps)
-
 
 @dataclass(frozen=True)
 class Paced(Curve):
@@ -282,9 +276,6 @@ class Paced(Curve):
     def length(self) -> float | None:
         return None if self.curve.length is None else self.curve.length * self.steps
 
-    def bind(self, initial_lr: float) -> Paced:
-        return Paced(self.curve.bind(initial_lr), self.steps)
-
 
 @dataclass(frozen=True)
 class Until(Curve):
@@ -302,9 +293,6 @@ class Until(Curve):
     @property
     def length(self) -> float | None:
         return self.last_step
-
-    def bind(self, initial_lr: float) -> Until:
-        return Until(self.curve.bind(initial_lr), self.last_step)
 
 
 @dataclass(frozen=True)
@@ -382,62 +370,41 @@ class Between(Curve):
     def length(self) -> float | None:
         return self.share.length
 
-    def bind(self, initial_lr: float) -> Between:
-        return Between(self.share.bind(initial_lr), self.bottom.bind(initial_lr), self.top.bind(initial_lr))
-
 
 @dataclass(frozen=True)
-class Times(Curve):
-    """``first(step) * second(step)``; as long as the first."""
+class _Pair(Curve):
+    """Two curves at the same step; as long as the first."""
 
     first: Curve
     second: Curve
+
+    @property
+    def length(self) -> float | None:
+        return self.first.length
+
+
+@dataclass(frozen=True)
+class Times(_Pair):
+    """``first(step) * second(step)``; as long as the first."""
 
     def value(self, step: float) -> float:
         return self.first.value(step) * self.second.value(step)
 
-    @property
-    def length(self) -> float | None:
-        return self.first.length
-
-    def bind(self, initial_lr: float) -> Times:
-        return Times(self.first.bind(initial_lr), self.second.bind(initial_lr))
-
 
 @dataclass(frozen=True)
-class Max(Curve):
+class Max(_Pair):
     """The larger of ``first(step)`` and ``second(step)``; as long as the first."""
-
-    first: Curve
-    second: Curve
 
     def value(self, step: float) -> float:
         return max(self.first.value(step), self.second.value(step))
 
-    @property
-    def length(self) -> float | None:
-        return self.first.length
-
-    def bind(self, initial_lr: float) -> Max:
-        return Max(self.first.bind(initial_lr), self.second.bind(initial_lr))
-
 
 @dataclass(frozen=True)
-class Min(Curve):
+class Min(_Pair):
     """The smaller of ``first(step)`` and ``second(step)``; as long as the first."""
-
-    first: Curve
-    second: Curve
 
     def value(self, step: float) -> float:
         return min(self.first.value(step), self.second.value(step))
-
-    @property
-    def length(self) -> float | None:
-        return self.first.length
-
-    def bind(self, initial_lr: float) -> Min:
-        return Min(self.first.bind(initial_lr), self.second.bind(initial_lr))
 
 
 # A step this near to a boundary, relative to itself, lies on it: with a length of 0.1 or a mul of 1.1 rounding would
@@ -514,9 +481,6 @@ class Cycles(Curve):
         except OverflowError:
             return math.inf
 
-    def bind(self, initial_lr: float) -> Cycles:
-        return Cycles(self.curve.bind(initial_lr), self.count, self.mul)
-
 
 @dataclass(frozen=True)
 class Noise(Curve):
@@ -570,9 +534,6 @@ class Noise(Curve):
     @property
     def length(self) -> float | None:
         return self.curve.length
-
-    def bind(self, initial_lr: float) -> Noise:
-        return Noise(self.curve.bind(initial_lr), self.start, self.stop, self.limit, self.std, self.seed, self.kind)
 
 
 # All groups have the same noise at a step: it is drawn for the first of them.

@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
-from .checks import closest, real_number, whole_number
+from .checks import choice, closest, real_number, whole_number
 from .counting import StepsWithOptimizer
 from .scheduler import check_optimizer, copy_lrs, set_lr
 
@@ -32,14 +32,20 @@ class ReduceLROnPlateau(StepsWithOptimizer, TorchReduceLROnPlateau):
     """
 
     def __init__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        super().__init__(check_optimizer(optimizer), *args, **kwargs)
-        real_number("factor", self.factor, at_least=0, below=1)
-        whole_number("patience", self.patience)
-        whole_number("cooldown", self.cooldown)
-        real_number("threshold", self.threshold, at_least=0)
-        real_number("eps", self.eps, at_least=0)
-        for min_lr in self.min_lrs:
-            real_number("min_lr", min_lr, at_least=0)
+        given = inspect.signature(TorchReduceLROnPlateau).bind(check_optimizer(optimizer), *args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        choice("mode", options["mode"], ("min", "max"))
+        choice("threshold_mode", options["threshold_mode"], ("rel", "abs"))
+        real_number("factor", options["factor"], at_least=0, below=1)
+        whole_number("patience", options["patience"])
+        whole_number("cooldown", options["cooldown"])
+        real_number("threshold", options["threshold"], at_least=0)
+        real_number("eps", options["eps"], at_least=0)
+        min_lr = options["min_lr"]
+        for each in min_lr if isinstance(min_lr, list | tuple) else [min_lr]:
+            real_number("min_lr", each, at_least=0)
+        super().__init__(optimizer, *args, **kwargs)
         self._last_lr = copy_lrs(optimizer)
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]

@@ -373,3 +373,18 @@ def test_import_brings_in_torch_only() -> None:
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     # numpy comes with torch where it is installed.
     assert set(output.stdout.split()) - {"numpy"} == {"schedules"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"factor": "x"}, TypeError, "factor must be a number"),
+        ({"mode": 1}, ValueError, "mode must be one of 'min', 'max'"),
+        ({"threshold_mode": "relative"}, ValueError, "threshold_mode must be one of 'rel', 'abs'"),
+        ({"min_lr": [0.1, "a"]}, TypeError, "min_lr must be a number"),
+        ({"patience": 1.5}, ValueError, "patience must be a whole number"),
+    ],
+)
+def test_reduce_on_plateau_names_the_option_that_is_wrong(options, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        schedules.get_scheduler("reduce_lr_on_plateau", make(0.1, 0.2), scheduler_specific_kwargs=options)

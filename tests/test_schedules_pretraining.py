@@ -288,3 +288,9 @@ def test_annealed_again_and_again_it_stays_small() -> None:
     fresh.load_state_dict(schedule.state_dict())
     assert fresh.lr_at(300) == schedule.lr_at(300)
     assert fresh.lr_at(300)[0] == pytest.approx(schedule.get_last_lr()[0] / 2)
+
+
+def test_an_annealing_longer_than_the_run_still_ends_at_its_end() -> None:
+    curve = schedules.get_curve("infinite", 0, 10, {"num_cooldown_steps": 2, "num_anneal_steps": 20})
+    assert curve(10) == pytest.approx(0.1, rel=1e-12)
+    assert curve(0) == 1.0

@@ -156,8 +156,13 @@ def infinite_curve(
     if anneal:
         if anneal_start is None and total is None:
             raise ValueError("num_anneal_steps needs anneal_start, or num_training_steps as the end")
-        start = max(0, (total or 0) - anneal) if anneal_start is None else whole_number("anneal_start", anneal_start)
+        if anneal_start is None:
+            start = max(0, (total or 0) - anneal)
+            anneal = (total or 0) - start
+        else:
+            start = whole_number("anneal_start", anneal_start)
         if start < warmup:
-            raise ValueError(f"annealing from step {start} on would cut off the warm-up of {warmup} steps")
+            given = f"num_anneal_steps={anneal}" if anneal_start is None else f"anneal_start={start}"
+            raise ValueError(f"{given}: annealing from step {start} on would cut off the warm-up of {warmup} steps")
         curve = annealed(curve, start, anneal, anneal_type, least / curve(start))
     return curve if total is None else curve.until(total)

@@ -55,6 +55,3 @@ class KDecay(Curve):
     @property
     def length(self) -> float | None:
         return self.curve.length
-
-    def bind(self, initial_lr: float) -> KDecay:
-        return KDecay(self.curve.bind(initial_lr), self.k)
