@@ -35,8 +35,8 @@ class Geometric(Curve):
 class Products(Curve):
     """``factors(1) * factors(2) * ... * factors(step)``; 1 at step 0.
 
-    The products found so far are kept, so a function is called once for each step. They are no part of the curve: it
-    pickles and compares by its factors.
+    The products found so far are kept, so a function is called once for each step, and a step far ahead costs a call and
+    a number for every step before it. They are no part of the curve: it pickles and compares by its factors.
 
     Args:
         factors: a function of the step, from step 1 on, or the factors of step 1, 2, ... one by one: after the last
