@@ -35,7 +35,7 @@ class Geometric(Curve):
 class Products(Curve):
     """``factors(1) * factors(2) * ... * factors(step)``; 1 at step 0.
 
-    The products found so far are kept, so a function is called once for each step, and a step far ahead costs a call and
+    The products found so far are kept, so a function is called once for each step; a step far ahead costs a call and
     a number for every step before it. They are no part of the curve: it pickles and compares by its factors.
 
     Args:
