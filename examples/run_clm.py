@@ -72,12 +72,17 @@ def load_texts(data: DataTrainingArguments, seed: int) -> DatasetDict:
     return texts
 
 
+def text_column(texts: DatasetDict) -> str:
+    columns = texts["train"].column_names
+    return "text" if "text" in columns else columns[0]
+
+
 def load_tokenizer(model: ModelArguments, texts: DatasetDict) -> PreTrainedTokenizerBase:
     name = model.tokenizer_name or model.model_name_or_path
     if name is not None:
         return AutoTokenizer.from_pretrained(name)
     made = ByteLevelBPETokenizer()
-    column = texts["train"].column_names[0]
+    column = text_column(texts)
     made.train_from_iterator((row[column] for row in texts["train"]), model.vocab_size, special_tokens=[END])
     return PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, bos_token=END, eos_token=END)
 
@@ -104,17 +109,17 @@ def load_model(model: ModelArguments, tokenizer: PreTrainedTokenizerBase, block_
 
 def cut(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, length: int) -> DatasetDict:
     """All texts one after the other, cut into sequences of one length; what is left over is dropped."""
-    columns = texts["train"].column_names
+    column = text_column(texts)
 
     def tokenize(rows):
-        return {"input_ids": tokenizer(rows["text" if "text" in columns else columns[0]])["input_ids"]}
+        return {"input_ids": tokenizer(rows[column])["input_ids"]}
 
     def group(rows):
         tokens = list(chain.from_iterable(rows["input_ids"]))
         blocks = [tokens[i : i + length] for i in range(0, len(tokens) - length + 1, length)]
         return {"input_ids": blocks, "labels": blocks}
 
-    return texts.map(tokenize, batched=True, remove_columns=columns).map(group, batched=True)
+    return texts.map(tokenize, batched=True, remove_columns=texts["train"].column_names).map(group, batched=True)
 
 
 def main() -> None:

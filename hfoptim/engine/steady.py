@@ -73,4 +73,4 @@ def options_of(groups: Sequence[Mapping[str, Any]], moving: frozenset[str]) -> l
 def _kept(name: str, value: Any) -> Any:
     if name not in _ZERO_OR_NOT:
         return value
-    return [each == 0 for each in value] if isinstance(value, tuple | list) else value == 0
+    return [each == 0 for each in value] if isinstance(value, (tuple, list)) else value == 0

@@ -20,7 +20,7 @@ import os
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from typing import Any
 
@@ -35,6 +35,9 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The first is plain, then come those of FSDP (files or folders), XLA and SageMaker.
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_[0-9]*", "rank*-of-*-optimizer.pt", "optimizer.pt_*")
 SHARDED_WEIGHTS = ("pytorch_model_fsdp*.bin", "pytorch_model_fsdp_[0-9]*", "rank*-of-*-pytorch_model.bin")
+# What a Trainer that saves in a way of its own may call its weights; and what is not weights, or not all of them.
+OWN_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+NO_WEIGHTS = (*OPTIMIZERS, "scheduler.pt", "scaler.pt", "rng_state*", "training_args.bin", "*-[0-9]*-of-[0-9]*")
 # transformers puts it into a checkpoint made on SIGTERM, and takes it away when that is complete.
 UNFINISHED = "checkpoint-is-incomplete.txt"
 
@@ -121,6 +124,10 @@ def _step(name: str | os.PathLike[str]) -> int | None:
     return int(match[1]) if match else None
 
 
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def _trainer_state(checkpoint: str | os.PathLike[str]) -> list[str]:
     path = os.path.join(checkpoint, STATE)
     if not os.path.isfile(path):
@@ -148,18 +155,19 @@ def _weights(checkpoint: str | os.PathLike[str], names: list[str]) -> list[str]:
                 lacks += _shards(path, shown)
             if name in ADAPTERS and _read_json(os.path.join(checkpoint, part, "adapter_config.json")) is None:
                 lacks.append(f"no whole {os.path.join(part, 'adapter_config.json')}")
-    for name in (name for pattern in SHARDED_WEIGHTS for name in names if fnmatch(name, pattern)):
+    for name in (name for name in names if _matches(name, SHARDED_WEIGHTS)):
         found = True
         lacks += _cut(os.path.join(checkpoint, name), name)
     if "latest" in names:
         found = True
         lacks += _deepspeed(checkpoint)
+    found = found or any(_matches(name, OWN_WEIGHTS) and not _matches(name, NO_WEIGHTS) for name in names)
     return lacks if found else [*lacks, f"no weights ({WEIGHTS[0]}, {INDEXES[0]}, {ADAPTERS[0]} or the like)"]
 
 
 def _training_state(checkpoint: str | os.PathLike[str], names: list[str]) -> list[str]:
     """What optimizer, schedule and random numbers lack, unless only the model was to be saved."""
-    optimizers = [name for name in names if any(fnmatch(name, pattern) for pattern in OPTIMIZERS)]
+    optimizers = [name for name in names if _matches(name, OPTIMIZERS)]
     others = [name for name in names if name in ("scheduler.pt", "scaler.pt") or fnmatch(name, "rng_state*.pth")]
     told = _saved_arguments(os.path.join(checkpoint, "training_args.bin"))
     if told.get("save_only_model", not optimizers and not others):

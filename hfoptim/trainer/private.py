@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -67,7 +68,7 @@ def trainer_in_charge() -> Any:
         if isinstance(owner, Trainer):
             return owner
         frame = frame.f_back  # type: ignore[assignment]
-    raise RuntimeError("OptimizerCallback works in a transformers.Trainer (or a subclass of it) only")
+    raise RuntimeError("callbacks of hfoptim work in a transformers.Trainer (or a subclass of it) only")
 
 
 def intercept(trainer: Any, name: str, handler: Callable[..., Any]) -> None:
@@ -165,19 +166,29 @@ def deletion_order(order: Callable[[list[str]], list[str]]) -> Iterator[None]:
 
         return ordered
 
-    undo = replace(owner, name, make)
-    try:
-        yield
-    finally:
-        undo()
+    with _ordering:
+        undo = replace(owner, name, make)
+        try:
+            yield
+        finally:
+            undo()
+
+
+# Trainers in several threads save one after the other, so that the last one puts the original back.
+_ordering = threading.RLock()
 
 
 def decay_parameter_names(model: Any) -> list[str]:
     """The names of the parameters that the Trainer gives weight decay: not biases and normalisation layers.
 
-    A method that uses nothing of its trainer (4.57 and 5.x).
+    Those of the trainer that makes its optimizer, whose class may override the method. Trainer's own uses nothing of
+    its trainer (4.57 and 5.x).
     """
-    return list(Trainer.get_decay_parameter_names(None, model))
+    try:
+        find = trainer_in_charge().get_decay_parameter_names
+    except RuntimeError:  # somebody else asks for the optimizer
+        find = functools.partial(Trainer.get_decay_parameter_names, None)
+    return list(find(model))
 
 
 def add_member(kind: Any, name: str, value: str, restore: Callable[[str, str], Enum]) -> Any:

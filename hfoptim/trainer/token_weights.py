@@ -83,7 +83,9 @@ def _refuse(trainer: Any) -> None:
 
 def _reading(trainer: Any, read: Callable[..., Any], name: str, batches: Any, wanted: int, device: Any) -> Any:
     """`get_batch_samples`: count the window's tokens. Without a number of items the Trainer keeps to plain means."""
-    window, _ = read(batches, wanted, device)
+    window, items = read(batches, wanted, device)
+    if not _weighs(trainer):
+        return window, items
     if 0 < len(window) < wanted and not _has_length(trainer.callback_handler.train_dataloader):
         logger.warning(
             "the last window of the epoch has %d of %d micro-batches and is left out: the dataset has no length, so "
@@ -108,7 +110,7 @@ def _weighing(
     num_items_in_batch: Any = None,
 ) -> Any:
     """`compute_loss`: in training, a micro-batch's mean loss times its share of the window's tokens."""
-    if not model.training:
+    if not (model.training and _weighs(trainer)):
         return compute(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
     window = _windows[trainer]
     if window.shifted is None:
@@ -122,10 +124,16 @@ def _weighing(
     return (loss, outputs) if return_outputs else loss
 
 
+def _weighs(trainer: Any) -> bool:
+    """Whether the trainer trains, and still has the callback: methods stay intercepted."""
+    return trainer.is_in_train and any(isinstance(each, TokenWeights) for each in trainer.callback_handler.callbacks)
+
+
 def _counts(batch: Any) -> Tensor:
     """How many labels count in a batch: all, and without the first of each row."""
     if "labels" not in batch:
-        raise ValueError(f"TokenWeights counts 'labels', and a batch has only {', '.join(map(repr, batch))}")
+        found = ", ".join(map(repr, batch)) or "nothing (remove_unused_columns keeps what the model's forward names)"
+        raise ValueError(f"TokenWeights counts 'labels', and a batch has only {found}")
     counted = batch.get("shift_labels", batch["labels"]).ne(IGNORED)
     rows = counted[..., 1:] if counted.ndim > 1 and "shift_labels" not in batch else counted
     return torch.stack([counted.sum(), rows.sum()])

@@ -245,7 +245,7 @@ def test_a_second_choice_of_optimizer_is_refused(make_trainer, model):
 
 
 def test_outside_a_trainer_it_says_so(arguments):
-    with pytest.raises(RuntimeError, match=r"works in a transformers.Trainer \(or a subclass of it\) only"):
+    with pytest.raises(RuntimeError, match=r"work in a transformers.Trainer \(or a subclass of it\) only"):
         OptimizerCallback("lion").on_init_end(arguments(), None, None)
 
 

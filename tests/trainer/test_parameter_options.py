@@ -10,7 +10,7 @@ import torch
 from resuming import parameters, same
 from test_resume_is_exact import run_both
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import BertConfig, BertForSequenceClassification, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, GPT2LMHeadModel, Trainer
 
 import hfoptim
 from hfoptim.trainer import OptimizerCallback
@@ -106,6 +106,21 @@ def test_several_optimizers_train_as_by_hand(make, make_trainer, inner, untied):
     same(parameters(trainer), parameters(other))
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (trainer, other)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("options", [{}, {"layer_decay": 0.5}])
+def test_a_trainers_own_choice_of_what_is_decayed(make_trainer, inner, untied, name, options):
+    class Own(Trainer):
+        def get_decay_parameter_names(self, model):
+            return ["lm_head.weight"]
+
+    callback = OptimizerCallback(name, lr=1e-3, weight_decay=0.1, **options)
+    trainer = make_trainer(callback, trainer_class=Own, own={"model": untied()})
+    trainer.create_optimizer()
+    decayed = [p for group in inner(trainer).param_groups if group["weight_decay"] for p in group["params"]]
+    assert len(decayed) == 1
+    assert decayed[0] is trainer.model.lm_head.weight
 
 
 def test_the_schedule_multiplies_every_learning_rate(make_trainer, untied, watcher):

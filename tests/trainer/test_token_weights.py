@@ -146,3 +146,22 @@ def test_it_counts_again_in_the_next_training(make_trainer, text):
     before = trainer.compute_loss
     trainer.train()
     assert trainer.compute_loss is before
+
+
+def test_it_weighs_in_trainings_only_and_while_it_is_there(make_trainer, text):
+    """After a training the loss of a batch is its own, and a training without the callback is the Trainer's own."""
+    trainer = make_trainer(TokenWeights(), gradient_accumulation_steps=2)
+    trainer.train()
+    batch = {key: torch.stack([row[key] for row in text[:2]]) for key in text[0]}
+    model = trainer.model.train()
+    torch.manual_seed(0)
+    loss = trainer.compute_loss(model, batch)
+    torch.manual_seed(0)
+    assert torch.equal(loss, model(**batch).loss)
+
+    trainer.remove_callback(TokenWeights)
+    seen = []
+    read = trainer.get_batch_samples
+    trainer.get_batch_samples = lambda *args: seen.append(read(*args)) or seen[-1]
+    trainer.train()
+    assert [int(items) for _, items in seen] == [64] * 4

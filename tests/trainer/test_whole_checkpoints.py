@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import Trainer, TrainingArguments, trainer_utils
 from transformers import trainer as trainer_module
 
 import hfoptim
-from hfoptim.trainer import OptimizerCallback, disable, enable, last_whole_checkpoint
+from hfoptim.trainer import OptimizerCallback, disable, enable, last_whole_checkpoint, private
 from hfoptim.trainer.checkpoints import missing_parts
 
 BROKEN = {
@@ -138,6 +140,15 @@ def test_weights_in_several_files(last):
     assert missing_parts(last) == [f"{shards[0]} ends early ({size} bytes)", f"no {shards[1]}"]
     index.write_text(index.read_text()[:20])
     assert missing_parts(last) == ["model.safetensors.index.json ends early"]
+
+
+def test_weights_that_a_trainer_saves_in_its_own_way(last):
+    (last / "model.safetensors").unlink()
+    assert "no weights" in missing_parts(last)[0]
+    torch.save({"w": torch.ones(3)}, last / "projector.bin")
+    assert missing_parts(last) == []
+    (last / "trainer_state.json").unlink()
+    assert missing_parts(last) == ["no trainer_state.json"]
 
 
 def test_weights_of_torch_save(last):
@@ -363,3 +374,25 @@ def test_the_one_just_written_is_not_deleted_while_others_still_write(make_train
     monkeypatch.setattr(trainer, "_save_rng_state", lambda folder: save(folder) if folder.endswith("-2") else None)
     trainer.train()
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_the_order_is_put_back_by_trainers_that_save_at_the_same_time():
+    def sorting():
+        owner = trainer_utils if hasattr(trainer_utils, "sort_checkpoints") else Trainer
+        return vars(owner)["sort_checkpoints" if owner is trainer_utils else "_sorted_checkpoints"]
+
+    def second():
+        first_is_saving.wait()
+        with private.deletion_order(list):
+            first_is_done.wait()
+
+    before, first_is_saving, first_is_done = sorting(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=second)
+    thread.start()
+    with private.deletion_order(list):
+        assert sorting() is not before
+        first_is_saving.set()
+        time.sleep(0.05)
+    first_is_done.set()
+    thread.join()
+    assert sorting() is before
