@@ -66,11 +66,17 @@ def options_of(groups: Sequence[Mapping[str, Any]], moving: frozenset[str]) -> l
     """The groups' entries that the choice of a plan or a runner may depend on."""
     left_out = moving | {"params", "param_names"}
     return [
-        [_kept(k, v) for k, v in group.items() if k not in left_out and not isinstance(v, Tensor)] for group in groups
+        [
+            value if name not in _ZERO_OR_NOT else _whether_zero(value)
+            for name, value in group.items()
+            if name not in left_out and not isinstance(value, Tensor)
+        ]
+        for group in groups
     ]
 
 
-def _kept(name: str, value: Any) -> Any:
-    if name not in _ZERO_OR_NOT:
-        return value
-    return [each == 0 for each in value] if isinstance(value, (tuple, list)) else value == 0
+def _whether_zero(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        # A tensor stays: to ask it would wait for the device.
+        return [each if isinstance(each, Tensor) else each == 0 for each in value]
+    return value == 0

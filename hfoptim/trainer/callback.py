@@ -85,8 +85,9 @@ class OptimizerCallback(TrainerCallback):
     def __repr__(self) -> str:
         given = {**self.choice.options, **self.choice.grouping.given}
         options = "".join(f", {name}={value!r}" for name, value in given.items())
-        schedule = f", schedule={self.schedule!r}" if self.schedule else ""
-        return f"OptimizerCallback({self.choice.name!r}{options}{schedule})"
+        names = ("schedule", "schedule_kwargs", "hyperparameters")
+        rest = "".join(f", {name}={getattr(self, name)!r}" for name in names if getattr(self, name))
+        return f"OptimizerCallback({self.choice.name!r}{options}{rest})"
 
     # -- the Trainer's events -------------------------------------------------------------------------------------
 
