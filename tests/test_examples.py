@@ -88,7 +88,13 @@ def clm(command: str, folder: Path, more: str = "") -> list[dict[str, float]]:
     return history
 
 
-@pytest.mark.parametrize("command", [*RUN_CLM, RUN_CLM[0].replace("python", "accelerate launch --cpu", 1)])
+# The first command, on one process, is what the test of resuming runs, too.
+ONE_PROCESS = [RUN_CLM[0], RUN_CLM[0].replace("python", "accelerate launch --cpu", 1)]
+
+
+@pytest.mark.parametrize(
+    "command", [*RUN_CLM[1:], *(pytest.param(command, marks=pytest.mark.slow) for command in ONE_PROCESS)]
+)
 def test_run_clm(command: str, tmp_path: Path) -> None:
     history = clm(command, tmp_path / "out", "--save_steps 15")
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -107,12 +113,15 @@ def test_run_clm_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "checkpoint-30")
     (tmp_path / "broken" / "model.safetensors").unlink()
+    optimizer = torch.load(tmp_path / "whole" / "checkpoint-30" / "optimizer.pt", weights_only=True)
+    assert all(set(state) == {"step", "exp_avg"} for state in optimizer["state"].values())  # Lion's
     history = clm(RUN_CLM[0], tmp_path / "broken", "--save_steps 15")
     assert [entry["step"] for entry in history if "loss" in entry] == [5, 10, 15, 20, 25, 30]
     whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_of_run_clm_is_answered_with_the_right_name(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"'lyon' is not the name of an optimizer.*'lion'"):
         clm(RUN_CLM[0].replace("--optim lion", "--optim lyon"), tmp_path / "out")
