@@ -153,8 +153,8 @@ class Curve(ABC):
 
 
 @dataclass(frozen=True)
-class Then(Curve):
-    """One curve after another: ``first(step)`` before step ``at``, ``second(step - at)`` from there on."""
+class _Joined(Curve):
+    """One curve before step ``at``, another from there on."""
 
     first: Curve
     second: Curve
@@ -162,6 +162,11 @@ class Then(Curve):
 
     def __post_init__(self) -> None:
         real_number("at", self.at, at_least=0)
+
+
+@dataclass(frozen=True)
+class Then(_Joined):
+    """One curve after another: ``first(step)`` before step ``at``, ``second(step - at)`` from there on."""
 
     def value(self, step: float) -> float:
         return self.first.value(step) if step < self.at else self.second.value(step - self.at)
@@ -172,15 +177,8 @@ class Then(Curve):
 
 
 @dataclass(frozen=True)
-class Switch(Curve):
+class Switch(_Joined):
     """One curve in place of another: ``first(step)`` before step ``at``, ``second(step)`` from there on."""
-
-    first: Curve
-    second: Curve
-    at: float
-
-    def __post_init__(self) -> None:
-        real_number("at", self.at, at_least=0)
 
     def value(self, step: float) -> float:
         return (self.first if step < self.at else self.second).value(step)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .checks import choice, real_number, whole_number
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
-from .scheduler import copy_lrs, set_lr
+from .scheduler import copy_lrs, set_lr, set_lrs
 
 __all__ = ["GreedyLR", "get_greedy_schedule"]
 
@@ -197,8 +197,7 @@ class GreedyLR(ReduceLROnPlateau):
             print(f"GreedyLR, value {self.last_epoch}: learning rate of group {index} set to {lr:.4e}")
 
     def _start_anew(self) -> None:
-        for group, lr in zip(self.optimizer.param_groups, self._init_lrs, strict=True):
-            set_lr(group, lr)
+        set_lrs(self.optimizer, self._init_lrs)
         self.best = math.inf if self.mode == "min" else -math.inf
         self.num_bad_epochs = self.num_good_epochs = 0
         self.cooldown_counter = self.warmup_counter = 0
@@ -230,8 +229,7 @@ class GreedyLR(ReduceLROnPlateau):
             setattr(self, name, list(state_dict[name]))
         saved = state_dict.get("_streaming_avg")
         self._window = _Window(saved["values"], saved["sum"]) if saved else _Window()
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            set_lr(group, lr)
+        set_lrs(self.optimizer, lrs)
         self._last_lr = copy_lrs(self.optimizer)
 
 

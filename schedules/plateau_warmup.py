@@ -11,7 +11,7 @@ from .checks import real_number, whole_number
 from .curves import Constant, Noise
 from .named.timm import noise_bounds, noisy
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
-from .scheduler import check_groups, copy_lrs, set_lr
+from .scheduler import check_groups, copy_lrs, set_lrs
 
 __all__ = ["PlateauLR", "get_plateau_schedule"]
 
@@ -105,26 +105,22 @@ class PlateauLR(ReduceLROnPlateau):
             done = epoch / self.warmup_epochs if self.warmup_epochs else 1.0
             ends = zip(self.warmup_lrs, self.full_lrs, strict=True)
             # A group with lr 0 is frozen: the warm-up does not wake it.
-            self._set([low + (full - low) * done if full else 0.0 for low, full in ends])
+            set_lrs(self.optimizer, [low + (full - low) * done if full else 0.0 for low, full in ends])
             self.plain_lrs = self._lrs()
         else:
-            self._set(self.plain_lrs)
+            set_lrs(self.optimizer, self.plain_lrs)
             if metric is not None:
                 self.last_epoch = epoch - 1
                 super().step(metric)
                 self.plain_lrs = self._lrs()
             if self.noise is not None:
                 factor = Noise(Constant(), **self.noise).value(epoch)
-                self._set([lr * factor for lr in self.plain_lrs])
+                set_lrs(self.optimizer, [lr * factor for lr in self.plain_lrs])
         self.last_epoch = epoch
         self._last_lr = copy_lrs(self.optimizer)
 
     def _lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def _set(self, lrs: list[float]) -> None:
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            set_lr(group, lr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, settings included, and put its learning rates back into the optimizer.

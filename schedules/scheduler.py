@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from .counting import StepsWithOptimizer
 from .curves import Curve, bind_group
 from .following import Followers
 
-__all__ = ["ScheduleLR", "check_groups", "check_optimizer", "copy_lrs", "set_lr"]
+__all__ = ["ScheduleLR", "check_groups", "check_optimizer", "copy_lrs", "set_lr", "set_lrs"]
 
 
 def copy_lrs(optimizer: Optimizer) -> list[Any]:
@@ -30,6 +30,12 @@ def set_lr(group: dict[str, Any], lr: Any) -> None:
         group["lr"].fill_(float(lr))
     else:
         group["lr"] = float(lr)
+
+
+def set_lrs(optimizer: Optimizer, lrs: Iterable[Any]) -> None:
+    """Set the learning rate of every param group."""
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        set_lr(group, lr)
 
 
 def check_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -117,8 +123,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         step = whole_number("step", step)
         check_groups(self.optimizer, len(self.base_lrs))
         self.last_epoch = step
-        for group, lr in zip(self.optimizer.param_groups, self.lr_at(step), strict=True):
-            set_lr(group, lr)
+        set_lrs(self.optimizer, self.lr_at(step))
         self._last_lr = copy_lrs(self.optimizer)
         self.hyperparameters.go_to(self.optimizer, self.last_epoch)
 
@@ -189,8 +194,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         self.base_lrs = base_lrs
         self.annealings = annealings
         self.lr_lambdas = bound
-        for group, lr in zip(groups, state_dict.get("_last_lr", self.lr_at(self.last_epoch)), strict=True):
-            set_lr(group, lr)
+        set_lrs(self.optimizer, state_dict.get("_last_lr", self.lr_at(self.last_epoch)))
         self._last_lr = copy_lrs(self.optimizer)
         self.hyperparameters.load(self.optimizer, hyperparameters, self.last_epoch)
 

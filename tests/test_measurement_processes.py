@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_ranks
 
 TESTS = Path(__file__).resolve().parent
 
@@ -23,18 +23,10 @@ def launch(folder: Path, task: str, ranks: int, **more: str) -> list[Any]:
     folder.mkdir(exist_ok=True)
     shared = {**os.environ, **more, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TESTS.parent)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    running, said = [], [folder / f"{task}.{rank}.txt" for rank in range(ranks)]
-    for rank, output in enumerate(said):
-        command = [sys.executable, str(TESTS / "measurement_worker.py"), task, str(folder)]
-        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with output.open("w") as file:
-            running.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0] * ranks, "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in said)
+    command = [sys.executable, str(TESTS / "measurement_worker.py"), task, str(folder)]
+    environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    outputs = [folder / f"{task}.{rank}.txt" for rank in range(ranks)]
+    run_ranks([command] * ranks, environments, outputs, timeout=300)
     return [json.loads((folder / f"{task}.{rank}.json").read_text()) for rank in range(ranks)]
 
 

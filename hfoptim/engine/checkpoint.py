@@ -88,6 +88,19 @@ def saved_order(index: int, current: dict[str, Any], saved: dict[str, Any]) -> l
     return [by_name[name] for name in names]
 
 
+def reordered_groups(optimizer: Optimizer, state_dict: Any) -> list[dict[str, Any]]:
+    """The groups of a state_dict with their keys and names in the order of the optimizer's parameters.
+
+    For an optimizer around others, which hands each of them its part.
+    """
+    groups = saved_groups(optimizer, state_dict)
+    for index, (current, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+        groups[index] = {**saved, "params": saved_order(index, current, saved)}
+        if "param_names" in current and "param_names" in saved:
+            groups[index]["param_names"] = list(current["param_names"])
+    return groups
+
+
 def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The group as it will be, and the saved parameter keys in the order of its parameters."""
     cls, current = type(optimizer), optimizer.param_groups[index]

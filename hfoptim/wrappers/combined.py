@@ -189,11 +189,7 @@ class CombinedOptimizer(Optimizer):
         hooked_load(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        groups = checkpoint.saved_groups(self, state_dict)
-        for index, (current, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
-            groups[index] = {**saved, "params": checkpoint.saved_order(index, current, saved)}
-            if "param_names" in current and "param_names" in saved:
-                groups[index]["param_names"] = list(current["param_names"])
+        groups = checkpoint.reordered_groups(self, state_dict)
         owner_of = {key: owner for owner, group in zip(self._owners, groups, strict=True) for key in group["params"]}
         parts: list[dict[str, Any]] = [
             {**state_dict, "state": {}, "param_groups": own} for own in self._divided(groups)

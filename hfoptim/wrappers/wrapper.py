@@ -149,12 +149,9 @@ class Wrapper(Optimizer):
         hooked_load(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        groups = checkpoint.saved_groups(self, state_dict)
-        for index, (current, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
-            groups[index] = {**saved, "params": checkpoint.saved_order(index, current, saved)}
-            if "param_names" in current and "param_names" in saved:
-                groups[index]["param_names"] = list(current["param_names"])
-            self.check_group({**self.own, **saved})
+        groups = checkpoint.reordered_groups(self, state_dict)
+        for group in groups:
+            self.check_group({**self.own, **group})
         state = dict(state_dict["state"])
         kept: dict[str, dict[Tensor, Tensor]] = {name: {} for name in self.keeps}
         for key, param in self._pairs([group["params"] for group in groups]):

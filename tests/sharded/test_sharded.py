@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_ranks
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS / "optimizers"))
@@ -25,18 +25,9 @@ def launch(folder: Path, ranks: int, *tasks: str) -> dict[str, list[Any]]:
     paths = [TESTS.parent, TESTS, TESTS / "optimizers"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     outputs = [folder / f"{'-'.join(tasks)}.{rank}.txt" for rank in range(ranks)]
-    running = []
-    for rank, output in enumerate(outputs):
-        command = [sys.executable, str(TESTS / "sharded" / "worker.py"), str(folder), str(rank), str(ranks), *tasks]
-        with output.open("w") as file:
-            running.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=400) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    said = "\n".join(f"rank {rank}:\n{output.read_text()[-3000:]}" for rank, output in enumerate(outputs))
-    assert codes == [0] * ranks, said
+    worker = [sys.executable, str(TESTS / "sharded" / "worker.py"), str(folder)]
+    commands = [[*worker, str(rank), str(ranks), *tasks] for rank in range(ranks)]
+    run_ranks(commands, [environment] * ranks, outputs, timeout=400)
     return {task: [json.loads((folder / f"{task}.{rank}.json").read_text()) for rank in range(ranks)] for task in tasks}
 
 
