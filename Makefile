@@ -8,7 +8,10 @@ WORKERS ?= 2
 # The oldest transformers we support, in a second environment.
 OLD := .venv-4.57
 
-.PHONY: demo test test-all test-4.57 lint bench clean
+# Trainers that others build (sentence-transformers, TRL, PEFT, Lightning), in a third.
+TRAINERS := .venv-trainers
+
+.PHONY: demo test test-all test-4.57 test-trainers lint bench clean
 
 demo: $(READY)
 	$(BIN)/hfoptim compare --output-dir demo $(if $(wildcard demo/results.json),--resume)
@@ -19,9 +22,13 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 	$(MAKE) test-4.57
+	$(MAKE) test-trainers
 
 test-4.57: $(OLD)/.ready
 	$(OLD)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/trainer tests/test_examples.py
+
+test-trainers: $(TRAINERS)/.ready
+	HFOPTIM_ALL_TRAINERS=1 $(TRAINERS)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/integrations
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -52,5 +59,11 @@ $(OLD)/.ready: pyproject.toml constraints-4.57.txt
 	$(OLD)/bin/python -m pip install --quiet --constraint constraints-4.57.txt --editable ".[test-trainer]"
 	touch $@
 
+$(TRAINERS)/.ready: pyproject.toml constraints-trainers.txt
+	test -x $(TRAINERS)/bin/python || $(PYTHON) -m venv $(TRAINERS)
+	$(TRAINERS)/bin/python -m pip install --quiet --constraint constraints-trainers.txt torch
+	$(TRAINERS)/bin/python -m pip install --quiet --constraint constraints-trainers.txt --editable ".[test-trainers]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLD) $(TRAINERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
