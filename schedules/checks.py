@@ -5,10 +5,40 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
 
-__all__ = ["choice", "closest", "real_number", "steps_or_share", "whole_number"]
+__all__ = [
+    "choice",
+    "closest",
+    "is_list",
+    "number_list",
+    "plain",
+    "real_number",
+    "settle",
+    "steps_or_share",
+    "whole_number",
+]
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as an int or a float of Python's own, if that is what it stands for; anything else as it is.
+
+    Text that holds exactly a number stands for it: YAML's readers take ``1e-6`` for text. NumPy's numbers and tensors
+    of one number are taken out of their classes: in a state dict ``torch.load(weights_only=True)`` would not read them.
+    """
+    if isinstance(value, str):
+        try:
+            return int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+        except ValueError:
+            return value
+    if value is None or type(value) in (int, float, bool):
+        return value
+    try:
+        item = value.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return value
+    return item if isinstance(item, int | float) else value
 
 
 def whole_number(name: str, value: Any, at_least: int = 0) -> int:
@@ -16,22 +46,24 @@ def whole_number(name: str, value: Any, at_least: int = 0) -> int:
 
     Args:
         name: the argument's name, for the error.
-        value: an int, anything with ``__index__`` (NumPy integers), or a float without a fraction such as ``300.0``.
+        value: an int, anything with ``__index__``, a float without a fraction such as ``300.0``, or what :func:`plain`
+            makes one of (text, NumPy's numbers, 0-d tensors).
         at_least: the smallest value allowed.
 
     Raises:
         TypeError: ``value`` is not a number, or a bool.
         ValueError: ``value`` has a fraction, is NaN or infinite, or is below ``at_least``.
     """
+    given, value = value, plain(value)
     if isinstance(value, float):
         if not value.is_integer():
-            raise ValueError(f"{name} must be a whole number, got {value!r}; round it first, e.g. round({name})")
+            raise ValueError(f"{name} must be a whole number, got {given!r}; round it first, e.g. round({name})")
         number = int(value)
     else:
         try:
             number = operator.index(value)
         except TypeError:
-            raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}") from None
+            raise TypeError(f"{name} must be an int, got {given!r} of type {type(given).__name__}") from None
         if isinstance(value, bool):
             raise TypeError(f"{name} must be an int, got the bool {value!r}")
     if number < at_least:
@@ -45,6 +77,7 @@ def steps_or_share(name: str, value: Any, total: Any) -> int:
     Raises:
         TypeError, ValueError: as :func:`whole_number`, or a share without a total.
     """
+    value = plain(value)
     if isinstance(value, float) and 0.0 < value < 1.0 and name != "num_training_steps":
         if total is None:
             raise ValueError(f"{name}={value!r} is a share of num_training_steps, which is not given")
@@ -65,7 +98,8 @@ def real_number(
 
     Args:
         name: the argument's name, for the error.
-        value: an int, a float, or anything with ``__float__`` that is not text (NumPy numbers, 0-d tensors).
+        value: an int, a float, text that holds exactly a number, or anything with ``__float__`` (NumPy's numbers, 0-d
+            tensors).
         at_least: the smallest value allowed.
         above: a bound the value must exceed.
         at_most: the largest value allowed.
@@ -75,9 +109,10 @@ def real_number(
         TypeError: ``value`` is not a number, or a bool.
         ValueError: ``value`` is NaN, infinite or out of bounds.
     """
-    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+    found = plain(value)
+    if isinstance(found, bool | str | bytes) or not hasattr(found, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    number = float(found)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number!r}")
     if at_least is not None and number < at_least:
@@ -89,6 +124,39 @@ def real_number(
     if below is not None and number >= below:
         raise ValueError(f"{name} must be below {below:g}, got {number!r}")
     return number
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Say whether ``value`` is a sequence of whatever class, and not text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def number_list(name: str, value: Any, count: int, **bounds: float) -> list[float]:
+    """Return ``count`` floats: those of ``value``, a sequence of as many numbers, or a number ``count`` times.
+
+    Args:
+        name: the argument's name, for the error.
+        value: a number, or a sequence of numbers of any class, one for each param group.
+        count: how many there must be.
+        **bounds: of each, as for :func:`real_number`.
+
+    Raises:
+        TypeError, ValueError: as :func:`real_number`, or there are more or fewer numbers.
+    """
+    values = list(value) if is_list(value) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name} must be a number or {count} numbers, one for each param group; got {value!r}")
+    return [real_number(name, each, **bounds) for each in values]
+
+
+def settle(curve: Any, **checked: Any) -> None:
+    """Put numbers that were checked into a frozen dataclass, where it was given none of Python's own.
+
+    An int stays an int, so that a curve prints as it was written.
+    """
+    for name, value in checked.items():
+        if type(getattr(curve, name)) not in (int, float):
+            object.__setattr__(curve, name, value)
 
 
 def choice(name: str, value: Any, options: Iterable[str]) -> str:

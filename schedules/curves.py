@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 
-from .checks import choice, real_number, whole_number
+from .checks import choice, real_number, settle, whole_number
 
 __all__ = [
     "Absolute",
@@ -161,7 +161,7 @@ class _Joined(Curve):
     at: float
 
     def __post_init__(self) -> None:
-        real_number("at", self.at, at_least=0)
+        settle(self, at=real_number("at", self.at, at_least=0))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Floor(Curve):
     rate: float
 
     def __post_init__(self) -> None:
-        real_number("rate", self.rate, at_least=0, at_most=1)
+        settle(self, rate=real_number("rate", self.rate, at_least=0, at_most=1))
 
     def value(self, step: float) -> float:
         return self.curve.value(step) * (1.0 - self.rate) + self.rate
@@ -217,7 +217,7 @@ class FloorLR(Curve):
     lr: float
 
     def __post_init__(self) -> None:
-        real_number("lr", self.lr, at_least=0)
+        settle(self, lr=real_number("lr", self.lr, at_least=0))
 
     def value(self, step: float) -> float:
         raise TypeError(f"a floor of lr={self.lr:g} needs the group's initial lr: call bind(initial_lr) first")
@@ -247,7 +247,7 @@ class Ahead(Curve):
     steps: float
 
     def __post_init__(self) -> None:
-        real_number("steps", self.steps, at_least=0)
+        settle(self, steps=real_number("steps", self.steps, at_least=0))
 
     def value(self, step: float) -> float:
         return self.curve.value(step + self.steps)
@@ -265,7 +265,7 @@ class Paced(Curve):
     steps: float
 
     def __post_init__(self) -> None:
-        real_number("steps", self.steps, above=0)
+        settle(self, steps=real_number("steps", self.steps, above=0))
 
     def value(self, step: float) -> float:
         return self.curve.value(step / self.steps)
@@ -283,7 +283,7 @@ class Until(Curve):
     last_step: float
 
     def __post_init__(self) -> None:
-        real_number("last_step", self.last_step, at_least=0)
+        settle(self, last_step=real_number("last_step", self.last_step, at_least=0))
 
     def value(self, step: float) -> float:
         return self.curve.value(min(step, self.last_step))
@@ -304,7 +304,7 @@ class Absolute(Curve):
     lr: float
 
     def __post_init__(self) -> None:
-        real_number("lr", self.lr)
+        settle(self, lr=real_number("lr", self.lr))
 
     def value(self, step: float) -> float:
         if self.lr == 0:
@@ -320,7 +320,7 @@ class EndLR(Absolute):
     """An absolute learning rate for a curve to fall to: it must not be above a group's initial one."""
 
     def __post_init__(self) -> None:
-        real_number("lr", self.lr, at_least=0)
+        settle(self, lr=real_number("lr", self.lr, at_least=0))
 
     def bind(self, initial_lr: float) -> Curve:
         _check_end(self.lr, initial_lr)
@@ -334,7 +334,7 @@ class Constant(Curve):
     level: float = 1.0
 
     def __post_init__(self) -> None:
-        real_number("level", self.level)
+        settle(self, level=real_number("level", self.level))
 
     def value(self, step: float) -> float:
         return float(self.level)
@@ -457,8 +457,8 @@ class Cycles(Curve):
         if not self.curve.length:
             raise ValueError(f"only a curve with an end can be repeated, got {self.curve!r}; say until(STEP) first")
         if self.count is not None:
-            whole_number("count", self.count, at_least=1)
-        real_number("mul", self.mul, above=0)
+            settle(self, count=whole_number("count", self.count, at_least=1))
+        settle(self, mul=real_number("mul", self.mul, above=0))
 
     def value(self, step: float) -> float:
         assert self.curve.length
@@ -506,12 +506,12 @@ class Noise(Curve):
     kind: str = "normal"
 
     def __post_init__(self) -> None:
-        real_number("start", self.start, at_least=0)
+        settle(self, start=real_number("start", self.start, at_least=0))
         if self.stop is not None:
-            real_number("stop", self.stop, at_least=self.start)
-        real_number("limit", self.limit, above=0)
-        real_number("std", self.std, above=0)
-        whole_number("seed", self.seed)
+            settle(self, stop=real_number("stop", self.stop, at_least=self.start))
+        settle(self, limit=real_number("limit", self.limit, above=0))
+        settle(self, std=real_number("std", self.std, above=0))
+        settle(self, seed=whole_number("seed", self.seed))
         choice("kind", self.kind, ("normal", "uniform"))
         if self.kind == "normal" and self.std > 1000 * self.limit:
             raise ValueError(

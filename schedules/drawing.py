@@ -95,7 +95,7 @@ def plot(
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install matplotlib, or 'hfoptim[report]'") from error
 
-    real_number("lr", lr, above=0)
+    lr = real_number("lr", lr, above=0)
     lengths = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
     drawn = [each for one in what for each in _labelled(one, lengths)]
     if not drawn:

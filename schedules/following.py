@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .checks import closest, whole_number
+from .checks import closest, is_list, plain, whole_number
 from .curves import Curve, bind_group
 
 __all__ = ["Followers", "Following", "find", "unknown"]
@@ -47,7 +47,7 @@ class Place:
         else:
             numbers = list(group[self.key])
             numbers[self.index] = value
-            group[self.key] = type(group[self.key])(numbers)
+            group[self.key] = numbers if isinstance(group[self.key], list) else tuple(numbers)
 
 
 class Following:
@@ -229,7 +229,7 @@ def find(group: Mapping[str, Any], name: str) -> Place | None:
     if place is None or _is_hidden(place.key):
         return None
     numbers = group.get(place.key)
-    return place if isinstance(numbers, tuple | list) and (place.index or 0) < len(numbers) else None
+    return place if is_list(numbers) and (place.index or 0) < len(numbers) else None
 
 
 def unknown(name: str, groups: Iterable[Mapping[str, Any]]) -> ValueError:
@@ -257,14 +257,15 @@ def _places(optimizer: Optimizer, name: str, groups: Iterable[int] | None) -> di
 
 def _checked(what: str, value: Any) -> float:
     """The value of a hyper-parameter, if it is a number that can be scaled."""
-    if isinstance(value, tuple | list):
+    if is_list(value):
         raise ValueError(f"{what} is {value!r}: schedule each number by itself, by its name such as beta1 or eps[0]")
     if not _is_number(value):
         hint = f"; if it is not, give the optimizer {float(value)!r}" if type(value) is int else ""
         raise ValueError(f"{what} is {value!r}, {'a count' if hint else 'not a number that can be scaled'}{hint}")
-    if not math.isfinite(value):
+    number = float(plain(value))
+    if not math.isfinite(number):
         raise ValueError(f"{what} is {value!r}, which cannot be scaled")
-    return float(value)
+    return number
 
 
 def _wrong(place: Place, value: float, initial: float) -> str | None:
@@ -286,7 +287,7 @@ def _numbers_of(group: Mapping[str, Any]) -> Iterator[Place]:
     for key, value in group.items():
         if _is_hidden(key):
             continue
-        if isinstance(value, tuple | list):
+        if is_list(value):
             yield from (Place(key, index) for index, each in enumerate(value) if _is_number(each))
         elif _is_number(value):
             yield Place(key)
@@ -299,5 +300,6 @@ def _is_hidden(key: str) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and value.is_floating_point()
+    value = plain(value)
     # Of whole numbers these two are as likely coefficients as counts.
     return isinstance(value, float) or (type(value) is int and value in (0, 1))

@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 
 from torch.optim import Optimizer
 
-from .checks import choice, real_number, whole_number
+from .checks import choice, number_list, plain, real_number, whole_number
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
 from .scheduler import copy_lrs, set_lr, set_lrs
 
@@ -107,7 +107,7 @@ class GreedyLR(ReduceLROnPlateau):
             min_lr=min_lr,
             eps=eps,
         )
-        self.max_lrs = _per_group("max_lr", max_lr, len(self.min_lrs))
+        self.max_lrs = number_list("max_lr", max_lr, len(self.min_lrs), at_least=0)
         self.warmup = whole_number("warmup", warmup)
         self.verbose = verbose
         self.smooth = smooth
@@ -137,7 +137,7 @@ class GreedyLR(ReduceLROnPlateau):
         current = float(metrics)
         if self.smooth:
             current = self._window.mean_with(current, self.window_size)
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self.last_epoch = self.last_epoch + 1 if epoch is None else plain(epoch)
 
         if self.cooldown_counter > 0:
             self.cooldown_counter -= 1
@@ -249,13 +249,6 @@ class _Window:
             # NaN - NaN is NaN: without this one bad value would stay in the sum for ever.
             self.total = self.total - gone if math.isfinite(gone) else sum(self.values)
         return self.total / len(self.values)
-
-
-def _per_group(name: str, value: float | Sequence[float], groups: int) -> list[float]:
-    values = list(value) if isinstance(value, list | tuple) else [value] * groups
-    if len(values) != groups:
-        raise ValueError(f"{name} must be a number or {groups} numbers, one for each param group; got {value!r}")
-    return [real_number(name, each, at_least=0) for each in values]
 
 
 def get_greedy_schedule(optimizer: Optimizer, **kwargs: Any) -> GreedyLR:

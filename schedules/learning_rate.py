@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 
-from .checks import real_number, whole_number
+from .checks import real_number, settle, whole_number
 from .curves import Curve
 from .scheduler import ScheduleLR, check_optimizer
 
@@ -103,10 +103,10 @@ class PolynomialDecay(LearningRate):
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        real_number("initial_learning_rate", self.initial_learning_rate, at_least=0)
-        whole_number("decay_steps", self.decay_steps)
-        real_number("end_learning_rate", self.end_learning_rate, at_least=0)
-        real_number("power", self.power, above=0)
+        settle(self, initial_learning_rate=real_number("initial_learning_rate", self.initial_learning_rate, at_least=0))
+        settle(self, decay_steps=whole_number("decay_steps", self.decay_steps))
+        settle(self, end_learning_rate=real_number("end_learning_rate", self.end_learning_rate, at_least=0))
+        settle(self, power=real_number("power", self.power, above=0))
 
     def __call__(self, step: float) -> float:
         step = real_number("step", step, at_least=0)
@@ -146,13 +146,13 @@ class WarmUp(LearningRate):
     name: str | None = None
 
     def __post_init__(self) -> None:
-        real_number("initial_learning_rate", self.initial_learning_rate, at_least=0)
+        settle(self, initial_learning_rate=real_number("initial_learning_rate", self.initial_learning_rate, at_least=0))
         if not callable(self.decay_schedule_fn):
             raise TypeError(f"decay_schedule_fn must be a function of the step, got {self.decay_schedule_fn!r}")
         if isinstance(self.decay_schedule_fn, Curve):
             raise TypeError("decay_schedule_fn must return a learning rate; a Curve returns a multiplier of it")
-        whole_number("warmup_steps", self.warmup_steps)
-        real_number("power", self.power, above=0)
+        settle(self, warmup_steps=whole_number("warmup_steps", self.warmup_steps))
+        settle(self, power=real_number("power", self.power, above=0))
 
     def __call__(self, step: float) -> float:
         real_number("step", step, at_least=0)

@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
-from .checks import choice, closest, real_number, whole_number
+from .checks import choice, closest, is_list, number_list, plain, real_number, whole_number
 from .counting import StepsWithOptimizer
 from .scheduler import check_optimizer, copy_lrs, set_lr
 
@@ -35,17 +35,18 @@ class ReduceLROnPlateau(StepsWithOptimizer, TorchReduceLROnPlateau):
         given = inspect.signature(TorchReduceLROnPlateau).bind(check_optimizer(optimizer), *args, **kwargs)
         given.apply_defaults()
         options = given.arguments
-        choice("mode", options["mode"], ("min", "max"))
-        choice("threshold_mode", options["threshold_mode"], ("rel", "abs"))
-        real_number("factor", options["factor"], at_least=0, below=1)
-        whole_number("patience", options["patience"])
-        whole_number("cooldown", options["cooldown"])
-        real_number("threshold", options["threshold"], at_least=0)
-        real_number("eps", options["eps"], at_least=0)
-        min_lr = options["min_lr"]
-        for each in min_lr if isinstance(min_lr, list | tuple) else [min_lr]:
-            real_number("min_lr", each, at_least=0)
-        super().__init__(optimizer, *args, **kwargs)
+        # Into the state dict go the numbers as Python has them.
+        options["mode"] = choice("mode", options["mode"], ("min", "max"))
+        options["threshold_mode"] = choice("threshold_mode", options["threshold_mode"], ("rel", "abs"))
+        options["factor"] = real_number("factor", options["factor"], at_least=0, below=1)
+        options["patience"] = whole_number("patience", options["patience"])
+        options["cooldown"] = whole_number("cooldown", options["cooldown"])
+        options["threshold"] = real_number("threshold", options["threshold"], at_least=0)
+        options["eps"] = real_number("eps", options["eps"], at_least=0)
+        lows = number_list("min_lr", options["min_lr"], len(optimizer.param_groups), at_least=0)
+        # One number stays one: torch then takes it for groups that are added, too.
+        options["min_lr"] = lows if is_list(options["min_lr"]) else lows[0]
+        super().__init__(*given.args, **given.kwargs)
         self._last_lr = copy_lrs(optimizer)
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
@@ -56,7 +57,7 @@ class ReduceLROnPlateau(StepsWithOptimizer, TorchReduceLROnPlateau):
             epoch: deprecated by torch; the count of calls if None.
         """
         before = [group["lr"] for group in self.optimizer.param_groups]
-        super().step(metrics, epoch)
+        super().step(metrics, plain(epoch))
         for group, lr in zip(self.optimizer.param_groups, before, strict=True):
             if isinstance(lr, torch.Tensor) and group["lr"] is not lr:
                 group["lr"] = lr.fill_(float(group["lr"]))

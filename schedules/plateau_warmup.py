@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat
 
 from torch.optim import Optimizer
 
-from .checks import real_number, whole_number
+from .checks import number_list, whole_number
 from .curves import Constant, Noise
 from .named.timm import noise_bounds, noisy
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
@@ -70,12 +70,8 @@ class PlateauLR(ReduceLROnPlateau):
         noise_seed: int = 42,
     ) -> None:
         super().__init__(optimizer, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps)
-        groups = len(optimizer.param_groups)
-        lows = list(warmup_lr) if isinstance(warmup_lr, list | tuple) else [warmup_lr] * groups
-        if len(lows) != groups:
-            raise ValueError(f"warmup_lr must be a number or {groups} numbers, one for each group; got {warmup_lr!r}")
         self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs)
-        self.warmup_lrs = [real_number("warmup_lr", low, at_least=0) for low in lows]
+        self.warmup_lrs = number_list("warmup_lr", warmup_lr, len(optimizer.param_groups), at_least=0)
         self.noise = None if noise_range is None else _noise(noise_range, noise_pct, noise_std, noise_seed)
         self.full_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.plain_lrs = list(self.full_lrs)
@@ -136,8 +132,8 @@ class PlateauLR(ReduceLROnPlateau):
 def _noise(noise_range: float | Sequence[float], pct: float, std: float, seed: int) -> dict[str, Any]:
     bounds = noise_bounds("noise_range", noise_range)
     start, stop = bounds[0], bounds[1] if bounds[1:] else None
-    noisy(Constant(), start, stop, pct, std, seed)  # which checks them
-    return {"start": start, "stop": stop, "limit": pct, "std": std, "seed": seed}
+    curve = noisy(Constant(), start, stop, pct, std, seed)  # which checks them
+    return {name: getattr(curve, name) for name in ("start", "stop", "limit", "std", "seed")}
 
 
 def get_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> PlateauLR:

@@ -10,18 +10,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .annealing import with_annealings
-from .checks import real_number, whole_number
+from .checks import choice, plain, real_number, whole_number
 from .counting import StepsWithOptimizer
 from .curves import Curve, bind_group
 from .following import Followers
+from .shapes import DECAYS
 
-__all__ = ["ScheduleLR", "check_groups", "check_optimizer", "copy_lrs", "set_lr", "set_lrs"]
+__all__ = ["ScheduleLR", "check_groups", "check_optimizer", "copy_lrs", "plain_lr", "set_lr", "set_lrs"]
 
 
 def copy_lrs(optimizer: Optimizer) -> list[Any]:
     """Return the learning rate of every param group; tensors are cloned."""
     lrs = (group["lr"] for group in optimizer.param_groups)
-    return [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in lrs]
+    return [lr.clone() if isinstance(lr, torch.Tensor) else plain(lr) for lr in lrs]
+
+
+def plain_lr(lr: Any) -> Any:
+    """A learning rate as it may lie in a group: a tensor, which schedules fill in place, or Python's own number."""
+    return lr if isinstance(lr, torch.Tensor) else plain(lr)
 
 
 def set_lr(group: dict[str, Any], lr: Any) -> None:
@@ -92,6 +98,9 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
             raise TypeError(f"curve must be a schedules.curves.Curve, got {curve!r}")
         check_optimizer(optimizer)
         last_epoch = whole_number("last_epoch", last_epoch, at_least=-1)
+        for group in optimizer.param_groups:
+            # Products of NumPy's numbers are such numbers again, and get into every state dict from here on.
+            group.update({key: plain_lr(group[key]) for key in ("lr", "initial_lr") if key in group})
         self.optimizer = optimizer
         self.curve = curve
         self.annealings: list[dict[str, Any]] = []
@@ -106,7 +115,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
             epoch: deprecated by torch; the step to go to.
         """
         check_groups(self.optimizer, len(self.base_lrs))
-        super().step(epoch)
+        super().step(plain(epoch))
         self.hyperparameters.go_to(self.optimizer, self.last_epoch)
         self._advanced()
 
@@ -145,7 +154,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         asked = {
             "start": max(0, self.last_epoch),
             "num_steps": whole_number("num_steps", num_steps, at_least=1),
-            "shape": shape,
+            "shape": choice("shape", shape, DECAYS),
             "to": real_number("to", to, at_least=0, at_most=1),
         }
         annealings = [*self.annealings, asked]

@@ -254,35 +254,38 @@ def create_scheduler_v2(
     epochs = whole_number("num_epochs", num_epochs, at_least=1)
     warmup_epochs = _plain("warmup_epochs", warmup_epochs)
     cooldown_epochs = whole_number("cooldown_epochs", cooldown_epochs)
-    real_number("min_lr", min_lr, at_least=0)
+    min_lr, warmup_lr = real_number("min_lr", min_lr, at_least=0), real_number("warmup_lr", warmup_lr, at_least=0)
+    decay_rate = real_number("decay_rate", decay_rate, at_least=0)
     unit = 1
     if not step_on_epochs:
-        if not updates_per_epoch > 0:
+        if not real_number("updates_per_epoch", updates_per_epoch) > 0:
             raise ValueError("step_on_epochs=False needs updates_per_epoch, the updates of the optimizer in an epoch")
         unit = whole_number("updates_per_epoch", updates_per_epoch)
     steps, warmup = epochs * unit, warmup_epochs * unit
     start, stop = _noise_bounds(noise, steps)
-    noise_seed = 42 if noise_seed is None else noise_seed
+    noise_seed = 42 if noise_seed is None else whole_number("noise_seed", noise_seed)
 
     prefix = warmup_prefix
     length: float | None = None
     main: Curve = Constant()
     if sched in ("cosine", "tanh", "poly"):
         limit = whole_number("cycle_limit", cycle_limit, at_least=1)
-        main = cycles(_share(sched, k_decay, decay_rate), steps, min_lr, cycle_mul, cycle_decay, limit)
+        share = _share(sched, real_number("k_decay", k_decay, above=0), decay_rate)
+        main = cycles(share, steps, min_lr, cycle_mul, cycle_decay, limit)
         assert main.length is not None
         if main.length == math.inf:
             raise ValueError(f"cycle_limit={cycle_limit!r} with cycle_mul={cycle_mul!r} is longer than can be counted")
         # Rounding must not take an epoch away where the cycles end with one.
         length = math.floor(main.length * (1.0 + 1e-12)) + (warmup if prefix else 0)
     elif sched == "step":
-        main = Stairs((90 if decay_epochs is None else decay_epochs) * unit, decay_rate)
+        main = Stairs(real_number("decay_epochs", 90 if decay_epochs is None else decay_epochs) * unit, decay_rate)
     elif sched == "multistep":
         # A milestone is the step after the first with the lower lr: timm keeps this so for the sake of old runs.
-        main = Milestones(tuple(milestone * unit for milestone in decay_milestones), decay_rate).ahead(1)
+        milestones = tuple(real_number("decay_milestones", each) * unit for each in decay_milestones)
+        main = Milestones(milestones, decay_rate).ahead(1)
     elif sched in ("wsd", "rsqrt"):
         left = steps if prefix else steps - warmup
-        timescale = warmup if stable_timescale is None else stable_timescale * unit
+        timescale = warmup if stable_timescale is None else real_number("stable_timescale", stable_timescale) * unit
         main = _cooled(sched, left, 0.2 if decay_epochs is None else decay_epochs, unit, timescale, decay_fn, min_lr)
         prefix, length = True, warmup + left
 

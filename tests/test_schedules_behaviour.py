@@ -277,11 +277,11 @@ def test_missing_arguments_are_named() -> None:
         (ValueError, "num_warmup_steps must be a whole number, got 1.5", (1.5, 10), {}),
         (ValueError, "num_training_steps must be a whole number, got nan", (1, math.nan), {}),
         (ValueError, "num_training_steps must be a whole number, got inf", (1, math.inf), {}),
-        (TypeError, "num_training_steps must be an int, got '10' of type str", (1, "10"), {}),
+        (TypeError, "num_training_steps must be an int, got 'ten' of type str", (1, "ten"), {}),
         (TypeError, "num_warmup_steps must be an int, got the bool True", (True, 10), {}),
         (ValueError, "num_cycles must be finite, got nan", (1, 10), {"num_cycles": math.nan}),
         (ValueError, "num_cycles must be at least 0", (1, 10), {"num_cycles": -0.5}),
-        (TypeError, "num_cycles must be a number, got '1'", (1, 10), {"num_cycles": "1"}),
+        (TypeError, "num_cycles must be a number, got 'half'", (1, 10), {"num_cycles": "half"}),
         (ValueError, "last_epoch must be at least -1", (1, 10), {"last_epoch": -2}),
     ],
 )

@@ -259,7 +259,7 @@ def test_a_wrong_annealing_changes_nothing() -> None:
         ({"num_steps": 1.5}, ValueError, "num_steps must be a whole number"),
         ({"num_steps": 5, "shape": "exp"}, ValueError, "shape must be one of 'linear', 'cosine'"),
         ({"num_steps": 5, "to": 1.5}, ValueError, "to must be at most 1"),
-        ({"num_steps": "5"}, TypeError, "num_steps must be an int"),
+        ({"num_steps": "five"}, TypeError, "num_steps must be an int"),
     ):
         with pytest.raises(error, match=match):
             schedule.anneal(**wrong)

@@ -144,7 +144,7 @@ def infinite_curve(
     anneal = steps_or_share("num_anneal_steps", num_anneal_steps, num_training_steps)
     least = real_number("min_lr_rate", min_lr_rate, at_least=0, at_most=1)
     constant = (1.0 + least) / 2.0 if constant_lr_rate is None else constant_lr_rate
-    real_number("constant_lr_rate", constant, above=0, at_least=least, at_most=1)
+    constant = real_number("constant_lr_rate", constant, above=0, at_least=least, at_most=1)
     choice("cooldown_type", cooldown_type, DECAYS)
     choice("anneal_type", anneal_type, DECAYS)
     total = None if num_training_steps is None else whole_number("num_training_steps", num_training_steps)

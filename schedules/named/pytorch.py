@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..checks import choice, real_number, steps_or_share, whole_number
+from ..checks import choice, is_list, real_number, steps_or_share, whole_number
 from ..curves import Absolute, Constant, Curve, cycle_at
 from ..shapes import Cosine, Geometric, Phases, Products, Triangles
 from .parts import fitted, spanned, warmed
@@ -260,7 +260,7 @@ def multiplicative_curve(
     """
     if callable(factor):
         curve: Curve = Products(factor)
-    elif isinstance(factor, Sequence) and not isinstance(factor, str):
+    elif is_list(factor):
         curve = Products(tuple(factor))
     else:
         curve = Geometric(real_number("factor", factor, at_least=0))

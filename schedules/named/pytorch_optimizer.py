@@ -105,9 +105,10 @@ def cosine_annealing_with_warmup_curve(
     low = real_number("min_lr", min_lr, at_least=0)
     top: Curve = CyclePeaks(cycles, gamma)
     if max_lr is not None:
-        if low > real_number("max_lr", max_lr, above=0):
-            raise ValueError(f"min_lr={low:g} is above max_lr={max_lr:g}")
-        top = top * Absolute(max_lr)
+        high = real_number("max_lr", max_lr, above=0)
+        if low > high:
+            raise ValueError(f"min_lr={low:g} is above max_lr={high:g}")
+        top = top * Absolute(high)
     ends_with_a_cycle = total > 0 and cycles.cycle(total)[1] == 0
     height = cycles.then(Constant(0.0), at=total) if ends_with_a_cycle else cycles
     bottom = Absolute(low) if max_lr is not None else EndLR(low)
@@ -146,8 +147,7 @@ def proportion_curve(
     """
     high = real_number("max_lr", max_lr, above=0)
     low = real_number("min_lr", min_lr, at_least=0, below=high)
-    real_number("max_value", max_value)
-    real_number("min_value", min_value)
+    bottom, top = real_number("min_value", min_value), real_number("max_value", max_value)
     curve = described("schedule", schedule, num_warmup_steps, num_training_steps).bind(high)
     share = curve.between(-low / (high - low), 1.0)
-    return share.between(min_value, max_value) * Absolute(1.0)
+    return share.between(bottom, top) * Absolute(1.0)

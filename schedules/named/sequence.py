@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checks import steps_or_share, whole_number
+from ..checks import is_list, steps_or_share, whole_number
 from ..curves import Curve
 
 __all__ = ["described", "sequential_curve"]
@@ -74,9 +74,9 @@ def sequential_curve(
 
     Source: torch's SequentialLR.
     """
-    if isinstance(schedules, str | Mapping) or not isinstance(schedules, Sequence) or not schedules:
+    if not is_list(schedules) or not schedules:
         raise TypeError(f"schedules must be a list of schedules, got {schedules!r}")
-    if isinstance(milestones, str) or not isinstance(milestones, Sequence):
+    if not is_list(milestones):
         raise TypeError(f"milestones must be a list of steps, got {milestones!r}")
     starts = [0, *(whole_number("milestones", each, at_least=1) for each in milestones)]
     if starts != sorted(set(starts)):

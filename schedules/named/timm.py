@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..checks import choice, real_number, steps_or_share, whole_number
+from ..checks import choice, is_list, real_number, steps_or_share, whole_number
 from ..curves import Absolute, Between, Curve, Cycles, EndLR, Max, Noise
 from ..shapes import (
     DECAYS,
@@ -103,7 +103,7 @@ def noisy(curve: Curve, start: float | None, stop: float | None, pct: float, std
 
 def noise_bounds(name: str, value: float | Sequence[float]) -> list[float]:
     """Where the noise starts and, if that is given, where it stops; ``name`` is the argument that says so."""
-    bounds = list(value) if isinstance(value, Sequence) else [value]
+    bounds = list(value) if is_list(value) else [value]
     if len(bounds) not in (1, 2):
         raise ValueError(f"{name} must be where the noise starts, or [start, stop]; got {value!r}")
     numbers = [real_number(name, bound, at_least=0) for bound in bounds]
@@ -241,6 +241,7 @@ def cosine_with_cycles_curve(
     Source: SGDR, https://arxiv.org/abs/1608.03983; k-decay, https://arxiv.org/abs/2004.05909; timm's
     ``CosineLRScheduler``.
     """
+    k_decay = real_number("k_decay", k_decay, above=0)
     share: Curve = Cosine(1) if k_decay == 1.0 else KDecay(Cosine(1), k_decay)
     return _cycles_by_name(share, steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
 
@@ -306,6 +307,7 @@ def poly_curve(
 
     Source: timm's ``PolyLRScheduler``.
     """
+    k_decay = real_number("k_decay", k_decay, above=0)
     share: Curve = Polynomial(1, power) if k_decay == 1.0 else KDecay(Polynomial(1, power), k_decay)
     return _cycles_by_name(share, steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
 
@@ -347,7 +349,7 @@ def multistep_curve(steps: int, *, milestones: Sequence[float] = (0.3, 0.6, 0.9)
 
     Source: timm's ``MultiStepLRScheduler``, torch's ``MultiStepLR``.
     """
-    if not isinstance(milestones, Sequence) or isinstance(milestones, str):
+    if not is_list(milestones):
         raise TypeError(f"milestones must be a list of steps, got {milestones!r}")
     at = tuple(steps_or_share("milestones", milestone, max(1, steps)) for milestone in milestones)
     return Milestones(at, real_number("decay_rate", decay_rate, at_least=0))

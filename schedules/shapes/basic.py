@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import choice, real_number, whole_number
+from ..checks import choice, real_number, settle, whole_number
 from ..curves import Constant, Curve
 
 __all__ = [
@@ -35,7 +35,7 @@ class Timed(Curve):
     steps: int
 
     def __post_init__(self) -> None:
-        whole_number("steps", self.steps)
+        settle(self, steps=whole_number("steps", self.steps))
 
     @property
     def length(self) -> float:
@@ -65,7 +65,7 @@ class Ramp(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real_number("start", self.start, at_least=0, at_most=1)
+        settle(self, start=real_number("start", self.start, at_least=0, at_most=1))
         choice("shape", self.shape, RAMPS)
 
     def value(self, step: float) -> float:
@@ -101,7 +101,7 @@ class Polynomial(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real_number("power", self.power, above=0)
+        settle(self, power=real_number("power", self.power, above=0))
 
     def value(self, step: float) -> float:
         if self.steps == 0:
@@ -125,7 +125,7 @@ class Cosine(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real_number("num_cycles", self.num_cycles, at_least=0)
+        settle(self, num_cycles=real_number("num_cycles", self.num_cycles, at_least=0))
 
     def value(self, step: float) -> float:
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * float(self.num_cycles) * 2.0 * self.progress(step))))
@@ -142,7 +142,7 @@ class CosineRestarts(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number("num_cycles", self.num_cycles, at_least=1)
+        settle(self, num_cycles=whole_number("num_cycles", self.num_cycles, at_least=1))
 
     def value(self, step: float) -> float:
         progress = self.progress(step)
@@ -168,7 +168,7 @@ class InverseSqrt(Curve):
     timescale: float
 
     def __post_init__(self) -> None:
-        real_number("timescale", self.timescale, above=0)
+        settle(self, timescale=real_number("timescale", self.timescale, above=0))
 
     def value(self, step: float) -> float:
         return 1.0 / math.sqrt((step + self.timescale) / self.timescale)
@@ -192,7 +192,7 @@ class Exponential(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real_number("ratio", self.ratio, above=0, below=1)
+        settle(self, ratio=real_number("ratio", self.ratio, above=0, below=1))
 
     def value(self, step: float) -> float:
         return float((self.ratio ** self.progress(step) - self.ratio) / (1.0 - self.ratio))

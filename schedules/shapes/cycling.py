@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import real_number
+from ..checks import real_number, settle
 from ..curves import Curve
 from .basic import Timed
 
@@ -24,7 +24,8 @@ class Tanh(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not real_number("lb", self.lb) < real_number("ub", self.ub):
+        settle(self, lb=real_number("lb", self.lb), ub=real_number("ub", self.ub))
+        if not self.lb < self.ub:
             raise ValueError(f"lb must be below ub, got {self.lb!r} and {self.ub!r}")
 
     def value(self, step: float) -> float:
@@ -45,7 +46,7 @@ class KDecay(Curve):
     def __post_init__(self) -> None:
         if not self.curve.length:
             raise ValueError(f"only a curve with an end has a share done, got {self.curve!r}; say until(STEP) first")
-        real_number("k_decay", self.k, above=0)
+        settle(self, k=real_number("k_decay", self.k, above=0))
 
     def value(self, step: float) -> float:
         assert self.curve.length

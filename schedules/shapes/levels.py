@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from ..checks import real_number
+from ..checks import real_number, settle
 from ..curves import Curve, cycle_at
 
 __all__ = ["Milestones", "Stairs"]
@@ -23,9 +23,9 @@ class Stairs(Curve):
     mul: float = 1.0
 
     def __post_init__(self) -> None:
-        real_number("every", self.every, above=0)
-        real_number("rate", self.rate, at_least=0)
-        real_number("mul", self.mul, above=0)
+        settle(self, every=real_number("every", self.every, above=0))
+        settle(self, rate=real_number("rate", self.rate, at_least=0))
+        settle(self, mul=real_number("mul", self.mul, above=0))
 
     def value(self, step: float) -> float:
         index, _, _ = cycle_at(step, self.every, self.mul)
@@ -40,11 +40,10 @@ class Milestones(Curve):
     rate: float
 
     def __post_init__(self) -> None:
-        for milestone in self.milestones:
-            real_number("milestones", milestone, at_least=0)
+        settle(self, milestones=tuple(real_number("milestones", each, at_least=0) for each in self.milestones))
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones must be in ascending order, got {self.milestones!r}")
-        real_number("rate", self.rate, at_least=0)
+        settle(self, rate=real_number("rate", self.rate, at_least=0))
 
     def value(self, step: float) -> float:
         return float(self.rate ** bisect_right(self.milestones, step))

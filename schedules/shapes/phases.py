@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..checks import choice, real_number, whole_number
+from ..checks import choice, real_number, settle, whole_number
 from ..curves import Curve
 
 __all__ = ["TRIANGLES", "Phases", "Triangles"]
@@ -35,8 +35,7 @@ class Phases(Curve):
 
     def __post_init__(self) -> None:
         for name in ("levels", "stops"):
-            for number in getattr(self, name):
-                real_number(name, number)
+            settle(self, **{name: tuple(real_number(name, number) for number in getattr(self, name))})
         if not self.stops or len(self.levels) != len(self.stops) + 1:
             raise ValueError(f"one level more than stops is needed, got {self.levels!r} and {self.stops!r}")
         choice("shape", self.shape, ("cosine", "linear"))
@@ -89,10 +88,10 @@ class Triangles(Curve):
     per_step: bool = False
 
     def __post_init__(self) -> None:
-        whole_number("up", self.up, at_least=1)
-        whole_number("down", self.down)
+        settle(self, up=whole_number("up", self.up, at_least=1))
+        settle(self, down=whole_number("down", self.down))
         choice("mode", self.mode, TRIANGLES)
-        real_number("gamma", self.gamma, above=0)
+        settle(self, gamma=real_number("gamma", self.gamma, above=0))
         if self.scale is not None and not callable(self.scale):
             raise TypeError(f"scale_fn must be a function of the cycle or of the step, got {self.scale!r}")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checks import real_number, whole_number
+from ..checks import real_number, settle, whole_number
 from ..curves import Curve
 from .basic import Timed
 
@@ -25,7 +25,7 @@ class Geometric(Curve):
     factor: float
 
     def __post_init__(self) -> None:
-        real_number("factor", self.factor, at_least=0)
+        settle(self, factor=real_number("factor", self.factor, at_least=0))
 
     def value(self, step: float) -> float:
         return float(self.factor**step)
@@ -51,8 +51,8 @@ class Products(Curve):
 
     def __post_init__(self) -> None:
         if not callable(self.factors):
-            for index, factor in enumerate(self.factors):
-                real_number(f"factor {index}", factor, at_least=0)
+            factors = (real_number(f"factor {i}", factor, at_least=0) for i, factor in enumerate(self.factors))
+            settle(self, factors=tuple(factors))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Products, (self.factors,)
@@ -110,7 +110,8 @@ class Chebyshev(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real_number("big", self.big, at_least=real_number("small", self.small, above=0))
+        settle(self, small=real_number("small", self.small, above=0))
+        settle(self, big=real_number("big", self.big, at_least=self.small))
 
     def value(self, step: float) -> float:
         steps = max(1, self.steps)
@@ -143,7 +144,7 @@ class Noam(Curve):
     warmup: int
 
     def __post_init__(self) -> None:
-        whole_number("warmup", self.warmup, at_least=1)
+        settle(self, warmup=whole_number("warmup", self.warmup, at_least=1))
 
     def value(self, step: float) -> float:
         number = step + 1
@@ -161,7 +162,7 @@ class PowerLaw(Curve):
     exponent: float
 
     def __post_init__(self) -> None:
-        real_number("exponent", self.exponent)
+        settle(self, exponent=real_number("exponent", self.exponent))
 
     def value(self, step: float) -> float:
         return float(max(1.0, step) ** self.exponent)

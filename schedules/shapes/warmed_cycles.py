@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import real_number, whole_number
+from ..checks import real_number, settle, whole_number
 from ..curves import Curve
 
 __all__ = ["CyclePeaks", "WarmedCycles"]
@@ -29,12 +29,14 @@ class WarmedCycles(Curve):
     mul: float = 1.0
 
     def __post_init__(self) -> None:
-        warmup = whole_number("num_warmup_steps", self.warmup)
-        if whole_number("first_cycle_steps", self.first) <= warmup:
+        settle(self, warmup=whole_number("num_warmup_steps", self.warmup))
+        settle(self, first=whole_number("first_cycle_steps", self.first))
+        if self.first <= self.warmup:
             raise ValueError(
-                f"first_cycle_steps={self.first} must be more than num_warmup_steps={warmup}, which every cycle has"
+                f"first_cycle_steps={self.first} must be more than num_warmup_steps={self.warmup}, which every cycle "
+                f"has"
             )
-        real_number("cycle_mult", self.mul, above=0)
+        settle(self, mul=real_number("cycle_mult", self.mul, above=0))
 
     def cycle(self, step: float) -> tuple[int, float, int]:
         """Return the cycle that ``step`` lies in, counted from 0, the step in that cycle, and the cycle's length."""
@@ -67,7 +69,7 @@ class CyclePeaks(Curve):
     gamma: float
 
     def __post_init__(self) -> None:
-        real_number("gamma", self.gamma, above=0, at_most=1)
+        settle(self, gamma=real_number("gamma", self.gamma, above=0, at_most=1))
 
     def value(self, step: float) -> float:
         return float(self.gamma ** self.of.cycle(step)[0])
