@@ -1,7 +1,7 @@
 """The engine: runs any rule over many parameters. Knows no optimizer by name."""
 
 from hfoptim.engine.apply import Decay
-from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, RuleOptimizer, unwrap, unwrap_all
+from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.rule import (
     ELEMENT,
     MATRIX,
@@ -42,6 +42,7 @@ __all__ = [
     "rms",
     "rule",
     "scalar",
+    "unmasked",
     "unwrap",
     "unwrap_all",
     "zeros",

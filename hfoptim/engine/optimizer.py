@@ -202,7 +202,7 @@ class RuleOptimizer(Optimizer):
         Raises:
             ValueError: it is another optimizer's, or its groups, parameters or shapes are not these; nothing changed.
         """
-        checkpoint.load(self, state_dict)
+        checkpoint.load(unmasked(self), state_dict)
 
     def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
         """Whether a hyper-parameter of a peer's checkpoint that this class has not changes nothing at that value.
@@ -434,7 +434,7 @@ def _check_precision(group: Mapping[str, Any]) -> None:
 
 
 def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any:
-    """The optimizer inside wrappers, such as Accelerate's, that hold the next one in `.optimizer`.
+    """The optimizer inside wrappers, such as Accelerate's and Lightning's, that hold the next one in `.optimizer`.
 
     Args:
         optimizer: an optimizer, wrapped or not.
@@ -443,12 +443,25 @@ def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any
     Returns:
         The first of that class, or None where there is none.
     """
-    while wanted is None or not isinstance(optimizer, wanted):
+    while True:
+        optimizer = unmasked(optimizer)
+        if wanted is not None and isinstance(optimizer, wanted):
+            return optimizer
         inner = getattr(optimizer, "optimizer", None)
         if inner is None:
             return optimizer if wanted is None else None
         optimizer = inner
-    return optimizer
+
+
+def unmasked(optimizer: Any) -> Any:
+    """The optimizer itself, where an object around it passes itself off as it, as those of Lightning and Fabric do.
+
+    Their class is made to derive from that of what they hold in `.optimizer`: methods of that class are found on them,
+    and would write into them.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    masked = inner is not None and inner is not optimizer and isinstance(optimizer, type(inner))
+    return unmasked(inner) if masked else optimizer
 
 
 def unwrap_all(optimizer: Any, wanted: type | tuple[type, ...]) -> list[Any]:
@@ -461,6 +474,7 @@ def unwrap_all(optimizer: Any, wanted: type | tuple[type, ...]) -> list[Any]:
     Returns:
         Those found, in order.
     """
+    optimizer = unmasked(optimizer)
     if isinstance(optimizer, wanted):
         return [optimizer]
     inside = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "optimizer", None)]

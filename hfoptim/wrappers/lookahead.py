@@ -84,7 +84,7 @@ class Lookahead(Wrapper):
             for param in group["params"]:
                 if param.requires_grad and param not in slow:
                     slow[param] = param.detach().clone()
-        loss = self.optimizer.step(closure)
+        loss = self._inner.step(closure)
         if self._only_made_state():
             return loss
         for group in self.param_groups:
@@ -122,7 +122,7 @@ class Lookahead(Wrapper):
         momenta = {param: _momentum(self.state[param]) for param in stepped}
         if any(momentum is None for momentum in momenta.values()):
             raise ValueError(
-                f"pullback_momentum needs a momentum ({' or '.join(MOMENTA)}), and {type(self.optimizer).__name__} "
+                f"pullback_momentum needs a momentum ({' or '.join(MOMENTA)}), and {type(self._inner).__name__} "
                 f"keeps none; use pullback_momentum='none'"
             )
         if reset:

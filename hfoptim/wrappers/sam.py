@@ -17,6 +17,8 @@ from hfoptim.wrappers.wrapper import Wrapper
 
 OLD = "old_p"
 TINY = 1e-12
+# What a gradient that a step has used, or that was set to zero, is marked by, with its version then.
+USED = "_hfoptim_sam_used"
 
 
 class SAM(Wrapper):
@@ -32,8 +34,11 @@ class SAM(Wrapper):
         loss(model, batch).backward();  optimizer.first_step(zero_grad=True)
         loss(model, batch).backward();  optimizer.second_step(zero_grad=True)
 
-    or with the gradient at p already there and a closure, which computes loss and gradient once more and returns the
-    loss: `optimizer.step(closure)`. The weights are set back to the saved p, bit for bit, also if the closure raises.
+    or by `optimizer.step(closure)`, with a closure that computes the loss of the step's batch, calls backward and returns
+    the loss. If gradients are there already, they are the first ones and the closure computes the second. If there are
+    none, or only those that the last step has used, the closure computes both: so torch's loops work, whose closures
+    begin with `zero_grad()`, and Lightning's automatic optimization. The weights are set back to the saved p, bit for
+    bit, also if the closure raises.
 
     The wrapper and the base optimizer share parameter groups, state and defaults; `rho` and `adaptive` lie in the
     groups, where they may differ and be changed. With `maximize`, the worst point is where the objective is lowest.
@@ -52,7 +57,8 @@ class SAM(Wrapper):
         TypeError: `base_optimizer` is none of the three, or an option of the wrong type.
         ValueError: an option out of range, an unknown name, or `params` are not those of the optimizer given.
             From `step`: without a closure.
-        RuntimeError: from the steps: no parameter has a gradient, or they are taken in the wrong order.
+        RuntimeError: from the steps: no parameter has a gradient, they are taken in the wrong order, or Lightning
+            accumulates gradients over batches.
 
     Source:
         Foret et al., arXiv 2010.01412; adaptive: Kwon et al., arXiv 2102.11600; davda54/sam, which
@@ -79,7 +85,7 @@ class SAM(Wrapper):
     @property
     def base_optimizer(self) -> Optimizer:
         """The optimizer that takes the steps."""
-        return self.optimizer
+        return self._inner
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         number("rho", group["rho"])
@@ -122,39 +128,70 @@ class SAM(Wrapper):
             RuntimeError: `first_step` was not called before.
         """
         self._go_back()
-        self.optimizer.step()
+        self._inner.step()
         if zero_grad:
             self.zero_grad()
+        self._mark_used()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self._mark_used()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take both steps, starting from the gradients that are there.
+        """Take both steps.
 
         Args:
-            closure: computes loss and gradients once more and returns the loss; the gradients are None when it is
-                called, once, with gradients enabled.
+            closure: computes the loss and the gradients of this step's batch and returns the loss. Called with gradients
+                enabled: once, without gradients there, if the first gradients are there when `step` is called, else
+                twice. Gradients that the last step has used and nobody has changed since count as not there.
 
         Returns:
-            The closure's loss: that of the worst point nearby.
+            The loss of the closure's first call: that of the worst point nearby where the first gradients were there,
+            else that of the weights.
 
         Raises:
             ValueError: no closure.
-            RuntimeError: no parameter has a gradient.
+            RuntimeError: no parameter has a gradient, or Lightning has accumulated gradients of earlier batches, which
+                its closure cannot compute again.
         """
         if closure is None:
             raise ValueError(
                 "SAM takes two gradients per step: give step a closure that computes the second one, or call "
                 "first_step and second_step"
             )
+        first = None
+        if all(getattr(grad, USED, None) == grad._version for grad in self._gradients()):
+            self.zero_grad()
+            with torch.enable_grad():
+                first = closure()
+            if first is None and _automatic(closure) and not any(True for _ in self._gradients()):
+                return None  # training_step has returned None, which tells Lightning to leave the batch out
+        elif _automatic(closure):
+            raise RuntimeError(
+                "gradients of earlier batches are there, and SAM needs all gradients of a step at two points, where "
+                "Lightning computes those of the last batch only; use accumulate_grad_batches=1 and larger batches, or "
+                "manual optimization"
+            )
         self.first_step(zero_grad=True)
         try:
             with torch.enable_grad():
-                loss = closure()
+                second = closure()
         except BaseException:
             self._go_back()
             raise
         self.second_step()
-        return loss
+        return second if first is None else first
+
+    def _gradients(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    yield param.grad
+
+    def _mark_used(self) -> None:
+        for grad in self._gradients():
+            setattr(grad, USED, grad._version)
 
     def _go_back(self) -> None:
         saved = self.kept[OLD]
@@ -174,12 +211,20 @@ class SAM(Wrapper):
                     norm = torch.linalg.vector_norm(sized, dtype=torch.promote_types(sized.dtype, torch.float32))
                     parts.setdefault(groups_of(param), []).append(norm)
         if not parts:
-            raise RuntimeError("SAM starts from gradients, and no parameter has one; call loss.backward() before")
+            raise RuntimeError("SAM starts from gradients, and no parameter has one; call loss.backward() before, or in the closure")
         sums = {
             groups: {"square": torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()}
             for groups, norms in parts.items()
         }
         return sum_over_ranks(sums)["square"].sqrt()
+
+
+def _automatic(closure: Any) -> bool:
+    """Whether a closure is that of Lightning's automatic optimization, which makes all gradients of a batch itself.
+
+    It comes as a partial with the LightningModule among its arguments.
+    """
+    return any(getattr(given, "automatic_optimization", False) is True for given in getattr(closure, "args", ()))
 
 
 def _made(params: Any, base: Any, options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, clone, sharding, unwrap
+from hfoptim.engine import checkpoint, clone, sharding, unmasked, unwrap
 
 
 class Wrapper(Optimizer):
@@ -35,7 +35,8 @@ class Wrapper(Optimizer):
     # What is kept for each parameter, by its name in the state_dict; whether it is a copy of it, of the same dtype.
     keeps: ClassVar[Mapping[str, bool]] = {}
 
-    optimizer: Optimizer
+    # Not under the name `optimizer`: there Lightning's wrapper, whose class imitates this one, has this one.
+    _inner: Optimizer
     own: dict[str, Any]
     kept: dict[str, dict[Tensor, Tensor]]
 
@@ -58,7 +59,7 @@ class Wrapper(Optimizer):
         for group in optimizer.param_groups:
             self.check_group({**own, **group})
         # Not Optimizer.__init__, which would make groups and state of its own.
-        super().__setstate__({"optimizer": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
+        super().__setstate__({"_inner": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
         self.complete_groups()
 
     def check_inner(self, optimizer: Optimizer) -> None:
@@ -70,45 +71,50 @@ class Wrapper(Optimizer):
     # -- what is the inner optimizer's ----------------------------------------------------------------------------
 
     @property
+    def optimizer(self) -> Optimizer:
+        """The inner optimizer."""
+        return self._inner
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The inner optimizer's parameter groups."""
-        return self.optimizer.param_groups
+        return self._inner.param_groups
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = groups
+        self._inner.param_groups = groups
 
     @property
     def state(self) -> Any:
         """The inner optimizer's state."""
-        return self.optimizer.state
+        return self._inner.state
 
     @state.setter
     def state(self, state: Any) -> None:
-        self.optimizer.state = state
+        self._inner.state = state
 
     @property
     def defaults(self) -> dict[str, Any]:
         """The inner optimizer's defaults."""
-        return self.optimizer.defaults
+        return self._inner.defaults
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
-        self.optimizer.defaults = defaults
+        self._inner.defaults = defaults
 
     @property
     def is_second_order(self) -> bool:
         """Whether gradients need a graph: `loss.backward(create_graph=True)`. timm's training loops ask for it."""
-        return bool(getattr(self.optimizer, "is_second_order", False))
+        return bool(getattr(self._inner, "is_second_order", False))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients, or set them to zero."""
-        self.optimizer.zero_grad(set_to_none=set_to_none)
+        self._inner.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; options it does not name are the optimizers' defaults."""
         self.check_group({**self.own, **param_group})
-        self.optimizer.add_param_group(param_group)
+        self._inner.add_param_group(param_group)
         self.complete_groups()
 
     def complete_groups(self) -> None:
@@ -120,14 +126,14 @@ class Wrapper(Optimizer):
     # -- copies and checkpoints -----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer, "own": self.own, "kept": self.kept}
+        return {"_inner": self._inner, "own": self.own, "kept": self.kept}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs: the inner optimizer's state_dict, with what the wrapper keeps in it."""
         return hooked_state_dict(self, self._state_dict)
 
     def _state_dict(self) -> dict[str, Any]:
-        state_dict = self.optimizer.state_dict()
+        state_dict = self._inner.state_dict()
         state = dict(state_dict["state"])
         keys = [group["params"] for group in state_dict["param_groups"]]
         for key, param in self._pairs(keys):
@@ -146,7 +152,8 @@ class Wrapper(Optimizer):
         Raises:
             ValueError: its groups, parameters or shapes are not these, or the inner optimizer does not take it.
         """
-        hooked_load(self, state_dict, self._load)
+        inner = unmasked(self)
+        hooked_load(inner, state_dict, inner._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         groups = checkpoint.reordered_groups(self, state_dict)
@@ -163,7 +170,7 @@ class Wrapper(Optimizer):
                 state[key] = {name: value for name, value in entry.items() if name not in found}
                 if not state[key]:  # a parameter that the inner optimizer has not stepped yet
                     del state[key]
-        self.optimizer.load_state_dict({**state_dict, "state": state, "param_groups": groups})
+        self._inner.load_state_dict({**state_dict, "state": state, "param_groups": groups})
         self.kept = kept
         self.complete_groups()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import sys
+import types
 
 import peers
 import pytest
@@ -98,6 +100,99 @@ def test_both_ways_of_stepping_are_one():
         theirs.second_step(zero_grad=True)
         assert loss.item() == worst.item()
     assert_same(values(mine), values(other))
+
+
+def by_hand(optimizer, params, t):
+    """One step in two halves, from the gradients at the weights."""
+    optimizer.zero_grad()
+    loss = loss_of(params, t)
+    loss.backward()
+    optimizer.first_step(zero_grad=True)
+    loss_of(params, t).backward()
+    optimizer.second_step()
+    return loss
+
+
+@pytest.mark.parametrize("cleared", ["none", "zeros", "outside", "zeros_outside", "never"])
+@every_base
+def test_a_closure_computes_both_gradients_where_there_are_none(cls, options, lr, cleared):
+    # Loops written for torch: the closure begins with zero_grad(), and what the last step has used is there before.
+    mine, other = parameters(NAMES), parameters(NAMES)
+    ours, theirs = (SAM(list(p.values()), cls, rho=0.1, **options) for p in (mine, other))
+    calls = []
+
+    def closure_of(t):
+        def closure():
+            calls.append(torch.is_grad_enabled())
+            if cleared in ("none", "zeros"):
+                ours.zero_grad(set_to_none=cleared == "none")
+            loss = loss_of(mine, t)
+            loss.backward()
+            return loss
+
+        return closure
+
+    for t in range(1, 5):
+        if cleared.endswith("outside"):
+            ours.zero_grad(set_to_none=cleared == "outside")
+        loss = ours.step(closure_of(t))
+        assert loss.item() == by_hand(theirs, other, t).item()  # at the weights
+    assert calls == [True] * 8
+    assert_same(values(mine), values(other))
+    assert_same(ours.state_dict(), theirs.state_dict())
+
+
+def test_gradients_that_were_made_since_the_last_step_are_the_first_ones():
+    mine, other = parameters(NAMES), parameters(NAMES)
+    ours, theirs = (SAM(list(p.values()), torch.optim.SGD, lr=1e-2) for p in (mine, other))
+    calls = []
+    for t in range(1, 5):
+        for optimizer, params in ((ours, mine), (theirs, other)):
+            if t % 2:  # otherwise they are added to those of the last step
+                optimizer.zero_grad(set_to_none=t == 3)
+            loss_of(params, t).backward()
+
+        def closure(t=t):
+            calls.append(t)
+            loss = loss_of(mine, t)
+            loss.backward()
+            return loss
+
+        ours.step(closure)
+        theirs.first_step(zero_grad=True)
+        loss_of(other, t).backward()
+        theirs.second_step()
+    assert calls == [1, 2, 3, 4]
+    assert_same(values(mine), values(other))
+
+
+def test_what_lightnings_automatic_optimization_cannot_repeat_is_refused_and_what_it_leaves_out_is_left_out():
+    # Lightning hands its closure over in a partial, with the module; backward of earlier batches came before.
+    module = types.SimpleNamespace(automatic_optimization=True)
+    params = parameters(NAMES)
+    optimizer = SAM(list(params.values()), "adamw", lr=1e-2)
+    start = values(params)
+    loss_of(params).backward()
+    with pytest.raises(RuntimeError, match=r"gradients of earlier batches are there.*accumulate_grad_batches=1"):
+        optimizer.step(functools.partial(lambda _: loss_of(params).backward(), module))
+    optimizer.zero_grad()
+    assert optimizer.step(functools.partial(lambda _: None, module)) is None
+    assert_same(values(params), start)
+    assert not any(optimizer.state.values())
+
+
+def test_a_closure_that_fails_before_the_first_gradients_changes_nothing():
+    params = parameters(NAMES)
+    start = values(params)
+    optimizer = SAM(list(params.values()), "adamw", lr=1e-2)
+
+    def closure():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    by_hand(optimizer, params, 1)
+    assert_moved(params, start)
 
 
 def test_maximize_looks_for_the_lowest_point():
@@ -201,7 +296,7 @@ def test_a_gradient_that_only_the_second_pass_has_is_used():
     assert_moved(params, start)
 
 
-def test_the_closure_is_called_once_without_gradients_and_with_gradients_enabled():
+def test_the_closure_is_called_once_where_the_first_gradients_are_there():
     params = parameters(NAMES)
     optimizer = SAM(list(params.values()), "adamw", lr=1e-2)
     calls = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hfoptim.engine.optimizer import RuleOptimizer, Survey, unwrap, unwrap_all
+from hfoptim.engine.optimizer import RuleOptimizer, Survey, unmasked, unwrap, unwrap_all
 
 
 class Release:
@@ -190,14 +190,14 @@ def is_released(param: Tensor) -> bool:
 
 
 def releasable(optimizer: Any) -> RuleOptimizer:
-    """The optimizer itself, without Accelerate's wrapper.
+    """The optimizer itself, without Accelerate's or Lightning's wrapper.
 
     Raises:
         ValueError: it cannot step one parameter at a time.
     """
-    inner = optimizer
+    inner = unmasked(optimizer)
     while type(inner).__module__.split(".")[0] == "accelerate":
-        inner = inner.optimizer
+        inner = unmasked(inner.optimizer)
     name = type(inner).__name__
     if not isinstance(inner, RuleOptimizer):
         why = "it is not an optimizer of hfoptim"
