@@ -34,11 +34,11 @@ class SAM(Wrapper):
         loss(model, batch).backward();  optimizer.first_step(zero_grad=True)
         loss(model, batch).backward();  optimizer.second_step(zero_grad=True)
 
-    or by `optimizer.step(closure)`, with a closure that computes the loss of the step's batch, calls backward and returns
-    the loss. If gradients are there already, they are the first ones and the closure computes the second. If there are
-    none, or only those that the last step has used, the closure computes both: so torch's loops work, whose closures
-    begin with `zero_grad()`, and Lightning's automatic optimization. The weights are set back to the saved p, bit for
-    bit, also if the closure raises.
+    or by `optimizer.step(closure)`, with a closure that computes the loss of the step's batch, calls backward and
+    returns the loss. If gradients are there already, they are the first ones and the closure computes the second. If
+    there are none, or only those that the last step has used, the closure computes both: so torch's loops work, whose
+    closures begin with `zero_grad()`, and Lightning's automatic optimization. The weights are set back to the saved p,
+    bit for bit, also if the closure raises.
 
     The wrapper and the base optimizer share parameter groups, state and defaults; `rho` and `adaptive` lie in the
     groups, where they may differ and be changed. With `maximize`, the worst point is where the objective is lowest.
@@ -142,9 +142,10 @@ class SAM(Wrapper):
         """Take both steps.
 
         Args:
-            closure: computes the loss and the gradients of this step's batch and returns the loss. Called with gradients
-                enabled: once, without gradients there, if the first gradients are there when `step` is called, else
-                twice. Gradients that the last step has used and nobody has changed since count as not there.
+            closure: computes the loss and the gradients of this step's batch and returns the loss. Called with
+                gradients enabled: once, without gradients there, if the first gradients are there when `step` is
+                called, else twice. Gradients that the last step has used and nobody has changed since count as not
+                there.
 
         Returns:
             The loss of the closure's first call: that of the worst point nearby where the first gradients were there,
@@ -211,7 +212,9 @@ class SAM(Wrapper):
                     norm = torch.linalg.vector_norm(sized, dtype=torch.promote_types(sized.dtype, torch.float32))
                     parts.setdefault(groups_of(param), []).append(norm)
         if not parts:
-            raise RuntimeError("SAM starts from gradients, and no parameter has one; call loss.backward() before, or in the closure")
+            raise RuntimeError(
+                "SAM starts from gradients, and no parameter has one; call loss.backward() before, or in the closure"
+            )
         sums = {
             groups: {"square": torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()}
             for groups, norms in parts.items()

@@ -5,6 +5,7 @@ Methods of the optimizer's class are then found on the wrapper, with the wrapper
 
 from __future__ import annotations
 
+import pytest
 import torch
 from harness import assert_same, parameters, through_disk, train, values
 
@@ -46,20 +47,23 @@ def test_the_optimizer_itself_is_found_inside():
     assert unwrap_all(Disguise(hfoptim.CombinedOptimizer([optimizer, other])), RuleOptimizer) == [optimizer, other]
 
 
-def test_a_state_dict_goes_into_the_optimizer_itself():
-    for make in (
-        lambda: made(hfoptim.AdamW),
-        lambda: made(hfoptim.AdamWScheduleFree),
-        lambda: made(lambda params: hfoptim.Lookahead(hfoptim.AdamW(params), k=2)),
-        lambda: made(lambda params: hfoptim.CombinedOptimizer([hfoptim.Lion(params[:1]), hfoptim.AdamW(params[1:])])),
-    ):
-        optimizer, params = make()
-        train(optimizer, params, range(1, 4))
-        again, _ = make()
-        around = Disguise(again)
-        around.load_state_dict(through_disk(optimizer.state_dict()))
-        assert_same(again.state_dict(), optimizer.state_dict())
-        assert_same(around.state_dict(), optimizer.state_dict())
+def lookahead(params):
+    return hfoptim.Lookahead(hfoptim.AdamW(params), k=2)
+
+
+def combined(params):
+    return hfoptim.CombinedOptimizer([hfoptim.Lion(params[:1]), hfoptim.AdamW(params[1:])])
+
+
+@pytest.mark.parametrize("cls", [hfoptim.AdamW, hfoptim.AdamWScheduleFree, lookahead, combined])
+def test_a_state_dict_goes_into_the_optimizer_itself(cls):
+    optimizer, params = made(cls)
+    train(optimizer, params, range(1, 4))
+    again, _ = made(cls)
+    around = Disguise(again)
+    around.load_state_dict(through_disk(optimizer.state_dict()))
+    assert_same(again.state_dict(), optimizer.state_dict())
+    assert_same(around.state_dict(), optimizer.state_dict())
 
 
 def test_modes_are_switched_through_it():
