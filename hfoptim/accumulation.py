@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from hfoptim.engine.names import bare_names_of, listed
 from hfoptim.engine.runners.release import is_released
-from hfoptim.gradient_sums import GradientSums, check_same_kind, check_same_names, checked_weight, is_sharded
+from hfoptim.gradient_sums import GradientSums, check_same_kind, checked_weight, is_sharded, same_names
 
 Gradients: TypeAlias = Iterable[Tensor | None] | Mapping[str, Tensor | None]
 Parameters: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
@@ -253,12 +254,16 @@ class GradientAccumulator:
             raise ValueError(f"state_dict is not one of a GradientAccumulator: it lacks {missing}.")
         if state_dict["reduction"] != self._reduction:
             raise ValueError(f"state_dict has reduction {state_dict['reduction']!r}, this one {self._reduction!r}.")
-        loaded = dict(zip(state_dict["names"], state_dict["sums"], strict=True))
+        names, values = state_dict["names"], state_dict["sums"]
+        if len(names) != len(values):
+            raise ValueError(f"state_dict has {len(names)} names ({listed(map(repr, names))}) for {len(values)} sums.")
+        loaded = dict(zip(names, values, strict=True))
         sums = self._sums or (GradientSums(list(loaded)) if loaded else None)
         if sums is not None:
-            check_same_names("The gradients of state_dict", loaded, sums.names)
-            sums.check([loaded[name] for name in sums.names], self._params, moved=True)
-            sums.load([loaded[name] for name in sums.names], state_dict["weight"], self._params)
+            saved = same_names("The gradients of state_dict", loaded, sums.names)
+            values = [loaded[saved[name]] for name in sums.names]
+            sums.check(values, self._params, moved=True)
+            sums.load(values, state_dict["weight"], self._params)
         self._sums = sums
         self._step, self._as_dict = state_dict["step"], state_dict["as_dict"]
         self._applied, self._weighted = state_dict["applied"], state_dict["weighted"]
@@ -271,8 +276,8 @@ class GradientAccumulator:
             raise TypeError("gradients must be a sequence or a dict of tensors, not one tensor.")
         if isinstance(gradients, Mapping):
             sums = self._sums or GradientSums(list(gradients))
-            check_same_names("The gradients", gradients, sums.names)
-            grads = [gradients[name] for name in sums.names]
+            given = same_names("The gradients", gradients, sums.names)
+            grads = [gradients[given[name]] for name in sums.names]
         elif self._as_dict and self._params is None:
             raise TypeError("gradients must be a dict, as in the calls before.")
         else:
@@ -290,7 +295,7 @@ class GradientAccumulator:
             raise ValueError("gradients must be given: the accumulator was made without parameters.")
         if self._module is not None:
             names, params = _listed(self._module)
-            check_same_names("The module's parameters", names, self._sums.names)
+            same_names("The module's parameters", names, self._sums.names)
             replaced = [name for name, now, then in zip(names, params, self._params, strict=True) if now is not then]
             if replaced:
                 raise ValueError(f"The module's parameters {replaced} were replaced: make a new accumulator.")
@@ -315,9 +320,9 @@ class GradientAccumulator:
             return targets
         known = self._sums.names
         if self._as_dict or not any(name.isdigit() for name in (*names, *known)):  # positions are no names
-            check_same_names("params", names, known)
+            given = same_names("params", names, known)
             by_name = dict(zip(names, targets, strict=True))
-            targets = [by_name[name] for name in known]
+            targets = [by_name[given[name]] for name in known]
         if len(targets) != len(known):
             raise ValueError(f"params must be {len(known)} tensors, one for each gradient, not {len(targets)}.")
         for name, param, value in zip(known, targets, self._sums.current(), strict=True):
@@ -348,13 +353,11 @@ class GradientAccumulator:
 
 
 def _listed(params: Parameters) -> tuple[list[str], list[Tensor]]:
-    """Names and tensors. Names are positions where none are given, and those of the model inside DDP or compile."""
+    """Names and tensors. Names are positions where none are given, and those without wrappers (DDP, compile)."""
     items: Iterable[Any]
     if isinstance(params, nn.Module):
-        module: Any = params
-        while isinstance(module, DistributedDataParallel) or hasattr(module, "_orig_mod"):
-            module = module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
-        items = module.named_parameters()
+        short = bare_names_of(params)
+        items = ((short[name], param) for name, param in params.named_parameters())
     elif isinstance(params, Tensor):
         raise TypeError("params must be a module or an iterable of parameters, not one tensor.")
     else:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from hfoptim.engine.names import aligned, difference, listed
+
 SUM_DTYPE = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -165,12 +167,19 @@ def check_same_kind(what: str, tensor: Tensor, known: Tensor, *, moved: bool = F
         raise ValueError(f"{what} is on {tensor.device}, expected {known.device}.")
 
 
-def check_same_names(what: str, names: Iterable[str], expected: Iterable[str]) -> None:
-    """Raises unless both hold the same names, in any order."""
+def same_names(what: str, names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """Which of `names` each of the expected ones is, in any order and without the parts of wrappers.
+
+    Raises:
+        ValueError: one is missing or unknown.
+    """
     got, want = list(names), list(expected)
-    if set(got) != set(want):
-        missing, unknown = [n for n in want if n not in got], [n for n in got if n not in want]
-        raise ValueError(f"{what} differ from those before: missing {missing}, unknown {unknown}.")
+    found = aligned(want, got)
+    if found is None:
+        parts = zip(("missing", "unknown"), difference(want, got), strict=True)
+        said = ", ".join(f"{word} [{listed(map(repr, which))}]" for word, which in parts if which)
+        raise ValueError(f"{what} differ from those before: {said or 'names come twice'}.")
+    return found
 
 
 def checked_weight(weight: float | Tensor | None) -> float | Tensor:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from hfoptim.engine.checks import number
+from hfoptim.engine.names import bare_names_of, matched
 from hfoptim.param_groups import ParamGroups, decayed_names, head_names, layer_scales
 
 OPTIONS = ("layer_decay", "head_lr", "param_options")
@@ -160,13 +160,14 @@ class Grouping:
     def _deciding(self, model: nn.Module, trained: list[str]) -> dict[str, str]:
         """For every name that a pattern matches, the pattern that decides."""
         deciding: dict[str, str] = {}
+        short = bare_names_of(model)
         for pattern in self.param_options:
-            matched = [name for name in trained if name == pattern or fnmatch(name, pattern)]
-            if not matched:
+            found = matched(pattern, {name: short[name] for name in trained})
+            if not found:
                 raise ValueError(f"param_options[{pattern!r}] matches no parameter: {_why_nothing(pattern, model)}")
-            left = [name for name in matched if name not in deciding]
+            left = [name for name in found if name not in deciding]
             if not left:
-                earlier = " and ".join(dict.fromkeys(repr(deciding[name]) for name in matched))
+                earlier = " and ".join(dict.fromkeys(repr(deciding[name]) for name in found))
                 raise ValueError(
                     f"param_options[{pattern!r}] decides nothing: what it matches is matched by {earlier} before it, "
                     f"and the first pattern decides; put it first"
@@ -235,22 +236,23 @@ def param_groups_options(
 def _ties(model: nn.Module) -> dict[str, str]:
     """Other names of parameters that are found at several places, with the name under which they are grouped."""
     own = {id(param): name for name, param in model.named_parameters()}
-    everywhere = model.named_parameters(remove_duplicate=False)
-    return {name: own[id(param)] for name, param in everywhere if own[id(param)] != name}
+    everywhere, short = model.named_parameters(remove_duplicate=False), bare_names_of(model)
+    return {name: own[id(param)] for name, param in everywhere if short[own[id(param)]] != short[name]}
 
 
 def _why_nothing(pattern: str, model: nn.Module) -> str:
-    names = [name for name, _ in model.named_parameters()]
-    frozen = [name for name in names if name == pattern or fnmatch(name, pattern)]
+    short, ties = bare_names_of(model), _ties(model)
+    frozen = matched(pattern, {name: short[name] for name, _ in model.named_parameters()})
     if frozen:
         return f"{frozen[0]} is frozen"
-    tied = {name: own for name, own in _ties(model).items() if name == pattern or fnmatch(name, pattern)}
+    tied = matched(pattern, {name: short[name] for name in ties})
     if tied:
-        return ", ".join(f"{name} is tied to {own}, write that name" for name, own in tied.items())
+        return ", ".join(f"{name} is tied to {ties[name]}, write that name" for name in tied)
+    names = [short[name] for name, _ in model.named_parameters()]
     near = get_close_matches(pattern, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
-    words = {word for name in (*names, *_ties(model)) for word in name.split(".")}
+    words = {word for name in (*names, *(short[name] for name in ties)) for word in name.split(".")}
     for word in re.split(r"[.*?\[\]!]+", pattern):
         near = [] if not word or word in words else get_close_matches(word, words, n=3, cutoff=0.6)
         if near:

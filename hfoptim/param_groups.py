@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 
 from hfoptim.engine.checks import number, strings
+from hfoptim.engine.names import bare, bare_names_of, matched, unwrapped
 
 ParamGroups = list[dict[str, Any]]
 
 _INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 
 
-def _undecayed(model: nn.Module, extra: Iterable[str]) -> list[str]:
-    """Names and patterns of parameters without decay: those given and those the model itself names."""
-    own = getattr(model, "no_weight_decay", None)
-    return [*strings("no_weight_decay_list", extra), *(own() if callable(own) else ())]
+def _undecayed(model: nn.Module, extra: Iterable[str]) -> set[int]:
+    """The ids of parameters without decay: those given, and those that the model or a part of it names."""
+    exempt = _matching(model, strings("no_weight_decay_list", extra))
+    for module in model.modules():
+        own = getattr(module, "no_weight_decay", None)
+        if callable(own):  # the names are those within this part
+            exempt |= _matching(module, own())
+    return exempt
 
 
-def _is_decayed(name: str, param: nn.Parameter, exempt: list[str], exclude_1d: bool) -> bool:
-    if exclude_1d and (param.ndim <= 1 or name.endswith("bias")):
-        return False
-    return not any(name == pattern or fnmatch(name, pattern) for pattern in exempt)
+def _matching(module: nn.Module, patterns: Iterable[str]) -> set[int]:
+    """The ids of the parameters whose names in a module one of the patterns matches."""
+    params, short = dict(module.named_parameters()), bare_names_of(module)
+    names = {name: short[name] for name in params}
+    return {id(params[name]) for pattern in patterns for name in matched(pattern, names)}
 
 
 def param_groups_weight_decay(
@@ -39,7 +44,7 @@ def param_groups_weight_decay(
         model: its trainable parameters are grouped, each once.
         weight_decay (default 1e-5): of the first group.
         no_weight_decay_list (()): names or wildcard patterns of further parameters without decay, besides those that
-            `model.no_weight_decay()` names, if it has that method.
+            `model.no_weight_decay()` names, if it or a part of it has that method.
 
     Returns:
         Parameter groups with named parameters; empty ones are left out.
@@ -62,12 +67,16 @@ def decayed_names(model: nn.Module, no_weight_decay_list: Iterable[str] = (), ex
     """The names of the parameters that get weight decay, frozen ones too.
 
     Args:
-        model: the model; what its `no_weight_decay()` names is not decayed, if it has that method.
+        model: the model; what its `no_weight_decay()` names is not decayed, if it or a part of it has that method.
         no_weight_decay_list (default ()): names or wildcard patterns of further parameters without decay.
         exclude_1d (True): biases, norms and other vectors are not decayed.
     """
     exempt = _undecayed(model, no_weight_decay_list)
-    return {name for name, param in model.named_parameters() if _is_decayed(name, param, exempt, exclude_1d)}
+    return {
+        name
+        for name, param in model.named_parameters()
+        if id(param) not in exempt and not (exclude_1d and (param.ndim <= 1 or name.endswith("bias")))
+    }
 
 
 # What heads are called where they are parts of the model itself.
@@ -82,8 +91,9 @@ def head_names(model: nn.Module) -> list[str]:
     classifier that timm's models name, and the model's own parts that are called as heads are. Weights that are tied to
     others, such as embeddings, are no head.
     """
-    adapted = getattr(model, "get_base_model", None)  # of peft
-    own = _head_params(adapted() if callable(adapted) else model)
+    inside = unwrapped(model)
+    adapted = getattr(inside, "get_base_model", None)  # of peft
+    own = _head_params(unwrapped(adapted()) if callable(adapted) else inside)
     return [name for name, param in model.named_parameters() if id(param) in own]
 
 
@@ -97,8 +107,15 @@ def _head_params(model: nn.Module) -> set[int]:
         find = getattr(model, name, None)
         found = find() if callable(find) else None
         heads += [found] if isinstance(found, nn.Module) else []
-    places = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
-    return {id(param) for head in heads for param in head.parameters() if places[id(param)] == 1}
+    return {id(param) for head in heads for param in head.parameters()} - _tied(model)
+
+
+def _tied(model: nn.Module) -> set[int]:
+    """The ids of the parameters that a model has at several places."""
+    names, places = bare_names_of(model), defaultdict(set)
+    for name, param in model.named_parameters(remove_duplicate=False):
+        places[id(param)].add(names[name])
+    return {param for param, found in places.items() if len(found) > 1}
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
@@ -238,7 +255,7 @@ def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
     """
     if len(shape) < 2 or shape[1] == 1 or min(shape[0], math.prod(shape[1:])) < 2:
         return False
-    return _AT_THE_ENDS.search(name) is None
+    return _AT_THE_ENDS.search(bare(name)) is None
 
 
 def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) -> ParamGroups:
@@ -255,16 +272,14 @@ def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) ->
         The groups in their order, each as one with `use_muon=True` and one with `use_muon=False`; empty ones are left
         out. Stacks of matrices, such as the experts of a layer, have a group of their own with `stacked=True`.
     """
-    places = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
-    other = {param for param, count in places.items() if count > 1}
-    kernels = set()
+    other, kernels = _tied(model), set()
     for module in model.modules():
         own = {id(param) for param in module.parameters(recurse=False)}
         if isinstance(module, _NOT_MATRICES):
             other |= own
         elif isinstance(module, nn.modules.conv._ConvNd):
             kernels |= own
-    output = getattr(model, "get_output_embeddings", None)
+    output = getattr(unwrapped(model), "get_output_embeddings", None)
     head = output() if callable(output) else None
     if isinstance(head, nn.Module):
         other |= {id(param) for param in head.parameters()}

@@ -359,7 +359,7 @@ def test_a_state_of_something_else_raises_and_changes_nothing() -> None:
         ({**good, "names": ["0", "2"]}, "missing \\['1'\\], unknown \\['2'\\]"),
         ({**good, "sums": [torch.ones(3), None]}, "shape"),
         ({**good, "sums": [torch.ones(2).double(), None]}, "dtype"),
-        ({**good, "sums": [torch.ones(2)]}, "zip"),
+        ({**good, "sums": [torch.ones(2)]}, "2 names \\('0', '1'\\) for 1 sums"),
     ]
     for state, message in bad:
         with pytest.raises(ValueError, match=message):

@@ -25,8 +25,8 @@ MAY_IMPORT = {
     # SAM takes the name of an optimizer, and asks the registry when it is made, not before.
     "hfoptim.wrappers.sam": {"hfoptim.engine", "hfoptim.wrappers", "hfoptim.registry"},
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
-    "hfoptim.param_groups": {"hfoptim.engine.checks"},
-    "hfoptim.grouping": {"hfoptim.engine.checks", "hfoptim.param_groups"},
+    "hfoptim.param_groups": {"hfoptim.engine.checks", "hfoptim.engine.names"},
+    "hfoptim.grouping": {"hfoptim.engine.checks", "hfoptim.engine.names", "hfoptim.param_groups"},
     "hfoptim.measurement": {"hfoptim.engine"},
     "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
     "hfoptim.gradient_sums": {"hfoptim.engine"},

@@ -27,6 +27,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag, integer
+from hfoptim.engine.names import bare, bare_names
 from hfoptim.optimizers.adam import corrected, moments_step
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class AdamMini(RuleOptimizer):
         **options: Unpack[EngineOptions],
     ) -> None:
         flag("model_sharding", model_sharding, optional=True)
-        self._names: dict[Tensor, str | None] = {}
+        self._names: dict[tuple[Tensor, bool], str | None] = {}
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -208,11 +209,12 @@ class AdamMini(RuleOptimizer):
             raise ValueError(f"n_kv_heads={group['n_kv_heads']} does not divide n_heads={n_heads}")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        if param not in self._names:
-            for each in self.param_groups:
-                names = each.get("param_names") or [None] * len(each["params"])
-                self._names |= dict(zip(each["params"], names, strict=True))
-        return self._blocks(self._names[param], param, group)
+        known = param, "param_names" in group  # a loaded state_dict may bring names
+        if known not in self._names:
+            names = group.get("param_names") or [None] * len(group["params"])
+            for member, name in zip(group["params"], names, strict=True):
+                self._names[member, known[1]] = name
+        return self._blocks(self._names[known], param, group)
 
     def _blocks(self, name: str | None, param: Tensor, group: dict[str, Any]) -> Rule:
         """The rule for a parameter's blocks, by the table above."""
@@ -246,7 +248,8 @@ class AdamMini(RuleOptimizer):
 
 
 def _contains(name: str, parts: Collection[str]) -> bool:
-    return any(part in name.lower() for part in parts)
+    name = bare(name).lower()
+    return any(part in name for part in parts)
 
 
 def _describe(blocks: Rule) -> str:
@@ -265,9 +268,12 @@ def _regrouped(state_dict: Any, groups: list[dict[str, Any]]) -> Any:
     if not saved or not all({"name", "beta1", "beta2"} <= group.keys() for group in saved):
         return state_dict
     by_name = {group["name"]: group for group in saved}
+    short = bare_names(name.lower() for group in groups for name in group.get("param_names", ()))
+    by_name = {theirs: by_name[name] for name, theirs in bare_names(by_name).items()} | by_name
     regrouped = []
     for group in groups:
         names = [name.lower() for name in group.get("param_names", ())]
+        names = [name if name in by_name else short[name] for name in names]
         missing = [name for name in names if name not in by_name]
         if not names or missing:
             what = f"no parameter {missing[0]!r}" if missing else "a group per name, here parameters have none"

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
 from hfoptim.engine.checks import flag, number, strings
+from hfoptim.engine.names import bare_names, searched
 from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -153,15 +154,19 @@ class AdamWeightDecay(RuleOptimizer):
             return
         names, params = _names_and_params(param_group["params"])
         rate = param_group.get("weight_decay", self.defaults["weight_decay"])
+        decaying = self._decaying(names)
         for decayed in (True, False):
-            chosen = [(n, p) for n, p in zip(names, params, strict=True) if self._decays(n) is decayed]
+            chosen = [(n, p) for n, p in zip(names, params, strict=True) if (n in decaying) is decayed]
             if chosen:
                 super().add_param_group({**param_group, "params": chosen, "weight_decay": rate if decayed else 0.0})
 
-    def _decays(self, name: str) -> bool:
-        if any(re.search(pattern, name) for pattern in self.include_in_weight_decay):
-            return True
-        return not any(re.search(pattern, name) for pattern in self.exclude_from_weight_decay)
+    def _decaying(self, names: list[str]) -> set[str]:
+        short = bare_names(names)
+        included, excluded = (
+            {name for pattern in patterns for name in searched(pattern, short)}
+            for patterns in (self.include_in_weight_decay, self.exclude_from_weight_decay)
+        )
+        return included | ({*names} - excluded)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)

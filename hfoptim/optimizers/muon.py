@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, MATRIX, EngineOptions, Rule, RuleOptimizer, bias_correction, ema, nonnegative, zeros
 from hfoptim.engine.checks import closest, flag, integer, number
+from hfoptim.engine.names import bare
 from hfoptim.optimizers.adam import corrected, moments, moments_step
 from hfoptim.param_groups import is_hidden_matrix
 
@@ -292,7 +293,7 @@ def _form(name: str | None, shape: torch.Size, stacked: bool | None, qkv_split: 
     flattened = len(shape) > 2 and not stacked
     rows, columns = _flattened(shape) if flattened else shape[-2:]
     if qkv_split is None:
-        fused = name is not None and _FUSED_QKV.search(name) and max(rows, columns) == 3 * min(rows, columns)
+        fused = name is not None and _FUSED_QKV.search(bare(name)) and max(rows, columns) == 3 * min(rows, columns)
         qkv_split = 3 if fused else 1
     if isinstance(qkv_split, (list, tuple)):
         parts, across = tuple(qkv_split), sum(qkv_split) != rows
@@ -499,14 +500,15 @@ class Muon(RuleOptimizer):
 
     def _form_of(self, param: Tensor, group: dict[str, Any]) -> _Form | None:
         """How a parameter is matrices; None for what is no hidden matrix."""
-        asked = group["use_muon"], group["stacked"], group["qkv_split"]
+        # A loaded state_dict may bring names.
+        asked = group["use_muon"], group["stacked"], group["qkv_split"], "param_names" in group
         route = self._routes.get(param)
         if route is None or route.asked != asked:
             if len(self._routes) > 2 * sum(len(other["params"]) for other in self.param_groups):
                 self._routes.clear()  # parameters were exchanged, as FSDP does
             names = group.get("param_names") or [None] * len(group["params"])
             for name, member in zip(names, group["params"], strict=True):
-                self._routes[member] = _Route(asked, _routed(name, member, *asked))
+                self._routes[member] = _Route(asked, _routed(name, member, *asked[:3]))
             route = self._routes[param]
         return route.form
 

@@ -24,6 +24,8 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hfoptim.engine.names import bare_names_of
+
 __all__ = [
     "SAVING",
     "AcceleratedOptimizer",
@@ -182,13 +184,14 @@ def decay_parameter_names(model: Any) -> list[str]:
     """The names of the parameters that the Trainer gives weight decay: not biases and normalisation layers.
 
     Those of the trainer that makes its optimizer, whose class may override the method. Trainer's own uses nothing of
-    its trainer (4.57 and 5.x).
+    its trainer (4.57 and 5.x). One that writes the names by itself may not have those of wrappers (torch.compile).
     """
     try:
         find = trainer_in_charge().get_decay_parameter_names
     except RuntimeError:  # somebody else asks for the optimizer
         find = functools.partial(Trainer.get_decay_parameter_names, None)
-    return list(find(model))
+    found, names = set(find(model)), bare_names_of(model)
+    return [name for name, short in names.items() if not found.isdisjoint((name, short))]
 
 
 def add_member(kind: Any, name: str, value: str, restore: Callable[[str, str], Enum]) -> Any:
