@@ -395,7 +395,7 @@ class RuleOptimizer(Optimizer):
 
     def _plan(self, param: Tensor, group: dict[str, Any], run: runners.Runner) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
-        decays = run is runners.compiled.run or group.get("weight_decay", 0.0) != 0.0
+        decays = runners.compiled.compiles(run) or group.get("weight_decay", 0.0) != 0.0
         rule = self.rule_for(param, group)
         return plan_of(
             rule,

@@ -104,8 +104,8 @@ def totals_of(work: list[Work]) -> dict[str, Tensor]:
                 continue
             bucket, groups = sharded.gathered(bucket), ()
         with bucket.shaped() as bucket:
-            if item.run is runners.compiled.run:
-                values, bucket = runners.compiled.probe(bucket)
+            if runners.compiled.compiles(item.run):
+                values, bucket = runners.compiled.probe(bucket, item.run)
                 add_sums(sums.setdefault(groups, {}), values)
             for values in each_row(bucket, probe.fn):
                 add_sums(sums.setdefault(groups, {}), values)

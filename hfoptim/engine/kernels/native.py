@@ -101,7 +101,8 @@ def scales_place(plan: Plan) -> int:
 
 
 _programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | None] = {}
-_kernels: dict[Any, Kernel | None] = {}
+# None where no kernel is generated; the compiler's error where it fails.
+_kernels: dict[Any, Kernel | RuntimeError | None] = {}
 
 
 def _key(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Any:
@@ -137,13 +138,29 @@ def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: boo
     """
     key = _key(plan, names, row, probe)
     if key not in _kernels:
-        found = traced(plan, names, row, probe)
-        _kernels[key] = None
-        if found is not None:
-            program, layout, results = found
-            source = cpp.generate(program, layout, names, _codebook)
-            _kernels[key] = Kernel(build.load(source), program, names, results)
-    return _kernels[key]
+        _kernels[key] = _kernel(plan, names, row, probe)
+    found = _kernels[key]
+    if isinstance(found, RuntimeError):
+        raise RuntimeError(str(found))
+    return found
+
+
+def _kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Kernel | RuntimeError | None:
+    found = traced(plan, names, row, probe)
+    if found is None:
+        return None
+    program, layout, results = found
+    if _uses_float16(program, layout) and not build.has_float16():
+        return None
+    try:
+        return Kernel(build.load(cpp.generate(program, layout, names, _codebook)), program, names, results)
+    except RuntimeError as error:
+        return error
+
+
+def _uses_float16(program: Program, layout: Layout) -> bool:
+    rounded = (node.value for node in program.nodes if node.op == "round")
+    return any(slot.kept == "float16" for slot in layout.slots) or torch.float16 in rounded
 
 
 def shapeless(plan: Plan, probe: bool) -> bool:
@@ -215,8 +232,6 @@ def _codebook(kept: str) -> list[float]:
 
 def _dtype(tensor: Tensor) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
-    if name == "float16" and not build.has_float16():
-        raise Untraceable("float16 with a compiler that does not know it")
     if name not in ("float32", "float64", "bfloat16", "float16", "uint8"):
         raise Untraceable(f"tensors of {name}")
     return name
@@ -256,4 +271,4 @@ def _shapes(plan: Plan, row: storage.Row, shapeless: bool) -> list[Shape]:
 
 def compiled() -> int:
     """How many kernels this process has."""
-    return sum(k is not None for k in _kernels.values())
+    return sum(isinstance(kernel, Kernel) for kernel in _kernels.values())

@@ -7,17 +7,17 @@ through a table of addresses, and each of its programs one block of one of them 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import os
+import linecache
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfoptim.engine.apply import Plan
-from hfoptim.engine.kernels import build, native
+from hfoptim.engine.kernels import native
 from hfoptim.engine.kernels.layout import PARAM, Layout, Slot
 from hfoptim.engine.kernels.places import Places
 from hfoptim.engine.kernels.schedule import Program, Store
@@ -167,17 +167,12 @@ def _rounded(value: str, kept: str) -> str:
 
 @cache
 def load(source: str) -> Any:
-    """The kernel of a source. Triton wants to read it in a file."""
-    path = build.folder() / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(source)
-        os.replace(part, path)
-    spec = importlib.util.spec_from_file_location(f"hfoptim_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The kernel of a source."""
+    name = f"hfoptim_triton_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+    # Triton reads a function's source as tracebacks do, which find it here without a file.
+    linecache.cache[f"<{name}>"] = len(source), None, source.splitlines(keepends=True), f"<{name}>"
+    module = ModuleType(name)
+    exec(compile(source, f"<{name}>", "exec"), module.__dict__)
     return module.step
 
 

@@ -38,12 +38,15 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
         lacking = compiled.missing(device_type)
         if lacking is not None:
             raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
-        return compiled.run
+        return compiled.run_as_asked
     if group["foreach"] is not None:
         return foreach.run if group["foreach"] else loop.run
     large = numel >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
-    if group["fused"] is None and large and lacks is None and compiled.missing(device_type) is None:
-        return compiled.run
+    if group["fused"] is None and large and lacks is None:
+        lacking = compiled.missing(device_type)
+        if lacking is None:
+            return compiled.run
+        compiled.warn_uncompiled(f"they need {lacking}, missing on this machine")
     return foreach.run
 
 

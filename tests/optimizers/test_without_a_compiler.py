@@ -1,0 +1,150 @@
+"""Machines without a C++ compiler, or with one that fails: the same numbers, and one warning where speed is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from cases import ENTRIES, LAMB, LION
+from harness import assert_same, feed, parameters, train, values
+
+from hfoptim.engine import runners
+from hfoptim.engine.kernels import build, native
+from hfoptim.engine.runners import compiled, passes
+
+REDUCING = [
+    pytest.param(entry, variant, id=f"{entry.name}-{name}")
+    for entry in ENTRIES
+    for name, variant in list(entry.variants.items())[:1]
+]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """As in a new process on a machine without one."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    for name in ("compiler", "_machine", "has_float16", "missing", "load"):
+        monkeypatch.setattr(build, name, getattr(build, name).__wrapped__)
+    monkeypatch.setattr(native, "_programs", {})
+    monkeypatch.setattr(native, "_kernels", {})
+    compiled.warn_uncompiled.cache_clear()
+    yield
+    compiled.warn_uncompiled.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("entry", "variant"), REDUCING)
+def test_large_tensors_of_every_dtype(entry, variant, dtype, no_compiler, monkeypatch):
+    # Every runner goes through the trace of a rule for tensors that count as large.
+    monkeypatch.setattr(passes, "LARGE", 1)
+    assert build.compiler() is None
+    for options in ({"foreach": False}, {"foreach": True}, {}):
+        params = parameters(("vector", "matrix", "wide"), dtype)
+        start = values(params)
+        train(entry.cls(list(params.items()), **{**variant.options, **options}), params, range(1, 4))
+        assert all(torch.isfinite(p).all() for p in params.values())
+        assert any(not torch.equal(p, start[name]) for name, p in params.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float16_goes_piece_by_piece_whatever_the_compiler_knows(dtype, no_compiler, monkeypatch):
+    monkeypatch.setattr(passes, "LARGE", 1)
+    taken = []
+    step = passes._Step.run
+    monkeypatch.setattr(passes._Step, "run", lambda self: taken.append(self) or step(self))
+    params = parameters(("matrix", "wide"), dtype)
+    train(LAMB.cls(list(params.items())), params, range(1, 3))
+    assert len(taken) >= 4
+
+
+def test_float16_is_not_compiled_for_by_a_compiler_that_does_not_know_it(monkeypatch):
+    if compiled.missing("cpu") is not None:
+        pytest.skip(f"needs {compiled.missing('cpu')}")
+    monkeypatch.setattr(native, "_kernels", {})
+    monkeypatch.setattr(build, "has_float16", lambda: False)
+    runs = []
+    for options in ({"fused": True}, {"foreach": False}):
+        params = parameters(("matrix", "wide"), torch.float16)
+        optimizer = LION.cls(list(params.items()), weight_decay=0.1, **options)
+        train(optimizer, params, range(1, 4))
+        runs.append(values(params))
+    assert native.compiled() == 0
+    assert_same(*runs)
+
+
+def test_the_speed_that_is_lost_is_told_once(no_compiler, monkeypatch):
+    monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1)
+    params = parameters(("matrix", "wide"))
+    with pytest.warns(UserWarning, match=r"without compiled kernels.*need a C\+\+ compiler"):
+        train(LION.cls(list(params.items())), params, range(1, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(LION.cls(list(params.items())), params, range(4, 6))
+    compiled.warn_uncompiled.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(LION.cls(list(params.items()), fused=False), params, range(6, 8))
+        monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1 << 40)  # small models are stepped so anyway
+        train(LION.cls(list(params.items())), params, range(8, 10))
+
+
+def test_asked_for_kernels_are_an_error(no_compiler):
+    params = parameters(("matrix",))
+    optimizer = LION.cls(list(params.items()), fused=True)
+    for t in range(1, 3):
+        feed(params, t)
+        with pytest.raises(RuntimeError, match=r"fused=True needs a C\+\+ compiler"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["lion", "lamb"])
+def test_a_compiler_that_fails_for_a_kernel(name, monkeypatch):
+    """The disk is full by then, for example; LAMB has a probe, too, which a kernel is made for."""
+    if compiled.missing("cpu") is not None:
+        pytest.skip(f"needs {compiled.missing('cpu')}")
+
+    def fails(source):
+        raise RuntimeError("g++ could not compile a kernel of hfoptim:\nNo space left on device")
+
+    cls = {"lion": LION, "lamb": LAMB}[name].cls
+    monkeypatch.setattr(native, "_kernels", {})
+    monkeypatch.setattr(build, "load", fails)
+    monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1)
+    compiled.warn_uncompiled.cache_clear()
+    mine, other = parameters(("matrix", "wide")), parameters(("matrix", "wide"))
+    with pytest.warns(UserWarning, match=r"without compiled kernels(?s:.*)No space left on device") as caught:
+        train(cls(list(mine.items()), weight_decay=0.1), mine, range(1, 4))
+    assert len(caught) == 1
+    train(cls(list(other.items()), weight_decay=0.1, foreach=False), other, range(1, 4))
+    assert_same(values(mine), values(other))
+    params = parameters(("matrix", "wide"))
+    start = values(params)
+    optimizer = cls(list(params.items()), fused=True)
+    for t in range(1, 3):  # at every step, not at the first alone
+        feed(params, t)
+        with pytest.raises(RuntimeError, match="No space left on device"):
+            optimizer.step()
+    assert_same(values(params), start)
+    compiled.warn_uncompiled.cache_clear()
+
+
+def test_a_process_without_a_compiler():
+    program = """
+import torch, hfoptim
+param = torch.nn.Parameter(torch.ones(2049, 2048, dtype=torch.float16))
+optimizer = hfoptim.Lamb([param], lr=1e-2)
+param.grad = torch.ones_like(param)
+optimizer.step()
+print(float(param.detach().double().mean()) < 1.0)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"]
