@@ -32,6 +32,8 @@ _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentu
 
 def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
     """Put `state_dict` into `optimizer`. torch's own loader would cast the state to the parameters' dtype."""
+    if isinstance(state_dict, dict):  # hooks may change it, and the caller's own stays as it is
+        state_dict = state_dict.copy()
     for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = pre_hook(optimizer, state_dict)
         if changed is not None:

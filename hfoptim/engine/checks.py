@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -79,6 +80,32 @@ def flag(name: str, value: Any, optional: bool = False) -> None:
     if not isinstance(value, bool) and not (optional and value is None):
         expected = "True, False or None" if optional else "True or False"
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {expected}")
+
+
+def group_dict(value: Any) -> dict[str, Any]:
+    """`value`, if it is a dict.
+
+    Raises:
+        TypeError: it is not, in torch's words.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"param_group must be a dict, but got {type(value)}")
+    return value
+
+
+def parameter_name(group: Mapping[str, Any], index: int, position: int) -> str:
+    """How a message calls a parameter: by its name, or by its place."""
+    names = group.get("param_names")
+    return f"parameter {names[position]!r}" if names else f"parameter {position} of group {index}"
+
+
+def dense(owner: str, grad: Tensor, group: Mapping[str, Any], index: int, position: int) -> None:
+    """Raise a TypeError that names the parameter if its gradient is sparse."""
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"{parameter_name(group, index, position)} has a sparse gradient ({grad.layout}), which {owner} does not "
+            f"take; use a dense one (nn.Embedding(..., sparse=False))"
+        )
 
 
 def unavailable(name: str, value: Any, reason: str) -> None:

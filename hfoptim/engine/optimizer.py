@@ -183,8 +183,10 @@ class RuleOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; hyper-parameters it does not name are the optimizer's defaults."""
-        self.check_group({**self.defaults, **param_group})
+        self.check_group({**self.defaults, **checks.group_dict(param_group)})
         super().add_param_group(param_group)
+        if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
+            param_group.pop("differentiable", None)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -332,11 +334,7 @@ class RuleOptimizer(Optimizer):
         return entries
 
     def _entry(self, index: int, position: int, param: Tensor, grad: Tensor) -> _Entry:
-        if grad.layout is not torch.strided:
-            raise TypeError(
-                f"{self._name_of(index, position)} has a sparse gradient ({grad.layout}), which "
-                f"{type(self).__name__} does not take; use a dense one (nn.Embedding(..., sparse=False))"
-            )
+        checks.dense(type(self).__name__, grad, self.param_groups[index], index, position)
         return index, param, grad
 
     def _is_only_for_state(self, entries: list[_Entry]) -> bool:
@@ -416,8 +414,7 @@ class RuleOptimizer(Optimizer):
         return placed(scalars, item.bucket)
 
     def _name_of(self, index: int, position: int) -> str:
-        names = self.param_groups[index].get("param_names")
-        return f"parameter {names[position]!r}" if names else f"parameter {position} of group {index}"
+        return checks.parameter_name(self.param_groups[index], index, position)
 
 
 def _check_precision(group: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from hfoptim.engine import (
     zeros_without,
 )
 from hfoptim.engine.checks import betas as check_betas
-from hfoptim.engine.checks import flag, number
+from hfoptim.engine.checks import flag, group_dict, number
 
 
 def relative_step(t: int, group: Mapping[str, Any]) -> float:
@@ -211,7 +211,7 @@ class Adafactor(RuleOptimizer):
 
         Later a schedule may write an lr beside relative_step, as `AdafactorSchedule` does to show it.
         """
-        group = {**self.defaults, **param_group}
+        group = {**self.defaults, **group_dict(param_group)}
         self.check_group(group)
         if group["lr"] is not None and group["relative_step"]:
             raise ValueError(

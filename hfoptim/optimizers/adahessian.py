@@ -99,7 +99,7 @@ class Adahessian(RuleOptimizer):
         ValueError: a hyper-parameter out of range, or no parameters.
         TypeError: a hyper-parameter of the wrong type, or an unknown option; from `step`, a sharded or complex
             parameter.
-        RuntimeError: from `step`: no gradient has a graph.
+        RuntimeError: from `step`: no gradient has a graph, or GradScaler has scaled them.
 
     Source:
         Yao et al., arXiv 2006.00719; timm 1.0, `timm.optim.Adahessian`, from davda54/ada-hessian. The authors' code
@@ -108,6 +108,8 @@ class Adahessian(RuleOptimizer):
     """
 
     rule = adahessian
+    # GradScaler then lets the optimizer know that it is there.
+    _step_supports_amp_scaling = True
     absent_from_peers = frozenset({"update_each", "n_samples", "avg_conv_kernel"})
 
     def __init__(
@@ -162,6 +164,12 @@ class Adahessian(RuleOptimizer):
         return state
 
     def _step(self, entries: list[tuple[int, Tensor, Tensor]]) -> None:
+        if self.__dict__.pop("found_inf", None) is not None:
+            self.__dict__.pop("grad_scale", None)
+            raise RuntimeError(
+                "GradScaler scales the loss, and divides the gradients, but not the Hessian that Adahessian takes from "
+                "their graph; train in bfloat16 or float32"
+            )
         for _, param, _ in entries:
             if param.is_complex() or is_dtensor(param):
                 kind = "complex" if param.is_complex() else "sharded"

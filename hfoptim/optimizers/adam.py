@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, ema, nonnegative, rule, zeros
-from hfoptim.engine.checks import flag, number
+from hfoptim.engine.checks import flag, group_dict, number
 
 
 def moment_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -196,7 +196,7 @@ class Adam(RuleOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; under `decouple_lr` its peak learning rate is `max_lr`, else the lr it starts with."""
-        group = {**self.defaults, **param_group}
+        group = {**self.defaults, **group_dict(param_group)}
         if group["decouple_lr"] and group["max_lr"] is None:
             # A number of its own: a schedule may change a tensor lr in place.
             param_group = {**param_group, "max_lr": number("lr", group["lr"])}

@@ -26,7 +26,7 @@ from hfoptim.engine import (
     scalar,
     zeros,
 )
-from hfoptim.engine.checks import flag, integer
+from hfoptim.engine.checks import flag, group_dict, integer
 from hfoptim.engine.names import bare, bare_names
 from hfoptim.optimizers.adam import corrected, moments_step
 
@@ -180,7 +180,7 @@ class AdamMini(RuleOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; parameters that their names exempt from decay form a second one beside it."""
-        given: Any = param_group["params"]
+        given: Any = group_dict(param_group)["params"]
         group = {**self.defaults, **param_group}
         self.check_group(group)
         exempt: list[Any] = []

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
-from hfoptim.engine.checks import flag, number, strings
+from hfoptim.engine.checks import flag, group_dict, number, strings
 from hfoptim.engine.names import bare_names, searched
 from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
 
@@ -152,7 +152,7 @@ class AdamWeightDecay(RuleOptimizer):
         if not (self.include_in_weight_decay or self.exclude_from_weight_decay):
             super().add_param_group(param_group)
             return
-        names, params = _names_and_params(param_group["params"])
+        names, params = _names_and_params(group_dict(param_group)["params"])
         rate = param_group.get("weight_decay", self.defaults["weight_decay"])
         decaying = self._decaying(names)
         for decayed in (True, False):

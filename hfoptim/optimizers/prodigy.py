@@ -28,7 +28,7 @@ from hfoptim.engine import (
     nonnegative,
     zeros,
 )
-from hfoptim.engine.checks import flag, integer, number
+from hfoptim.engine.checks import flag, group_dict, integer, number
 from hfoptim.engine.sharding import is_dtensor
 from hfoptim.optimizers.adam import moment_rates
 
@@ -228,7 +228,7 @@ class Prodigy(RuleOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; it joins in with the estimate that the other groups have come to."""
         if self.param_groups:
-            group, first = {**self.defaults, **param_group}, self.param_groups[0]
+            group, first = {**self.defaults, **group_dict(param_group)}, self.param_groups[0]
             self.check_group(group)
             for name in _COMMON:
                 if group[name] != first[name]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import checkpoint, unwrap_all
+from hfoptim.engine import checkpoint, checks, unwrap_all
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.wrapper import hooked_load, hooked_state_dict
 
@@ -110,8 +111,9 @@ class CombinedOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients, or set them to zero."""
-        for member in self.optimizers:
-            member.zero_grad(set_to_none=set_to_none)
+        with record_function(self._zero_grad_profile_name):
+            for member in self.optimizers:
+                member.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any], optimizer: int = 0) -> None:
         """Add a parameter group.
@@ -125,7 +127,7 @@ class CombinedOptimizer(Optimizer):
             IndexError: there is no such optimizer.
         """
         self._notice_groups()
-        given = param_group["params"]
+        given = checks.group_dict(param_group)["params"]
         entries = [given] if isinstance(given, Tensor) else list(given)
         tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
         held = {id(param) for group in self.param_groups for param in group["params"]}

@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from hfoptim.engine import unwrap
-from hfoptim.engine.checks import flag, number
+from hfoptim.engine.checks import dense, flag, number
 from hfoptim.engine.sharding import Groups, aligned, groups_of, local, sum_over_ranks
 from hfoptim.wrappers.wrapper import Wrapper
 
@@ -100,9 +100,14 @@ class SAM(Wrapper):
 
         Raises:
             RuntimeError: no parameter has a gradient, or the weights are there already.
+            TypeError: a gradient is sparse.
         """
         if self.kept[OLD]:
             raise RuntimeError("first_step was called twice; second_step takes the weights back")
+        for index, group in enumerate(self.param_groups):
+            for position, param in enumerate(group["params"]):
+                if param.grad is not None:
+                    dense("SAM", param.grad, group, index, position)
         self.complete_groups()
         norm = self._norm()
         for group in self.param_groups:
@@ -152,11 +157,14 @@ class SAM(Wrapper):
             else that of the weights.
 
         Raises:
-            ValueError: no closure.
+            ValueError: no closure, and the step is not the one that torch.distributed.checkpoint takes to create state.
             RuntimeError: no parameter has a gradient, or Lightning has accumulated gradients of earlier batches, which
                 its closure cannot compute again.
         """
         if closure is None:
+            if self._asked_for_state():
+                self._inner.step()
+                return None
             raise ValueError(
                 "SAM takes two gradients per step: give step a closure that computes the second one, or call "
                 "first_step and second_step"
@@ -183,6 +191,16 @@ class SAM(Wrapper):
             raise
         self.second_step()
         return second if first is None else first
+
+    def _asked_for_state(self) -> bool:
+        """Whether a first step without closure is there to create state, as torch.distributed.checkpoint asks for it.
+
+        Then every lr is 0 and every gradient zero.
+        """
+        if any(self.state.values()) or any(float(group["lr"] or 0.0) != 0.0 for group in self.param_groups):
+            return False
+        grads = list(self._gradients())
+        return bool(grads) and not any(bool(local(grad).any()) for grad in grads)
 
     def _gradients(self) -> Iterator[Tensor]:
         for group in self.param_groups:

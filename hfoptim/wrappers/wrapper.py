@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, clone, sharding, unmasked, unwrap
+from hfoptim.engine import checkpoint, checks, clone, sharding, unmasked, unwrap
 
 
 class Wrapper(Optimizer):
@@ -109,11 +110,12 @@ class Wrapper(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients, or set them to zero."""
-        self._inner.zero_grad(set_to_none=set_to_none)
+        with record_function(self._zero_grad_profile_name):
+            self._inner.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; options it does not name are the optimizers' defaults."""
-        self.check_group({**self.own, **param_group})
+        self.check_group({**self.own, **checks.group_dict(param_group)})
         self._inner.add_param_group(param_group)
         self.complete_groups()
 
@@ -202,6 +204,8 @@ def hooked_state_dict(optimizer: Optimizer, make: Callable[[], dict[str, Any]]) 
 
 def hooked_load(optimizer: Optimizer, state_dict: dict[str, Any], load: Callable[[dict[str, Any]], None]) -> None:
     """Load a state_dict with the hooks that torch runs before and after."""
+    if isinstance(state_dict, dict):  # hooks may change it, and the caller's own stays as it is
+        state_dict = state_dict.copy()
     for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = pre_hook(optimizer, state_dict)
         if changed is not None:

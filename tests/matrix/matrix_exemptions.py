@@ -1,0 +1,162 @@
+"""What of the matrix does not apply to whom, and why.
+
+An entry is checked at every run: the test has to fail for that name, with that error, else the suite fails. So an entry
+whose reason has gone has to go, too. `pytest -rx tests/matrix` prints the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Exemption(NamedTuple):
+    """Why a test does not apply, and the error that its run ends with."""
+
+    reason: str
+    raises: type[BaseException] | tuple[type[BaseException], ...]
+
+
+def _all(tests: tuple[str, ...], names: tuple[str, ...], raises: Any, reason: str) -> dict[tuple[str, str], Exemption]:
+    return {(test, name): Exemption(reason, raises) for test in tests for name in names}
+
+
+LBFGS = ("lbfgs", "torch.LBFGS")
+SAM = ("sam_sgd",)
+MUON = ("adamuon", "muon", "nadamuon", "nmuon")
+
+EXEMPTIONS: dict[tuple[str, str], Exemption] = {
+    **_all(
+        (
+            "test_a_group_with_its_own_learning_rate_follows_a_schedule",
+            "test_a_group_with_a_learning_rate_of_zero_stays",
+        ),
+        LBFGS,
+        ValueError,
+        "torch's LBFGS has one parameter group",
+    ),
+    **_all(
+        ("test_a_group_added_later_takes_the_defaults_and_trains",),
+        LBFGS,
+        AssertionError,
+        "torch's LBFGS has one parameter group",
+    ),
+    **_all(
+        ("test_groups_have_options_of_their_own_and_the_rest_of_the_defaults",),
+        LBFGS,
+        (ValueError, TypeError),
+        "LBFGS has no weight decay, and torch's has one parameter group",
+    ),
+    **_all(
+        (
+            "test_foreach_is_the_loop_also_where_parameters_freeze_and_gradients_are_missing",
+            "test_parameters_of_several_dtypes_step_alike_with_and_without_foreach",
+        ),
+        LBFGS,
+        (ValueError, TypeError),
+        "LBFGS works on one vector of all parameters: no foreach, and one dtype",
+    ),
+    **_all(
+        ("test_deepcopy_and_pickle_have_all_public_attributes",),
+        LBFGS,
+        AttributeError,
+        "a copy of torch's LBFGS cannot step: it has no list of parameters",
+    ),
+    **_all(
+        ("test_torchs_distributed_state_dict_goes_through",),
+        LBFGS,
+        (TypeError, NotImplementedError),
+        "torch.distributed.checkpoint steps without a closure, and does not flatten lists, which LBFGS keeps",
+    ),
+    **_all(
+        ("test_a_step_without_gradients_is_none",),
+        (*LBFGS, *SAM),
+        (TypeError, ValueError),
+        "its step needs a closure",
+    ),
+    **_all(
+        ("test_a_gradient_scaler_divides_by_its_scale_and_leaves_out_what_overflows",),
+        (*LBFGS, *SAM),
+        (TypeError, ValueError),
+        "its step needs a closure, which GradScaler does not hand over",
+    ),
+    **_all(
+        ("test_a_gradient_scaler_divides_by_its_scale_and_leaves_out_what_overflows",),
+        ("adahessian",),
+        RuntimeError,
+        "GradScaler divides gradients, and not the Hessian taken from their graph: refused",
+    ),
+    **_all(
+        ("test_frozen_parameters_stay",),
+        SAM,
+        RuntimeError,
+        "SAM says so where no parameter has a gradient: by hand it means a forgotten backward",
+    ),
+    **_all(
+        ("test_complex_parameters_step_like_pairs_of_reals",),
+        ("adafactor", "adam_mini", "lamb", "lambc", "novograd", *MUON),
+        TypeError,
+        "its rule works on whole tensors or matrices, where a complex number is not a pair: refused",
+    ),
+    **_all(
+        ("test_complex_parameters_step_like_pairs_of_reals",),
+        ("adahessian",),
+        TypeError,
+        "the Hessian's diagonal is that of real parameters: refused",
+    ),
+    **_all(
+        ("test_a_sparse_gradient_is_refused_by_name_and_changes_nothing",),
+        ("lbfgs", "torch.LBFGS", "torch.SGD", "torch.Adagrad"),
+        pytest.fail.Exception,
+        "takes sparse gradients",
+    ),
+    **_all(
+        ("test_a_sparse_gradient_is_refused_by_name_and_changes_nothing",),
+        ("torch.AdamW",),
+        RuntimeError,
+        "torch refuses in other words",
+    ),
+    **_all(
+        ("test_parameters_without_memory_get_state_without_memory",),
+        LBFGS,
+        RuntimeError,
+        "LBFGS decides by the gradient's size whether to go on",
+    ),
+    **_all(
+        (
+            "test_parameters_without_memory_get_state_without_memory",
+            "test_parameters_of_two_devices_step_in_one_optimizer",
+        ),
+        ("adahessian",),
+        RuntimeError,
+        "draws random numbers, for which the device without memory has no generator",
+    ),
+    **_all(
+        ("test_parameters_of_two_devices_step_in_one_optimizer",),
+        ("lamb", "lambc", "prodigy", *SAM),
+        NotImplementedError,
+        "sums over all gradients cannot leave the device without memory",
+    ),
+    **_all(
+        ("test_parameters_of_two_devices_step_in_one_optimizer",),
+        LBFGS,
+        RuntimeError,
+        "LBFGS works on one vector of all parameters, on one device",
+    ),
+    # Faults that are being mended.
+    **_all(("test_surroundings_do_not_change_a_step",), MUON, AssertionError, "autocast reaches products of matrices"),
+    **_all(("test_an_older_state_dict_loads",), ("adopt", "adoptw"), ValueError, "asks a checkpoint for capturable"),
+    **_all(
+        ("test_a_step_without_gradients_is_none",),
+        ("torch.Adagrad",),
+        AssertionError,
+        "torch's Adagrad makes its state when it is made",
+    ),
+    **_all(
+        ("test_every_parameter_that_stepped_has_state",),
+        ("torch.SGD",),
+        AssertionError,
+        "torch's SGD keeps nothing without momentum",
+    ),
+}
