@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from hfoptim.engine import sharding, storage
+from hfoptim.engine.correspondence import described, ordered_groups
 from hfoptim.engine.rule import zeros
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
         changed = pre_hook(optimizer, state_dict)
         if changed is not None:
             state_dict = changed
-    groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(saved_groups(optimizer, state_dict))]
+    groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(ordered_groups(optimizer, state_dict))]
     own = {key: param for group, order in groups for key, param in zip(order, group["params"], strict=True)}
     group_of = {param: group for group, _ in groups for param in group["params"]}
     # Some peers, such as timm's Adan, count the steps of a group, not of a parameter.
@@ -49,7 +49,12 @@ def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
             param = own[key]
             if saved and key in counted:
                 saved = {"step": counted[key], **saved}
-            state[param] = _match_state(optimizer, key, param, saved, group_of[param])
+            try:
+                state[param] = _match_state(optimizer, param, saved, group_of[param])
+            except ValueError as error:
+                raise ValueError(
+                    f"{described(optimizer, param)}: {error}{_taken_in_order(optimizer, state_dict)}"
+                ) from error
         else:
             state[key] = saved
     optimizer.__setstate__({"state": state, "param_groups": [group for group, _ in groups]})
@@ -57,54 +62,8 @@ def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
         post_hook(optimizer)
 
 
-def saved_groups(optimizer: Optimizer, state_dict: Any) -> list[dict[str, Any]]:
-    """The groups of a state_dict, if it is one and they are as many as the optimizer's, as large."""
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
-        raise ValueError(
-            "state_dict must be a dict with the keys 'state' and 'param_groups', as optimizer.state_dict() is"
-        )
-    saved = state_dict["param_groups"]
-    if len(saved) != len(optimizer.param_groups):
-        raise ValueError(
-            f"the state_dict has {len(saved)} parameter groups, {type(optimizer).__name__} has "
-            f"{len(optimizer.param_groups)}"
-        )
-    for index, (current, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
-        if len(group["params"]) != len(current["params"]):
-            raise ValueError(
-                f"group {index} of the state_dict has {len(group['params'])} parameters, here it has "
-                f"{len(current['params'])}"
-            )
-    return list(saved)
-
-
-def saved_order(index: int, current: dict[str, Any], saved: dict[str, Any]) -> list[Any]:
-    """The saved keys of a group's parameters, in the order of the parameters here: by name, where both have names."""
-    names, saved_names = current.get("param_names"), saved.get("param_names")
-    if not names or not saved_names:
-        return list(saved["params"])
-    if sorted(names) != sorted(saved_names):
-        missing = sorted(set(names) ^ set(saved_names))
-        raise ValueError(f"group {index} of the state_dict has other parameters: {', '.join(missing[:5])} differ")
-    by_name = dict(zip(saved_names, saved["params"], strict=True))
-    return [by_name[name] for name in names]
-
-
-def reordered_groups(optimizer: Optimizer, state_dict: Any) -> list[dict[str, Any]]:
-    """The groups of a state_dict with their keys and names in the order of the optimizer's parameters.
-
-    For an optimizer around others, which hands each of them its part.
-    """
-    groups = saved_groups(optimizer, state_dict)
-    for index, (current, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
-        groups[index] = {**saved, "params": saved_order(index, current, saved)}
-        if "param_names" in current and "param_names" in saved:
-            groups[index]["param_names"] = list(current["param_names"])
-    return groups
-
-
 def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """The group as it will be, and the saved parameter keys in the order of its parameters."""
+    """The group as it will be, and the saved keys of its parameters."""
     cls, current = type(optimizer), optimizer.param_groups[index]
     foreign = [
         name
@@ -132,9 +91,20 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
             # torch.distributed.checkpoint makes lists of tuples.
             tupled = isinstance(value, list) and isinstance(current.get(name), tuple)
             group[name] = tuple(value) if tupled else deepcopy(value)
-    order = saved_order(index, current, saved)
+    if "param_names" in saved:
+        group["param_names"] = saved["param_names"]
     optimizer.check_group(group)
-    return group, order
+    return group, saved["params"]
+
+
+def _taken_in_order(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> str:
+    """What is to be said where parameters were not found by name."""
+    sides = {"the state_dict": state_dict["param_groups"], "the optimizer": optimizer.param_groups}
+    lacking = [side for side, groups in sides.items() if not all(group.get("param_names") for group in groups)]
+    if not lacking:
+        return ""
+    which = f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} no names"
+    return f"; {which}, so parameters were taken in their order"
 
 
 def _is_initial_value(name: str, group: Mapping[str, Any]) -> bool:
@@ -144,7 +114,7 @@ def _is_initial_value(name: str, group: Mapping[str, Any]) -> bool:
 
 
 def _match_state(
-    optimizer: RuleOptimizer, key: Any, param: Tensor, saved: dict[str, Any], group: dict[str, Any]
+    optimizer: RuleOptimizer, param: Tensor, saved: dict[str, Any], group: dict[str, Any]
 ) -> dict[str, Any]:
     """The saved state of one parameter, on its device and in the form that the group asks for."""
     cls = type(optimizer)
@@ -158,8 +128,8 @@ def _match_state(
     scales = {storage.scale_name(name) for name in rule.state}
     if {*saved} - cls.occasional_state - scales != wanted:
         raise ValueError(
-            f"the state_dict is not one of {cls.__name__}: parameter {key} has the state {sorted(map(str, saved))}, "
-            f"expected {sorted(wanted)}"
+            f"the state_dict is not one of {cls.__name__}: it has the state {', '.join(sorted(map(str, saved)))} here, "
+            f"expected {', '.join(sorted(wanted))}"
         )
     out: dict[str, Any] = {}
     for name, value in saved.items():
@@ -171,10 +141,7 @@ def _match_state(
         tensor = torch.as_tensor(value)
         shape = param.shape if name in cls.occasional_state else _state_shape(rule, name, param)
         if tensor.shape != shape and not storage.is_coded(tensor):
-            raise ValueError(
-                f"{name} of parameter {key} has the shape {tuple(tensor.shape)} in the state_dict, expected "
-                f"{tuple(shape)}"
-            )
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)} in the state_dict, expected {tuple(shape)}")
         if name in forms:
             out |= sharding.converted(forms[name], rule, name, {**saved, name: tensor}, param)
         else:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import checkpoint, checks, unwrap_all
+from hfoptim.engine import checks, unwrap_all
+from hfoptim.engine.correspondence import ordered_groups
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.wrapper import hooked_load, hooked_state_dict
 
@@ -191,7 +192,7 @@ class CombinedOptimizer(Optimizer):
         hooked_load(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        groups = checkpoint.reordered_groups(self, state_dict)
+        groups = ordered_groups(self, state_dict)
         owner_of = {key: owner for owner, group in zip(self._owners, groups, strict=True) for key in group["params"]}
         parts: list[dict[str, Any]] = [
             {**state_dict, "state": {}, "param_groups": own} for own in self._divided(groups)
@@ -202,10 +203,13 @@ class CombinedOptimizer(Optimizer):
         try:
             for member, part in zip(self.optimizers, parts, strict=True):
                 member.load_state_dict(part)
-        except BaseException:
+        except BaseException as error:
             for inner, attributes in before:
                 vars(inner).clear()
                 vars(inner).update(attributes)
+            if isinstance(error, ValueError):
+                which = f"optimizer {self.optimizers.index(member)} ({type(member).__name__})"
+                raise ValueError(f"{which}: {error}") from error
             raise
 
     # ----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, checks, clone, sharding, unmasked, unwrap
+from hfoptim.engine import checks, clone, sharding, unmasked, unwrap
+from hfoptim.engine.correspondence import described, ordered_groups
 
 
 class Wrapper(Optimizer):
@@ -158,7 +159,7 @@ class Wrapper(Optimizer):
         hooked_load(inner, state_dict, inner._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        groups = checkpoint.reordered_groups(self, state_dict)
+        groups = ordered_groups(self, state_dict)
         for group in groups:
             self.check_group({**self.own, **group})
         state = dict(state_dict["state"])
@@ -167,7 +168,7 @@ class Wrapper(Optimizer):
             entry = state.get(key, {})
             found = [name for name in self.keeps if name in entry]
             for name in found:
-                kept[name][param] = self._taken(name, key, param, entry[name])
+                kept[name][param] = self._taken(name, param, entry[name])
             if found:
                 state[key] = {name: value for name, value in entry.items() if name not in found}
                 if not state[key]:  # a parameter that the inner optimizer has not stepped yet
@@ -181,10 +182,10 @@ class Wrapper(Optimizer):
         for group, of_group in zip(self.param_groups, keys, strict=True):
             yield from zip(of_group, group["params"], strict=True)
 
-    def _taken(self, name: str, key: Any, param: Tensor, value: Tensor) -> Tensor:
+    def _taken(self, name: str, param: Tensor, value: Tensor) -> Tensor:
         if value.shape != param.shape:
             raise ValueError(
-                f"{name} of parameter {key} has the shape {tuple(value.shape)} in the state_dict, expected "
+                f"{described(self, param)}: {name} has the shape {tuple(value.shape)} in the state_dict, expected "
                 f"{tuple(param.shape)}"
             )
         return sharding.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)

@@ -192,14 +192,14 @@ def test_what_does_not_fit_changes_nothing():
     for entry in wrong["state"].values():
         entry["exp_avg"] += 1.0
     wrong["state"][5]["exp_avg_sq"] = torch.zeros(7)  # the last optimizer's: the first one has loaded by then
-    with pytest.raises(ValueError, match="exp_avg_sq of parameter 5 has the shape"):
+    with pytest.raises(ValueError, match=r"head.bias.*: exp_avg_sq has the shape"):
         combined.load_state_dict(wrong)
     same(combined.state_dict(), before)
     assert members[0].state[model["body"].weight]["exp_avg"] is combined.state_dict()["state"][0]["exp_avg"]
-    with pytest.raises(ValueError, match="has 2 parameter groups, CombinedOptimizer has 3"):
+    with pytest.raises(ValueError, match=r"has 2 parameter groups .*, CombinedOptimizer has 3"):
         combined.load_state_dict({**before, "param_groups": before["param_groups"][:2]})
     swapped = CombinedOptimizer(members[::-1])
-    with pytest.raises(ValueError, match=r"group 0 of the state_dict has other parameters: body.bias"):
+    with pytest.raises(ValueError, match=r"group 0 of the state_dict has other parameters: only .*'body.bias'"):
         swapped.load_state_dict(before)
     same(combined.state_dict(), before)
 
