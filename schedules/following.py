@@ -196,10 +196,11 @@ class Followers:
     def load(self, optimizer: Optimizer, state: Sequence[Mapping[str, Any]] | None, step: float) -> None:
         """Go on at a step from a state that was checked, and put its values back into the optimizer.
 
-        Without a state the values are those of the curves at that step.
+        Without a state the values are those of the curves at that step; before the first they are left as they are.
         """
         if state is None:
-            self.go_to(optimizer, step)
+            if step >= 0:
+                self.go_to(optimizer, step)
             return
         for each, saved in zip(self.all, state, strict=True):
             each.start_from(saved["initial"])

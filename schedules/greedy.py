@@ -10,8 +10,8 @@ from typing import Any, SupportsFloat
 from torch.optim import Optimizer
 
 from .checks import choice, number_list, plain, real_number, whole_number
+from .in_force import copy_lrs, gives_back, marked, set_lr, set_lrs
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
-from .scheduler import copy_lrs, set_lr, set_lrs
 
 __all__ = ["GreedyLR", "get_greedy_schedule"]
 
@@ -213,7 +213,7 @@ class GreedyLR(ReduceLROnPlateau):
         if self.smooth:
             values, total = list(self._window.values), self._window.total
             state["_streaming_avg"] = {"window_size": self.window_size, "values": values, "sum": total}
-        return state
+        return marked(state, self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, settings included, and put its learning rates back into the optimizer.
@@ -223,14 +223,16 @@ class GreedyLR(ReduceLROnPlateau):
                 then.
         """
         lrs = saved_lrs(state_dict, {*self._SETTINGS, *self._COUNTERS, *self._LISTS}, self.optimizer)
+        write = gives_back(state_dict, self)
         for name in (*self._SETTINGS, *self._COUNTERS):
             setattr(self, name, state_dict[name])
         for name in self._LISTS:
             setattr(self, name, list(state_dict[name]))
         saved = state_dict.get("_streaming_avg")
         self._window = _Window(saved["values"], saved["sum"]) if saved else _Window()
-        set_lrs(self.optimizer, lrs)
-        self._last_lr = copy_lrs(self.optimizer)
+        if write:
+            set_lrs(self.optimizer, lrs)
+            self._last_lr = copy_lrs(self.optimizer)
 
 
 class _Window:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, overload
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .counting import StepsWithOptimizer
 from .curves import Curve
 from .following import Followers, Following
+from .in_force import copy_lrs
 from .named.sequence import described
-from .scheduler import ScheduleLR
+from .scheduler import STEP_UPDATES, ScheduleLR
 
 __all__ = ["HyperparameterSchedule", "schedule_hyperparameter"]
 
@@ -40,8 +40,7 @@ class HyperparameterSchedule(StepsWithOptimizer, LRScheduler):
 
     def get_lr(self) -> list[Any]:
         """Return the learning rates as they are."""
-        lrs = [group["lr"] for group in self.optimizer.param_groups]
-        return [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in lrs]
+        return copy_lrs(self.optimizer)
 
     def step(self, epoch: int | None = None) -> None:
         """Put the values of the next step into the optimizer.
@@ -50,6 +49,14 @@ class HyperparameterSchedule(StepsWithOptimizer, LRScheduler):
             epoch: deprecated by torch; the step to go to.
         """
         super().step(epoch)
+        if not STEP_UPDATES:
+            self._followed()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        super()._update_lr(epoch)
+        self._followed()
+
+    def _followed(self) -> None:
         self.hyperparameters.go_to(self.optimizer, self.last_epoch)
         self._advanced()
 

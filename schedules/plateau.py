@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 from .checks import choice, closest, is_list, number_list, plain, real_number, whole_number
 from .counting import StepsWithOptimizer
-from .scheduler import check_optimizer, copy_lrs, set_lr
+from .in_force import MARK, copy_lrs, gives_back, marked, set_lr
+from .scheduler import check_optimizer
 
 __all__ = ["ReduceLROnPlateau", "accepted_options", "check_options", "get_reduce_on_plateau_schedule", "saved_lrs"]
 
@@ -22,7 +23,8 @@ class ReduceLROnPlateau(StepsWithOptimizer, TorchReduceLROnPlateau):
 
     Same arguments and numbers as torch's class. Two things are repaired: a tensor learning rate is filled in place
     (older torch replaces it by a float, and a compiled step recompiles: pytorch#163093), and ``load_state_dict`` puts
-    the saved learning rates back into the optimizer (torch's leaves the ones it finds).
+    the saved learning rates back into the optimizer (torch's leaves the ones it finds), where they are this schedule's
+    to give: see :mod:`schedules.in_force`.
 
     Args:
         optimizer: the optimizer to drive.
@@ -64,29 +66,38 @@ class ReduceLROnPlateau(StepsWithOptimizer, TorchReduceLROnPlateau):
         self._last_lr = copy_lrs(self.optimizer)
         self._advanced()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings, counters and learning rates, in torch's layout."""
+        return marked(super().state_dict(), self)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, and put its learning rates back into the optimizer.
+
+        Not if the optimizer's learning rates are somebody else's, see :meth:`ScheduleLR.load_state_dict`.
 
         Raises:
             ValueError: the state is not that of a ReduceLROnPlateau or has another number of param groups. Nothing is
                 changed then.
         """
         lrs = saved_lrs(state_dict, {"best", "num_bad_epochs", "min_lrs", "mode_worse"}, self.optimizer)
-        super().load_state_dict(state_dict)
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=False):
-            set_lr(group, lr)
-        self._last_lr = copy_lrs(self.optimizer)
+        write = gives_back(state_dict, self)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != MARK})
+        if write:
+            for group, lr in zip(self.optimizer.param_groups, lrs, strict=False):  # old states have none
+                set_lr(group, lr)
+            self._last_lr = copy_lrs(self.optimizer)
 
 
 def saved_lrs(state: dict[str, Any], needed: set[str], optimizer: Optimizer) -> list[Any]:
     missing = needed - set(state)
     if missing:
         raise ValueError(f"not the state of this kind of schedule: {', '.join(sorted(missing))} missing")
-    if len(state["min_lrs"]) != len(optimizer.param_groups):
-        raise ValueError(
-            f"the state has {len(state['min_lrs'])} param groups, the optimizer has {len(optimizer.param_groups)}"
-        )
-    return list(state.get("_last_lr", ()))
+    # A group that came later is in the one from the next step on, in the other from the next reduction on.
+    lrs = list(state.get("_last_lr", ()))
+    known = len(lrs or state["min_lrs"])
+    if known != len(optimizer.param_groups):
+        raise ValueError(f"the state has {known} param groups, the optimizer has {len(optimizer.param_groups)}")
+    return lrs
 
 
 def accepted_options(schedule: Callable[..., Any]) -> dict[str, inspect.Parameter]:

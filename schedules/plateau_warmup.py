@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 
 from .checks import number_list, whole_number
 from .curves import Constant, Noise
+from .in_force import copy_lrs, set_lrs
 from .named.timm import noise_bounds, noisy
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
-from .scheduler import check_groups, copy_lrs, set_lrs
+from .scheduler import check_groups
 
 __all__ = ["PlateauLR", "get_plateau_schedule"]
 

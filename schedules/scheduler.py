@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .annealing import with_annealings
 from .checks import choice, plain, real_number, whole_number
 from .counting import StepsWithOptimizer
 from .curves import Curve, bind_group
 from .following import Followers
+from .in_force import MARK, copy_lrs, gives_back, marked, plain_lr, set_lrs
 from .shapes import DECAYS
 
-__all__ = ["ScheduleLR", "check_groups", "check_optimizer", "copy_lrs", "plain_lr", "set_lr", "set_lrs"]
+__all__ = ["STEP_UPDATES", "ScheduleLR", "check_groups", "check_optimizer"]
 
-
-def copy_lrs(optimizer: Optimizer) -> list[Any]:
-    """Return the learning rate of every param group; tensors are cloned."""
-    lrs = (group["lr"] for group in optimizer.param_groups)
-    return [lr.clone() if isinstance(lr, torch.Tensor) else plain(lr) for lr in lrs]
-
-
-def plain_lr(lr: Any) -> Any:
-    """A learning rate as it may lie in a group: a tensor, which schedules fill in place, or Python's own number."""
-    return lr if isinstance(lr, torch.Tensor) else plain(lr)
-
-
-def set_lr(group: dict[str, Any], lr: Any) -> None:
-    """Set a group's learning rate. A tensor is filled in place: replacing it would recompile a compiled step."""
-    if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(float(lr))
-    else:
-        group["lr"] = float(lr)
-
-
-def set_lrs(optimizer: Optimizer, lrs: Iterable[Any]) -> None:
-    """Set the learning rate of every param group."""
-    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-        set_lr(group, lr)
+# Newer torch's `step()` does its work in `_update_lr()`, which SequentialLR calls by itself at a milestone.
+STEP_UPDATES = hasattr(LRScheduler, "_update_lr")
 
 
 def check_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -77,7 +56,10 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
     A torch LambdaLR, with three differences. Each group gets its own form of the curve where that depends on the
     group's initial lr (an absolute floor). ``state_dict`` holds the position and the base learning rates only, in
     LambdaLR's layout: the curve itself comes from the code, as with transformers, whose state dicts load here.
-    ``load_state_dict`` also puts the saved learning rates back into the optimizer.
+    ``load_state_dict`` also puts the saved learning rates back into the optimizer, where they are this schedule's to
+    give: see :mod:`schedules.in_force`.
+
+    It may be a member of torch's SequentialLR and ChainedScheduler, whatever the other members are.
 
     Other hyper-parameters may follow curves of their own beside the learning rate, see
     :func:`schedules.schedule_hyperparameter`; ``hyperparameters.at(step)`` gives their values.
@@ -107,6 +89,8 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         self.hyperparameters = Followers()
         initial = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         super().__init__(optimizer, self._bind(curve, initial), last_epoch)
+        # Older torch keeps the very tensors of the groups, which a SequentialLR then fills.
+        self.base_lrs = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.base_lrs]
 
     def step(self, epoch: int | None = None) -> None:
         """Put the learning rates of the next step into the optimizer, and all that follows a curve beside them.
@@ -116,6 +100,18 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         """
         check_groups(self.optimizer, len(self.base_lrs))
         super().step(plain(epoch))
+        if not STEP_UPDATES:
+            self._followed()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        check_groups(self.optimizer, len(self.base_lrs))
+        super()._update_lr(epoch)
+        self._followed()
+
+    def _followed(self) -> None:
+        """What belongs to an advance beside the learning rates."""
+        if not STEP_UPDATES:
+            self._last_lr = copy_lrs(self.optimizer)  # there they are the groups' own tensors
         self.hyperparameters.go_to(self.optimizer, self.last_epoch)
         self._advanced()
 
@@ -125,7 +121,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
 
     def lr_at(self, step: int) -> list[float]:
         """Return the learning rate of every group at ``step``, whatever the current step is."""
-        return [float(base) * curve(step) for base, curve in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        return _lrs_at(step, self.base_lrs, self.lr_lambdas)
 
     def go_to(self, step: int) -> None:
         """Put the learning rates of ``step``, 0 or more, into the optimizer; :meth:`step` goes on from there."""
@@ -173,10 +169,14 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
             state["annealings"] = [dict(each) for each in self.annealings]
         if self.hyperparameters.all:
             state["hyperparameters"] = self.hyperparameters.state(self.optimizer)
-        return state
+        return marked(state, self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, and put its learning rates back into the optimizer.
+
+        Not if they were not the optimizer's when the state was saved, as with a member of a SequentialLR whose turn is
+        over or yet to come (position -1); nor if the optimizer's have been set by somebody else since, such as its own
+        ``load_state_dict``.
 
         Args:
             state_dict: what :meth:`state_dict` or that of any LambdaLR schedule of transformers returned.
@@ -197,15 +197,28 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         annealings = [dict(each) for each in state_dict.get("annealings", ())]
         bound = self._bind(with_annealings(self.curve, annealings), base_lrs)
         hyperparameters = self.hyperparameters.check_state(state_dict.get("hyperparameters"))
+        lrs = state_dict.get("_last_lr")
+        if lrs is None:
+            step = state_dict["last_epoch"]
+            lrs = copy_lrs(self.optimizer) if step < 0 else _lrs_at(step, base_lrs, bound)
+        if len(lrs) != len(groups):
+            raise ValueError(f"the state has {len(lrs)} last learning rates for {len(groups)} param groups")
+        lrs = [_like(group["lr"], lr) for group, lr in zip(groups, lrs, strict=True)]
 
-        own = ("optimizer", "curve", "annealings", "lr_lambdas", "base_lrs", "_last_lr", "hyperparameters")
+        write = gives_back(state_dict, self)
+        own = ("optimizer", "curve", "annealings", "lr_lambdas", "base_lrs", "_last_lr", "hyperparameters", MARK)
         self.__dict__.update({key: value for key, value in state_dict.items() if key not in own})
         self.base_lrs = base_lrs
         self.annealings = annealings
         self.lr_lambdas = bound
-        set_lrs(self.optimizer, state_dict.get("_last_lr", self.lr_at(self.last_epoch)))
-        self._last_lr = copy_lrs(self.optimizer)
+        self._last_lr = lrs
+        if write:
+            set_lrs(self.optimizer, lrs)
         self.hyperparameters.load(self.optimizer, hyperparameters, self.last_epoch)
+
+
+def _lrs_at(step: int, base_lrs: list[Any], curves: list[Callable[[int], float]]) -> list[float]:
+    return [float(base) * curve(step) for base, curve in zip(base_lrs, curves, strict=True)]
 
 
 def _like(current: Any, lr: Any) -> Any:

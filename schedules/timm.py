@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from .checks import closest, real_number, whole_number
 from .curves import Constant, Curve, bind_group
+from .in_force import set_lr
 from .named.timm import cycles, noise_bounds, noisy, risen, stable_then_decay
 from .plateau_warmup import PlateauLR
-from .scheduler import ScheduleLR, check_optimizer, set_lr
+from .scheduler import ScheduleLR, check_optimizer
 from .shapes import Cosine, InverseSqrt, KDecay, Milestones, Polynomial, Stairs, Tanh
 
 __all__ = ["TimmPlateau", "TimmSchedule", "create_scheduler", "create_scheduler_v2", "scheduler_kwargs"]
