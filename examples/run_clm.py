@@ -147,7 +147,8 @@ def main() -> None:
     )
     if args.do_train:
         last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or last)
+        given = args.resume_from_checkpoint
+        result = trainer.train(resume_from_checkpoint=last if given is None else given)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

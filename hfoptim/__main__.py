@@ -1,11 +1,13 @@
 """Run a training script with hfoptim's names enabled, the script itself unchanged.
 
-    python -m hfoptim SCRIPT [ARGS]
-    accelerate launch -m hfoptim SCRIPT [ARGS]
+    python -m hfoptim [--token-weights] SCRIPT [ARGS]
+    accelerate launch -m hfoptim [--token-weights] SCRIPT [ARGS]
+
+With --token-weights every Trainer that the script makes has the callback `hfoptim.TokenWeights`.
 
 The script sees what it would see under `python SCRIPT [ARGS]`. In particular transformers is not imported before it
 does so itself, because scripts set environment variables such as HF_HOME before that: the names are enabled at that
-moment.
+moment. A mistake in an argument of hfoptim's ends it with the message and exit code 2, as one that argparse finds.
 """
 
 from __future__ import annotations
@@ -19,25 +21,32 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-USAGE = """usage: python -m hfoptim SCRIPT [ARGS]
-       python -m hfoptim -m MODULE [ARGS]
+USAGE = """usage: python -m hfoptim [--token-weights] SCRIPT [ARGS]
+       python -m hfoptim [--token-weights] -m MODULE [ARGS]
 
 Runs a training script with the optimizers and schedules of hfoptim known to transformers by name:
     python -m hfoptim run_clm.py --optim lion --lr_scheduler_type inverse_sqrt ...
+With --token-weights, accumulated micro-batches count by their tokens (hfoptim.TokenWeights):
+    python -m hfoptim --token-weights run_summarization.py --gradient_accumulation_steps 4 ...
 
 For the other commands (compare, list, info) there is the command `hfoptim`."""
 
 
 class EnableOnImport(MetaPathFinder):
-    """Enables hfoptim's names right after transformers has been imported."""
+    """Enables hfoptim's names right after transformers has been imported.
 
-    def __init__(self) -> None:
+    Args:
+        token_weights (default False): give every Trainer the callback `TokenWeights`, too.
+    """
+
+    def __init__(self, token_weights: bool = False) -> None:
+        self._token_weights = token_weights
         self._searching = False
 
     def install(self) -> None:
         """Enable now if transformers is there already, else when it comes."""
         if "transformers" in sys.modules:
-            _enable()
+            self._enable()
         else:
             sys.meta_path.insert(0, self)
 
@@ -57,43 +66,55 @@ class EnableOnImport(MetaPathFinder):
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
                 run(module)
-                _enable()
+                self._enable()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
+    def _enable(self) -> None:
+        from hfoptim.trainer import TokenWeights, enable, private
+
+        enable()
+        if self._token_weights:
+            private.in_every_trainer(TokenWeights)
+
 
 def main(argv: list[str]) -> None:
     """Run the script or module that `argv` names with the rest of it as its arguments."""
+    token_weights = argv[:1] == ["--token-weights"]
+    argv = argv[1:] if token_weights else argv
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
         return
     if not argv:
         _fail("no script given")
+    if argv[0] == "-m" and len(argv) < 2:
+        _fail("-m needs the name of a module")
+    if argv[0].startswith("-") and argv[0] != "-m":
+        _fail(f"unknown option {argv[0]!r}; options of the script come after the script")
+    if argv[0] != "-m" and not os.path.isfile(argv[0]):
+        _fail(f"no such script: {argv[0]!r} (in {os.getcwd()})")
+    EnableOnImport(token_weights).install()
+    try:
+        _run(argv)
+    except (TypeError, ValueError) as error:
+        arguments = sys.modules.get("hfoptim.trainer.arguments")
+        if arguments is None or not arguments.is_mistake(error):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(argv: list[str]) -> None:
     if argv[0] == "-m":
-        if len(argv) < 2:
-            _fail("-m needs the name of a module")
-        EnableOnImport().install()
         sys.argv = argv[1:]
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         return
-    if argv[0].startswith("-"):
-        _fail(f"unknown option {argv[0]!r}; options of the script come after the script")
-    script = argv[0]
-    if not os.path.isfile(script):
-        _fail(f"no such script: {script!r} (in {os.getcwd()})")
-    EnableOnImport().install()
     sys.argv = list(argv)
     if not getattr(sys.flags, "safe_path", False):
         # `python -m` put the current folder there; a script has its own.
-        sys.path[0] = os.path.dirname(os.path.realpath(script))
-    runpy.run_path(script, run_name="__main__")
-
-
-def _enable() -> None:
-    from hfoptim.trainer import enable
-
-    enable()
+        sys.path[0] = os.path.dirname(os.path.realpath(argv[0]))
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def _fail(message: str) -> NoReturn:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hfoptim.catalogue import OptimInfo
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+# Under a list with names that transformers has, too.
+_THEIRS = "* In TrainingArguments {0}=NAME means transformers' own {1}; ours is {0}=hfoptim_NAME."
 
 app = typer.Typer(
     name="hfoptim",
@@ -134,16 +136,23 @@ def list_names(
 ) -> None:
     """List the optimizers."""
     from hfoptim.registry import get_optimizer_info, list_optimizers
+    from hfoptim.transformers_names import optimizer_names
 
     found = [str(name) for name in list_optimizers(pattern)]
     if not found:
         _fail(f"no optimizer matches {pattern!r}; `hfoptim list` shows all of them")
     grid = Table()
     grid.add_column("name", no_wrap=True)
+    grid.add_column("")
     grid.add_column("description")
     for name in found:
-        grid.add_row(name, get_optimizer_info(name).description)
+        grid.add_row(name, "*" if name in optimizer_names() else "", get_optimizer_info(name).description)
     Console().print(grid)
+    if any(name in optimizer_names() for name in found):
+        typer.echo(_THEIRS.format("optim", "optimizer"))
+    for name in found:
+        for alias in optimizer_names().intersection(get_optimizer_info(name).aliases):
+            typer.echo(f"* optim={alias} means transformers' own, too; ours is optim={name}.")
 
 
 @app.command()
@@ -179,10 +188,20 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
         facts.append(("by name", ", ".join(f"{key}={value!r}" for key, value in found.defaults.items())))
     facts.append(("options", "\n".join(_signature(cls))))
     if found.needs is None:
+        facts.append(("in a Trainer", _in_a_trainer(found)))
         facts.append(("state", "\n".join(_state(found.name))))
     else:
         facts.append(("needs", f"{found.needs}; not for the Trainer"))
     return facts
+
+
+def _in_a_trainer(found: OptimInfo) -> str:
+    """What to write in TrainingArguments, and what not."""
+    from hfoptim.transformers_names import optimizer_names
+
+    theirs = [f"optim={name!r}" for name in (found.name, *found.aliases) if name in optimizer_names()]
+    name = f"hfoptim_{found.name}" if found.name in optimizer_names() else found.name
+    return f"optim={name!r}" + (f"; {' and '.join(theirs)} means transformers' own optimizer" if theirs else "")
 
 
 def _signature(cls: Callable[..., Optimizer]) -> list[str]:
@@ -231,17 +250,21 @@ def list_schedules(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     import schedules
+    from hfoptim.transformers_names import schedule_names
 
     grid = Table()
     grid.add_column("name", no_wrap=True)
+    grid.add_column("")
     grid.add_column("description, and options after a colon")
     for name in schedules.list_schedules():
         info = schedules.get_schedule_info(name)
         required = [f"{key}*" for key in info.required_kwargs]
         others = [key for key in info.kwargs if key not in info.required_kwargs and key != "last_epoch"]
         options = ", ".join(required + others)
-        grid.add_row(name, f"{info.description}\n: {options}" if options else info.description)
+        mark = "*" if name in schedule_names() else ""
+        grid.add_row(name, mark, f"{info.description}\n: {options}" if options else info.description)
     Console().print(grid)
+    typer.echo(_THEIRS.format("lr_scheduler_type", "schedule"))
 
 
 @schedules_app.command("plot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any
@@ -177,7 +178,10 @@ def trial(opt_class: type[Optimizer], options: Mapping[str, Any], *groups: Mappi
         return [(f"weight{place}", nn.Parameter(torch.zeros(2, 2)))]
 
     create: Callable[..., Optimizer] = opt_class
-    return create([{"params": param(place), **group} for place, group in enumerate([{}, *groups])], **options)
+    # What it warns of is said when the optimizer itself is made.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return create([{"params": param(place), **group} for place, group in enumerate([{}, *groups])], **options)
 
 
 # Where a whole optimizer is of one mind.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
@@ -17,8 +19,12 @@ __all__ = [
     "real_number",
     "settle",
     "steps_or_share",
+    "warn",
     "whole_number",
 ]
+
+# Packages whose code stands between a user and what is warned of.
+_BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
 
 
 def plain(value: Any) -> Any:
@@ -175,3 +181,15 @@ def closest(wanted: str, options: Iterable[str]) -> str:
     if near:
         return "the closest names are " + ", ".join(map(repr, near))
     return "the names are " + ", ".join(map(repr, options)) if options else "there are none"
+
+
+def warn(message: str) -> None:
+    """Warn of something, at the line of the user's that led to it.
+
+    That is the nearest caller outside of this package and of those that call it for the user: torch, accelerate and
+    transformers, whose Trainer makes optimizers and schedules by name.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 from torch.optim import Optimizer
 
-from .checks import choice, number_list, plain, real_number, whole_number
+from .checks import choice, number_list, plain, real_number, warn, whole_number
 from .in_force import copy_lrs, gives_back, marked, set_lr, set_lrs
 from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
 
@@ -121,10 +120,9 @@ class GreedyLR(ReduceLROnPlateau):
             if low > high:
                 raise ValueError(f"param group {index}: min_lr={low!r} is above max_lr={high!r}")
             if lr < low:
-                warnings.warn(
+                warn(
                     f"param group {index} starts at lr={float(lr):g}, below min_lr={low:g}: greedy never lowers it; "
-                    "pass a min_lr below the initial lr",
-                    stacklevel=2,
+                    "pass a min_lr below the initial lr"
                 )
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]

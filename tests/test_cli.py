@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hfoptim
+import schedules
 from hfoptim.cli import app
 from hfoptim.compare import runs
 
@@ -61,6 +62,28 @@ def test_list() -> None:
     code, out, err = call("list", "nothing*")
     assert (code, out) == (2, "")
     assert "no optimizer matches 'nothing*'" in err
+
+
+def test_names_that_mean_transformers_own_in_a_trainer_are_marked() -> None:
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    optimizers, of_schedules = ([member.value for member in kind] for kind in (OptimizerNames, SchedulerType))
+    _, out, _ = call("list")
+    marked = set(re.findall(r"│ (\w+) +│ \* │", out))
+    assert marked == set(hfoptim.list_optimizers()) & set(optimizers) >= {"adafactor", "adagrad", "sgd", "ademamix"}
+    assert "* In TrainingArguments optim=NAME means transformers' own optimizer; ours is optim=hfoptim_NAME." in out
+    assert "* optim=schedule_free_adamw means transformers' own, too; ours is optim=adamw_schedule_free." in out
+    _, out, _ = call("list", "lion")
+    assert "*" not in out
+    _, out, _ = call("schedules")
+    assert set(re.findall(r"│ (\w+) +│ \* │", out)) == set(schedules.list_schedules()) & set(of_schedules)
+    _, out, _ = call("info", "sgd")
+    assert re.search(r"^in a Trainer +optim='hfoptim_sgd'; optim='sgd' means transformers' own", out, re.MULTILINE)
+    _, out, _ = call("info", "adamw-schedule-free")
+    assert re.search(r"^in a Trainer +optim='adamw_schedule_free'; optim='schedule_free_adamw' means", out, re.M)
+    _, out, _ = call("info", "lion")
+    assert re.search(r"^in a Trainer +optim='lion' *$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", hfoptim.list_optimizers())

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Packages whose code stands between a user and what is warned of.
+_BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
 
 
 def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high_open: bool = True) -> float:
@@ -133,3 +138,15 @@ def known_options(owner: str, given: Mapping[str, Any], known: Iterable[str]) ->
     for name in given:
         if name not in known:
             raise TypeError(f"{owner} has no option {name!r}; {closest(name, known)}")
+
+
+def warn(message: str) -> None:
+    """Warn of something, at the line of the user's that led to it.
+
+    That is the nearest caller outside of this package and of those that call it for the user: torch, accelerate and
+    transformers, whose Trainer makes optimizers and schedules by name.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

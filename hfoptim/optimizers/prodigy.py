@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -28,7 +27,7 @@ from hfoptim.engine import (
     nonnegative,
     zeros,
 )
-from hfoptim.engine.checks import flag, group_dict, integer, number
+from hfoptim.engine.checks import flag, group_dict, integer, number, warn
 from hfoptim.engine.sharding import is_dtensor
 from hfoptim.optimizers.adam import moment_rates
 
@@ -219,10 +218,9 @@ class Prodigy(RuleOptimizer):
         super().__init__(params, defaults, **options)
         largest = max(float(group["lr"]) for group in self.param_groups)
         if 0.0 < largest < _SUSPICIOUS_LR:
-            warnings.warn(
-                f"lr={largest:g} multiplies the step size that Prodigy finds by itself, so that it hardly moves; "
-                f"leave lr at 1.0",
-                stacklevel=2,
+            warn(
+                f"a learning rate of {largest:g} multiplies the step size that Prodigy finds by itself, so that it "
+                f"hardly moves; leave it at 1.0"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

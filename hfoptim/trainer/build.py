@@ -13,7 +13,8 @@ import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from hfoptim.grouping import Grouping
 from hfoptim.optimizers import Adafactor, AdafactorSchedule
 from hfoptim.param_groups import split_hidden_matrices
 from hfoptim.trainer import private
-from hfoptim.trainer.options import fit, parse_optim_args
+from hfoptim.trainer.options import fit, parse_options
 from hfoptim.wrappers import CombinedOptimizer
 from schedules.following import find, unknown
 from schedules.named.sequence import described
@@ -37,6 +38,14 @@ from schedules.named.sequence import described
 logger = logging.getLogger(__name__)
 
 ARGUMENT_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+# The fields of TrainingArguments by what optimizers call them.
+FIELDS = {
+    "lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "eps": "adam_epsilon",
+    "betas[0]": "adam_beta1",
+    "betas[1]": "adam_beta2",
+}
 # Keras' names, which AdamWeightDecay has besides everybody's.
 KERAS = {"learning_rate": "lr", "weight_decay_rate": "weight_decay", "epsilon": "eps"}
 
@@ -80,7 +89,7 @@ class Choice:
     @classmethod
     def from_arguments(cls, name: str, args: Any) -> Choice:
         """The choice that `TrainingArguments(optim=name, optim_args=...)` makes."""
-        return cls.make(name, parse_optim_args(args.optim_args))
+        return cls.make(name, parse_options(args.optim_args))
 
     @property
     def optimizer_class(self) -> type[torch.optim.Optimizer]:
@@ -106,7 +115,12 @@ class Choice:
         elif args is None and self.grouping and self.options.get("lr", own["lr"]) is None:
             changed["lr"] = 1e-3  # they may
         kwargs = registry.resolve_options(self.name, {**changed, **self.options})
-        made = registry.trial(registry.get_optimizer_info(self.name).opt_class, kwargs)
+        try:
+            made = registry.trial(registry.get_optimizer_info(self.name).opt_class, kwargs)
+        except (TypeError, ValueError) as error:
+            if args is None:
+                raise
+            raise type(error)(_as_written(str(error), changed.keys() - self.options.keys())) from error
         if kwargs.get("gradient_release"):
             releasable(made)
         others = {other: Choice.make(other, {}).resolve(args) for other in self.grouping.others}
@@ -294,6 +308,14 @@ def _from_arguments(own: Mapping[str, Any], args: Any, unused: list[str]) -> dic
         elif _changed(args, field):
             unused.append(field)
     return options
+
+
+def _as_written(message: str, options: Iterable[str]) -> str:
+    """A message about options that came from the TrainingArguments, with the names that they have there."""
+    for option in options:
+        for name in [name for name in FIELDS if name.partition("[")[0] == option]:
+            message = re.sub(rf"(?<![\w.]){re.escape(name)}=", f"{FIELDS[name]}=", message)
+    return message
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

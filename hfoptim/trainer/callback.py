@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 import schedules
 from hfoptim.engine import unwrap
 from hfoptim.measurement import check_quantities
-from hfoptim.trainer import build, checkpoints, modes, private, release
+from hfoptim.trainer import advice, build, checkpoints, modes, private, release
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 
 
@@ -148,8 +148,10 @@ class OptimizerCallback(TrainerCallback):
         """
         optimizer = trainer.optimizer if optimizer is None else optimizer
         checkpoints.attend(trainer)
-        modes.attend(trainer, optimizer, self.schedule or trainer.args.lr_scheduler_type.value)
+        modes.attend(trainer, optimizer)
         release.attend(trainer, optimizer)
+        schedule = self.schedule or trainer.args.lr_scheduler_type.value
+        advice.attend(trainer, optimizer, schedule, num_training_steps, self.schedule_kwargs)
         if trainer.lr_scheduler is None:
             scheduler = build.own_schedule(optimizer)
             if scheduler is None and self.schedule is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,6 @@ from transformers import TrainerCallback
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.trainer import private
 from hfoptim.wrappers import CombinedOptimizer
-
-logger = logging.getLogger(__name__)
 
 
 class EvaluationWeights(TrainerCallback):
@@ -50,28 +47,16 @@ class EvaluationWeights(TrainerCallback):
         _switch(optimizer, "eval")
 
 
-def attend(trainer: Any, optimizer: Any, schedule: str) -> None:
-    """See to what an optimizer of ours asks of its Trainer: the right weights saved, and a constant learning rate.
+def attend(trainer: Any, optimizer: Any) -> None:
+    """See that the right weights are saved of an optimizer of ours with two modes.
 
     Args:
         trainer: the trainer, about to make its schedule; gets a callback if the optimizer has two modes.
         optimizer: its optimizer, wrapped or not.
-        schedule: name of the schedule that it makes unless it was given one.
     """
-    ours = [inner for inner in unwrap_all(optimizer, RuleOptimizer) if two_modes(inner) is not None]
     present = any(isinstance(callback, EvaluationWeights) for callback in trainer.callback_handler.callbacks)
-    if present or not ours:
-        return
-    trainer.add_callback(EvaluationWeights())
-    makes = trainer.lr_scheduler is None and trainer.args.should_log
-    for inner in ours:
-        if makes and inner.wants_constant_lr and "constant" not in schedule:
-            logger.warning(
-                "%s takes the place of a schedule and wants a constant learning rate, which %r is not; use 'constant', "
-                "and warmup_steps of the optimizer",
-                type(inner).__name__,
-                schedule,
-            )
+    if not present and any(two_modes(inner) is not None for inner in unwrap_all(optimizer, RuleOptimizer)):
+        trainer.add_callback(EvaluationWeights())
 
 
 def two_modes(optimizer: Any) -> Any | None:

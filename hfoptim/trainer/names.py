@@ -7,6 +7,7 @@ catalogue becomes `hfoptim_x`, and plain `x` too unless transformers has that na
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 from collections.abc import Callable, Iterable
@@ -17,12 +18,16 @@ from transformers import Trainer, TrainingArguments
 
 import schedules
 from hfoptim import registry
-from hfoptim.trainer import build, checkpoints, modes, private, release
+from hfoptim.trainer import advice, arguments, build, checkpoints, modes, private, release
 from hfoptim.trainer.private import OptimizerNames, SchedulerType
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "hfoptim_"
+
+
+class UnknownName(ValueError, argparse.ArgumentTypeError):
+    """A name that nobody knows. A command line shows the message of an ArgumentTypeError, not that of a ValueError."""
 
 
 class _Names:
@@ -64,7 +69,7 @@ class _Names:
         """The member that a spelling not listed means: another case, `-` for `_`, or an alias.
 
         Raises:
-            ValueError: nobody knows the name; lists the closest ones.
+            UnknownName: nobody knows the name; lists the closest ones.
         """
         if isinstance(value, str):
             plain = value.strip().lower().replace("-", "_")
@@ -79,7 +84,8 @@ class _Names:
                 own = [member for member, meaning in self.members.items() if meaning == name]
                 # An optimizer with another one around it (`lookahead_lion`) is listed once it was asked for.
                 return own[0] if own else self._add(name, name)
-        raise ValueError(self._unknown(value))
+        with arguments.checking():
+            raise UnknownName(self._unknown(value))
 
     def _unknown(self, value: Any) -> str:
         known = [member.value for member in self.kind]
@@ -112,6 +118,7 @@ class _Enabled:
             private.replace(Trainer, "create_scheduler", _creating_ours),
             *private.last_checkpoint_finder(_finding_whole, scripts=True),
             private.choice_reader(lambda kind, word: kind(word).value),
+            private.open_choices(lambda value: value in self.optimizers.members or value in self.schedules.members),
         ]
 
     def remove(self) -> None:
@@ -135,7 +142,12 @@ def enable() -> None:
     `hfoptim_<name>`.
 
     `TrainingArguments.optim_args` of one of our optimizers is JSON or `name=value,...` with tuples, flags and None,
-    and is checked as soon as the arguments are made.
+    and is checked as soon as the arguments are made. `lr_scheduler_kwargs` may be written so, too, and
+    `--resume_from_checkpoint True` is the flag.
+
+    A command line that has names frozen, such as `choices=["linear", "cosine"]` beside `type=SchedulerType` in
+    transformers' scripts without a Trainer, takes ours as well: argparse's check of choices lets members of the two
+    enums pass that are ours.
 
     `trainer.train(resume_from_checkpoint=True)` and `transformers.trainer_utils.get_last_checkpoint` pass over
     checkpoints that a killed run left unfinished, see `last_whole_checkpoint`.
@@ -170,18 +182,13 @@ def _our_schedule(args: Any) -> str | None:
 
 
 def _checking_post_init(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Check the options when the arguments are made: a script that loads data first would fail much later."""
-
     @functools.wraps(original)
     def __post_init__(self: Any) -> None:
+        if _enabled is None:
+            return original(self)
+        arguments.read_text(self)
         original(self)
-        name, schedule = _our_optimizer(self), _our_schedule(self)
-        if name is not None:
-            resolved = build.Choice.from_arguments(name, self).resolve(self)
-            build.check_no_idle_schedule(resolved, self)
-            release.check_options(resolved.kwargs, self)
-        if schedule is not None:
-            build.prepare_schedule_arguments(schedule, self)
+        arguments.check(self, _our_optimizer(self), _our_schedule(self))
 
     return __post_init__
 
@@ -192,7 +199,8 @@ def _building_ours(original: staticmethod) -> staticmethod:
         name = _our_optimizer(args)
         if name is None:
             return original.__func__(args, model)
-        return build.Choice.from_arguments(name, args).resolve(args).class_and_kwargs(args, model)
+        with arguments.checking():
+            return build.Choice.from_arguments(name, args).resolve(args).class_and_kwargs(args, model)
 
     return staticmethod(get_optimizer_cls_and_kwargs)
 
@@ -203,8 +211,9 @@ def _creating_ours(original: Callable[..., Any]) -> Callable[..., Any]:
         used = self.optimizer if optimizer is None else optimizer
         if _enabled is not None:
             checkpoints.attend(self)
-            modes.attend(self, used, self.args.lr_scheduler_type.value)
+            modes.attend(self, used)
             release.attend(self, used)
+            advice.attend(self, used, self.args.lr_scheduler_type.value, num_training_steps)
         if _enabled is not None and self.lr_scheduler is None:
             schedule = build.own_schedule(used)
             if schedule is not None:

@@ -1,9 +1,9 @@
-"""Reading and checking options given as text: `optim_args`.
+"""Reading and checking options given as text: `optim_args`, `lr_scheduler_kwargs`.
 
-    optim_args : JSON object | pair ("," pair)*
-    pair       : name "=" value
-    value      : number | True | False | None | (value, ...) | [value, ...] | {quoted word: value, ...} | word
-    word       : quoted or plain
+    options : JSON object | {quoted word: value, ...} | pair ("," pair)*
+    pair    : name "=" value
+    value   : number | True | False | None | (value, ...) | [value, ...] | {quoted word: value, ...} | word
+    word    : quoted or plain
 
 Commas inside brackets and quotes do not separate, and `False` is False. (transformers' own reader cuts at every comma
 and leaves every value a string.)
@@ -12,6 +12,7 @@ and leaves every value a string.)
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -21,11 +22,13 @@ WORDS = {"true": True, "false": False, "none": None, "null": None}
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
-def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Read `TrainingArguments.optim_args`.
+def parse_options(given: str | Mapping[str, Any] | None, argument: str = "optim_args") -> dict[str, Any]:
+    """Read the options that an argument of TrainingArguments holds.
 
     Args:
-        given: a JSON object, `key=value,...`, a mapping (from a configuration file), or None for no options.
+        given: a JSON object, the same in Python's spelling, `key=value,...`, a mapping (from a configuration file), or
+            None for no options.
+        argument (default "optim_args"): the argument, for messages.
 
     Returns:
         Option names and values. Lists are tuples.
@@ -39,25 +42,37 @@ def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(given, Mapping):
         return {str(key): _tuples(value) for key, value in given.items()}
     if not isinstance(given, str):
-        raise TypeError(f"optim_args must be text or a mapping, got {given!r}")
+        raise TypeError(f"{argument} must be text or a mapping, got {given!r}")
     if given.lstrip().startswith("{"):
-        return _from_json(given)
+        return _from_braces(given, argument)
     options: dict[str, Any] = {}
-    for part in _split(given):
+    for part in _split(given, argument):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key.isidentifier() or not value:
-            raise ValueError(f"optim_args: {part.strip()!r} is not of the form name=value (in {given!r})")
+            hint = _tuple_meant(given, list(options), argument) if not equals else ""
+            raise ValueError(f"{argument}: {part.strip()!r} is not of the form name=value (in {given!r}){hint}")
         if key in options:
-            raise ValueError(f"optim_args: {key!r} is given twice (in {given!r})")
-        options[key] = read_value(value)
+            raise ValueError(f"{argument}: {key!r} is given twice (in {given!r})")
+        options[key] = read_value(value, argument)
     return options
 
 
-def read_value(text: str) -> Any:
+def _tuple_meant(text: str, before: list[str], argument: str) -> str:
+    """What to write for `betas=0.9,0.98`: the values that follow the last of the options read `before`, in brackets."""
+    if not before:
+        return ""
+    parts = [part.strip() for part in _split(text, argument)]
+    values = [parts[len(before) - 1].partition("=")[2].strip()]
+    values += itertools.takewhile(lambda part: "=" not in part, parts[len(before) :])
+    return f"; several values of one option go in brackets: {before[-1]}=({','.join(values)})"
+
+
+def read_value(text: str, argument: str = "optim_args") -> Any:
     """Read one value: a number, True, False, None, a tuple, list or dict of values, or else a word.
 
     Args:
         text: the value as written; `true`, `null` and the like count in any case.
+        argument (default "optim_args"): where it stands, for messages.
 
     Returns:
         The value. A list is returned as a tuple.
@@ -76,11 +91,11 @@ def read_value(text: str) -> Any:
     except (ValueError, SyntaxError):
         if re.fullmatch(r"[\w.:/+-]+", text):
             return text
-        raise ValueError(f"optim_args: cannot read the value {text!r}") from None
+        raise ValueError(f"{argument}: cannot read the value {text!r}") from None
     for node in ast.walk(read):
         keys = [ast.unparse(key) for key in node.keys if key] if isinstance(node, ast.Dict) else []
         if len(keys) > len(set(keys)):
-            raise ValueError(f"optim_args: {max(keys, key=keys.count)} is given twice (in {text!r})")
+            raise ValueError(f"{argument}: {max(keys, key=keys.count)} is given twice (in {text!r})")
     return _tuples(value)
 
 
@@ -108,17 +123,24 @@ def fit(option: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _from_json(text: str) -> dict[str, Any]:
+def _from_braces(text: str, argument: str) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = {key for key, _ in items if [k for k, _ in items].count(key) > 1}
         if twice:
-            raise ValueError(f"optim_args: {sorted(twice)[0]!r} is given twice (in {text!r})")
+            raise ValueError(f"{argument}: {sorted(twice)[0]!r} is given twice (in {text!r})")
         return dict(items)
 
     try:
         return {key: _tuples(value) for key, value in json.loads(text, object_pairs_hook=pairs).items()}
     except json.JSONDecodeError as error:
-        raise ValueError(f"optim_args starts with {{ but is not JSON: {error} (in {text!r})") from error
+        # In Python's spelling, as the help of transformers has it: {'num_cycles': 1}.
+        try:
+            literal = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            literal = None
+        if not isinstance(literal, dict):
+            raise ValueError(f"{argument} starts with {{ but is not JSON: {error} (in {text!r})") from error
+    return {str(key): value for key, value in read_value(text, argument).items()}
 
 
 def _tuples(value: Any) -> Any:
@@ -127,7 +149,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _split(text: str) -> list[str]:
+def _split(text: str, argument: str) -> list[str]:
     """The parts between commas that are not inside brackets or quotes."""
     parts, start, closing, quote = [], 0, [], ""
     for position, char in enumerate(text):
@@ -140,11 +162,11 @@ def _split(text: str) -> list[str]:
         elif closing and char == closing[-1]:
             closing.pop()
         elif char in ")]}":
-            raise ValueError(f"optim_args: unexpected {char!r} (in {text!r})")
+            raise ValueError(f"{argument}: unexpected {char!r} (in {text!r})")
         elif char == "," and not closing:
             parts.append(text[start:position])
             start = position + 1
     if quote or closing:
-        raise ValueError(f"optim_args: {quote or closing[-1]!r} is missing (in {text!r})")
+        raise ValueError(f"{argument}: {quote or closing[-1]!r} is missing (in {text!r})")
     parts.append(text[start:])
     return [part for part in parts if part.strip()]

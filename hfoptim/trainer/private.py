@@ -38,9 +38,11 @@ __all__ = [
     "clipping_method",
     "decay_parameter_names",
     "deletion_order",
+    "in_every_trainer",
     "intercept",
     "keep_scheduler",
     "last_checkpoint_finder",
+    "open_choices",
     "remove_member",
     "remove_schedule_function",
     "replace",
@@ -290,6 +292,41 @@ def choice_reader(read: Callable[[Any, str], str]) -> Callable[[], None]:
         return make_choice_type_function
 
     return replace(hf_argparser, "make_choice_type_function", make)
+
+
+def open_choices(ours: Callable[[Any], bool]) -> Callable[[], None]:
+    """Let every argparse parser take values beside its `choices`.
+
+    transformers' scripts without a Trainer have `type=SchedulerType, choices=["linear", ...]`: the type makes a member
+    of the word, and then the member is looked up in a list from before ours were there. What checks that is
+    `ArgumentParser._check_value(action, value)` (Python 3.10 to 3.14); help and messages keep the script's list.
+
+    Args:
+        ours: whether a value, as the argument's type made it, is to pass.
+
+    Returns:
+        A function that undoes it.
+    """
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def _check_value(self: Any, action: Any, value: Any) -> None:
+            if not (isinstance(value, (OptimizerNames, SchedulerType)) and ours(value)):
+                original(self, action, value)
+
+        return _check_value
+
+    return replace(argparse.ArgumentParser, "_check_value", make)
+
+
+def in_every_trainer(callback: type) -> Callable[[], None]:
+    """Give every Trainer made from now on a callback, made by this class (4.57 and 5.x).
+
+    Returns:
+        A function that undoes it.
+    """
+    trainer_module.DEFAULT_CALLBACKS.append(callback)
+    return lambda: trainer_module.DEFAULT_CALLBACKS.remove(callback)
 
 
 def _read_choice(read: Callable[[Any, str], str], kind: Any, word: Any, choices: list[Any]) -> Any:

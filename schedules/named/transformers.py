@@ -6,9 +6,7 @@ it stays where it is. If the warm-up is longer than the total, it stops rising a
 
 from __future__ import annotations
 
-import warnings
-
-from ..checks import choice, real_number, steps_or_share, whole_number
+from ..checks import choice, real_number, steps_or_share, warn, whole_number
 from ..curves import Curve
 from ..shapes import (
     DECAYS,
@@ -159,10 +157,9 @@ def wsd_curve(
     if num_stable_steps is not None:
         stable = whole_number("num_stable_steps", num_stable_steps)
         if total is not None and warmup + stable + decay != total:
-            warnings.warn(
+            warn(
                 f"num_stable_steps={stable} wins over num_training_steps={total}: the schedule ends at step "
-                f"{warmup + stable + decay}",
-                stacklevel=3,
+                f"{warmup + stable + decay}"
             )
     elif total is not None:
         stable = total - warmup - decay

@@ -151,10 +151,10 @@ def test_gradients_of_zero_move_nothing():
 
 def test_a_learning_rate_meant_for_another_optimizer_draws_a_warning():
     params = list(parameters(("matrix",)).values())
-    with pytest.warns(UserWarning, match="lr=5e-05 multiplies the step size that Prodigy finds") as caught:
+    with pytest.warns(UserWarning, match="learning rate of 5e-05 multiplies the step size that") as caught:
         hfoptim.Prodigy(params, lr=5e-5)  # TrainingArguments' default
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"lr=0\.001"):
+    with pytest.warns(UserWarning, match=r"learning rate of 0\.001"):
         hfoptim.Prodigy([{"params": params, "lr": 1e-3}])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

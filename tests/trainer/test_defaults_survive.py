@@ -13,9 +13,9 @@ def build(request, make_trainer, inner, names):
 
     def make(name, optim_args=None, **given):
         if request.param == "callback":
-            from hfoptim.trainer.options import parse_optim_args
+            from hfoptim.trainer.options import parse_options
 
-            trainer = make_trainer(OptimizerCallback(name, **parse_optim_args(optim_args)), **given)
+            trainer = make_trainer(OptimizerCallback(name, **parse_options(optim_args)), **given)
         else:
             trainer = make_trainer(optim=f"hfoptim_{name}", optim_args=optim_args, **given)
         trainer.create_optimizer()

@@ -5,7 +5,7 @@ import torch
 
 import hfoptim
 from hfoptim.trainer import OptimizerCallback
-from hfoptim.trainer.options import parse_optim_args
+from hfoptim.trainer.options import parse_options
 
 INSIDE = {f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
 
@@ -16,7 +16,7 @@ def make(request, make_trainer, names):
 
     def with_optimizer(name, optim_args=None, **given):
         if request.param == "callback":
-            return make_trainer(OptimizerCallback(name, **parse_optim_args(optim_args)), **given)
+            return make_trainer(OptimizerCallback(name, **parse_options(optim_args)), **given)
         return make_trainer(optim=f"hfoptim_{name}", optim_args=optim_args, **given)
 
     return with_optimizer

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
+from transformers import trainer as trainer_module
 
 from hfoptim.__main__ import main
 
@@ -208,6 +210,8 @@ def test_a_script_is_found_from_the_current_folder(tmp_path, launch, monkeypatch
         (["compare"], "no such script: 'compare'"),
         (["--optim", "lion"], "unknown option '--optim'; options of the script come after the script"),
         (["-m"], "-m needs the name of a module"),
+        (["--token-weights"], "no script given"),
+        (["--token-weights", "-m"], "-m needs the name of a module"),
     ],
 )
 def test_wrong_use_is_explained(launch, capsys, command, words):
@@ -219,6 +223,86 @@ def test_wrong_use_is_explained(launch, capsys, command, words):
     assert "there is the command `hfoptim`" in error
 
 
+# A script whose Trainer accumulates the losses of a model that does not divide them.
+ACCUMULATING = """
+import sys
+import torch
+from transformers import HfArgumentParser, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+
+(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+torch.manual_seed(0)
+config = T5Config(vocab_size=16, num_layers=1, num_heads=2, d_model=16, d_kv=8, d_ff=32, dropout_rate=0.0,
+                  decoder_start_token_id=0, pad_token_id=0)
+labels = [torch.arange(8) + 2, torch.where(torch.arange(8) < 2, 5, -100)] * 4
+model = T5ForConditionalGeneration(config)
+data = [{"input_ids": torch.arange(8), "labels": row} for row in labels]
+trainer = Trainer(model, args, train_dataset=data)
+big = {key: torch.stack([row[key] for row in data]) for key in data[0]}
+expected = model(**big).loss.item()
+trainer.train()
+raise SystemExit(trainer.state.log_history[0]["loss"] / expected)
+"""
+# fmt: off
+OPTIONS = [
+    "--output_dir", "out", "--use_cpu", "--report_to", "none", "--disable_tqdm", "True", "--save_strategy", "no",
+    "--max_steps", "1", "--logging_steps", "1", "--per_device_train_batch_size", "2",
+    "--gradient_accumulation_steps", "4", "--optim", "lion",
+]
+# fmt: on
+
+
+@pytest.fixture
+def accumulating(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "DEFAULT_CALLBACKS", list(trainer_module.DEFAULT_CALLBACKS))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(ACCUMULATING)
+    return "script.py"
+
+
+def test_token_weights_of_a_script_as_it_is(launch, accumulating):
+    with pytest.raises(SystemExit) as stopped:
+        launch(["--token-weights", accumulating, *OPTIONS])
+    assert stopped.value.code == pytest.approx(1.0, abs=1e-3)  # 4.57 rounds the logged loss
+    assert sys.argv == [accumulating, *OPTIONS]
+
+
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5, reason="T5's forward takes no **kwargs before transformers 5"
+)
+def test_without_them_the_loss_is_4_times_off_and_that_is_said(launch, accumulating, messages):
+    with pytest.raises(SystemExit) as stopped:
+        launch([accumulating, *OPTIONS])
+    assert stopped.value.code > 3.5
+    assert "--token-weights" in messages()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optim", "lion", "--optim_args", "betas=0.9,0.98"], "betas=(0.9,0.98)"),
+        (["--optim", "lion", "--learning_rate", "-1"], "learning_rate=-1.0 is out of range"),
+        (["--optim", "lion", "--optim_args", "param_options={'nothing.*': {'lr': 1e-3}}"], "'nothing.*'"),
+        (["--lr_scheduler_type", "rex", "--lr_scheduler_kwargs", "p=0.3"], "rex has no option 'p'"),
+    ],
+)
+def test_a_mistake_in_an_argument_ends_with_its_message_alone(launch, accumulating, capsys, options, words):
+    with pytest.raises(SystemExit) as stopped:
+        launch([accumulating, *OPTIONS, *options])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    last = error.rstrip().splitlines()[-1]
+    assert last.startswith("script.py: error: ")
+    assert words in last
+
+
+def test_other_mistakes_keep_their_traceback(tmp_path, launch, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("raise ValueError('their mistake')")
+    with pytest.raises(ValueError, match="their mistake"):
+        launch(["script.py"])
+
+
 def test_help(launch, capsys):
     launch(["--help"])
-    assert "usage: python -m hfoptim SCRIPT [ARGS]" in capsys.readouterr().out
+    assert "usage: python -m hfoptim [--token-weights] SCRIPT [ARGS]" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """enable(): hfoptim's names wherever TrainingArguments takes one. disable(): nothing of it left."""
 
+import argparse
 import copy
 import dataclasses
 import json
@@ -30,7 +31,7 @@ def footprint():
             found[kind, attribute] = copy.copy(getattr(kind, attribute))
         found[kind, "listing"] = list(kind)
         found[kind, "dict"] = {name: id(value) for name, value in vars(kind).items()}
-    for owner in (Trainer, TrainingArguments, hf_argparser, optimization):
+    for owner in (Trainer, TrainingArguments, hf_argparser, optimization, argparse.ArgumentParser):
         found[owner] = {name: id(value) for name, value in vars(owner).items()}
     found["schedules"] = dict(optimization.TYPE_TO_SCHEDULER_FUNCTION)
     return found

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hfoptim.trainer.options import fit, parse_optim_args
+from hfoptim.trainer.options import fit, parse_options
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ from hfoptim.trainer.options import fit, parse_optim_args
     ],
 )
 def test_is_read(text, options):
-    read = parse_optim_args(text)
+    read = parse_options(text)
     assert read == options
     assert [type(value) for value in read.values()] == [type(value) for value in options.values()]
 
 
 def test_infinity_and_nan_are_numbers():
-    read = parse_optim_args("a=inf,b=-inf,c=nan")
+    read = parse_options("a=inf,b=-inf,c=nan")
     assert read["a"] == math.inf
     assert read["b"] == -math.inf
     assert math.isnan(read["c"])
@@ -61,12 +61,12 @@ def test_infinity_and_nan_are_numbers():
 )
 def test_mistakes_are_named(text, words):
     with pytest.raises(ValueError, match=words):
-        parse_optim_args(text)
+        parse_options(text)
 
 
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="optim_args must be text or a mapping, got 3"):
-        parse_optim_args(3)
+        parse_options(3)
 
 
 def test_the_word_false_is_false():

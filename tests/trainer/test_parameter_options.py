@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2LMHeadMo
 
 import hfoptim
 from hfoptim.trainer import OptimizerCallback
-from hfoptim.trainer.options import parse_optim_args
+from hfoptim.trainer.options import parse_options
 
 SEVERAL = {"lm_head.*": {"optimizer": "adamw", "lr": 1e-2, "betas": (0.8, 0.9)}, "*.ln_*": {"weight_decay": 0.3}}
 
@@ -338,7 +338,7 @@ def test_text_in_configuration_files_is_read():
     )
     assert callback.choice.grouping.head_lr == 1e-3
     assert callback.choice.grouping.param_options == {"*.bias": {"lr": 1e-4, "betas": (0.5, 0.6)}}
-    read = parse_optim_args("layer_decay=0.75,param_options={'*.bias': {'weight_decay': 0, 'betas': [0.1, 0.2]}}")
+    read = parse_options("layer_decay=0.75,param_options={'*.bias': {'weight_decay': 0, 'betas': [0.1, 0.2]}}")
     assert read == {"layer_decay": 0.75, "param_options": {"*.bias": {"weight_decay": 0, "betas": (0.1, 0.2)}}}
     for text in (
         "param_options={'a': {'lr': 1}, 'a': {'lr': 2}}",
@@ -347,4 +347,4 @@ def test_text_in_configuration_files_is_read():
         '{"param_options": {"a": {"lr": 1, "lr": 2}}}',
     ):
         with pytest.raises(ValueError, match=r"'(a|lr)' is given twice"):
-            parse_optim_args(text)
+            parse_options(text)
