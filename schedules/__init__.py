@@ -10,6 +10,7 @@ Needs torch only.
 
 from .annealing import annealed
 from .catalogue import ScheduleInfo, SchedulerType, canonical_schedule_name
+from .checking import check_options
 from .curves import Curve
 from .drawing import plot
 from .factories import (
@@ -85,6 +86,7 @@ __all__ = [
     "absolute",
     "annealed",
     "canonical_schedule_name",
+    "check_options",
     "constant",
     "cosine",
     "create_scheduler",

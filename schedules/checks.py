@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 __all__ = [
     "choice",
     "closest",
+    "did_you_mean",
     "is_list",
     "number_list",
     "plain",
@@ -166,11 +167,18 @@ def settle(curve: Any, **checked: Any) -> None:
 
 
 def choice(name: str, value: Any, options: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``options``, else raise a ValueError that lists them."""
+    """Return ``value`` if it is one of ``options``, else raise a ValueError that lists them and names the closest."""
     options = tuple(options)
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}")
+        hint = did_you_mean(value, options)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}{hint}")
     return str(value)
+
+
+def did_you_mean(wanted: Any, options: Iterable[str]) -> str:
+    """Return ``: did you mean 'linear'?`` with the nearest of ``options``, or nothing where none is near."""
+    near = difflib.get_close_matches(wanted.strip().lower(), [*options], n=1) if isinstance(wanted, str) else []
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def closest(wanted: str, options: Iterable[str]) -> str:

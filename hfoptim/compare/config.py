@@ -82,6 +82,18 @@ class CompareConfig:
             raise CompareError("--dataset-config and --text-column need --dataset")
         if self.model is None and self.from_scratch:
             raise CompareError("--from-scratch needs --model")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Try the schedule with every learning rate: some have a lower end, which must not be above it."""
+        from schedules import check_options
+
+        rates = sorted({lr for rates in self.lr_grid.values() for lr in rates})
+        steps = {"num_warmup_steps": self.warmup_steps, "num_training_steps": self.steps}
+        try:
+            check_options(self.schedule, self.schedule_kwargs, rates, **steps)
+        except (TypeError, ValueError) as error:
+            raise CompareError(f"--schedule {self.schedule}: {error}") from None
 
     @classmethod
     def from_options(

@@ -72,13 +72,14 @@ def check(args: Any, optimizer: str | None, schedule: str | None) -> None:
     Raises:
         TypeError, ValueError: an option that is not there, or a value that is wrong.
     """
+    resolved = None
     with checking():
         if optimizer is not None:
             resolved = build.Choice.from_arguments(optimizer, args).resolve(args)
             build.check_no_idle_schedule(resolved, args)
             release.check_options(resolved.kwargs, args)
         if schedule is not None:
-            build.prepare_schedule_arguments(schedule, args)
+            build.prepare_schedule_arguments(schedule, args, resolved)
     if optimizer is None and args.should_log:
         _say_whose(str(getattr(args.optim, "value", args.optim)))
 

@@ -14,8 +14,9 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ from hfoptim.param_groups import split_hidden_matrices
 from hfoptim.trainer import private
 from hfoptim.trainer.options import fit, parse_options
 from hfoptim.wrappers import CombinedOptimizer
-from schedules.following import find, unknown
+from schedules.checking import with_some_steps
+from schedules.checks import did_you_mean
+from schedules.following import Following, find, unknown
 from schedules.named.sequence import described
 
 logger = logging.getLogger(__name__)
@@ -168,6 +171,19 @@ class Resolved:
     lr_given: bool
     unused: tuple[str, ...]
     others: Mapping[str, Resolved] = dataclasses.field(default_factory=dict)
+
+    @property
+    def certain_lrs(self) -> list[float]:
+        """Learning rates that some parameter gets for certain, whatever the model is; none if it sets its own.
+
+        Patterns that have one of their own may be all there is, and each of them decides something, else it is refused.
+        """
+        grouping = self.choice.grouping
+        if grouping.param_options:
+            lrs = [options.get("lr") for options in grouping.param_options.values()]
+        else:
+            lrs = [self.lr, grouping.head_lr]
+        return [lr for lr in lrs if lr is not None]
 
     @property
     def sets_its_own_lr(self) -> bool:
@@ -363,14 +379,39 @@ def check_no_idle_schedule(resolved: Resolved, args: Any) -> None:
         )
 
 
-def prepare_schedule_arguments(schedule: str, args: Any) -> None:
+def prepare_schedule_arguments(schedule: str, args: Any, resolved: Resolved | None = None) -> None:
     """Check `lr_scheduler_type` and `lr_scheduler_kwargs` for a schedule of ours.
 
+    Args:
+        schedule: its canonical name.
+        args: the TrainingArguments.
+        resolved: the optimizer, if it is one of ours. Of another one no more is known than `learning_rate`, and that
+            only if the user changed it: optimizers made by hand have a rate of their own.
+
     Raises:
-        ValueError: an unknown or missing option, or no evaluation for a schedule that follows a metric.
+        TypeError: an option of the wrong type.
+        ValueError: an unknown or missing option, a value out of range or a floor above the learning rate, or no
+            evaluation for a schedule that follows a metric.
     """
-    check_schedule_options(schedule, args.lr_scheduler_kwargs or {}, "lr_scheduler_kwargs")
+    options, where, steps = args.lr_scheduler_kwargs or {}, "lr_scheduler_kwargs", known_steps(args)
+    if resolved is not None:
+        lrs = resolved.certain_lrs
+    else:
+        lrs = [args.learning_rate] if _changed(args, "learning_rate") else []
+    check_schedule_options(schedule, options, where, lrs=lrs, steps=steps)
+    if not lrs and resolved is None and args.should_log:
+        try:
+            check_schedule_options(schedule, options, where, lrs=[args.learning_rate], steps=steps)
+        except ValueError as error:
+            logger.warning("%s; learning_rate is its default: unless the optimizer has another, give it", error)
     require_metric(schedule, args)
+
+
+def known_steps(args: Any) -> dict[str, Any]:
+    """The numbers of steps that the TrainingArguments fix by themselves; None for those that the data decides."""
+    total = args.max_steps if args.max_steps > 0 else None
+    warmups = {args.get_warmup_steps(steps) for steps in ([total] if total else [10**6, 2 * 10**6])}
+    return {"num_warmup_steps": warmups.pop() if len(warmups) == 1 else None, "num_training_steps": total}
 
 
 def require_metric(schedule: str, args: Any) -> None:
@@ -390,26 +431,48 @@ def require_metric(schedule: str, args: Any) -> None:
             args.greater_is_better = not args.metric_for_best_model.endswith("loss")
 
 
-def check_schedule_options(schedule: str, options: Mapping[str, Any], where: str, extra: tuple[str, ...] = ()) -> None:
-    """Check the names of a schedule's options.
+def check_schedule_options(
+    schedule: str,
+    options: Mapping[str, Any],
+    where: str,
+    extra: tuple[str, ...] = (),
+    lrs: Sequence[float] = (),
+    steps: Mapping[str, Any] | None = None,
+) -> None:
+    """Check a schedule's options, names and values, before there is an optimizer.
 
     Args:
         schedule: its canonical name.
         options: the options.
         where: where the user gave them, for the message.
-        extra: what is allowed besides the schedule's own.
+        extra: what is allowed besides the schedule's own: numbers of steps.
+        lrs: learning rates that parameters are known to get.
+        steps: the numbers of steps that are known otherwise.
 
     Raises:
-        ValueError: an option is unknown or missing; names those there are.
+        TypeError: an option of the wrong type.
+        ValueError: an option is unknown or missing (names those there are), a value is out of range or is none of the
+            words that there are (names the closest), or a floor is above one of the learning rates.
     """
     info = schedules.get_schedule_info(schedule)
     known = [*info.kwargs, *extra]
     for option in options:
         if option not in known:
-            raise ValueError(f"{where}: {schedule} has no option {option!r}; it has {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"{where}: {schedule} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                f"{did_you_mean(option, known)}"
+            )
     for option in info.required_kwargs:
         if option not in options:
             raise ValueError(f"{where}: {schedule} needs the option {option!r}")
+    own = {option: value for option, value in options.items() if option not in extra}
+    given = {**(steps or {}), **{option: options[option] for option in extra if option in options}}
+    try:
+        schedules.check_options(schedule, own, lrs or None, **given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
 
 
 def check_hyperparameters(choice: Choice, schedule: str | None, hyperparameters: Mapping[str, Any]) -> None:
@@ -436,7 +499,34 @@ def check_hyperparameters(choice: Choice, schedule: str | None, hyperparameters:
     for name, curve in hyperparameters.items():
         if all(find(group, name) is None for group in groups):
             raise unknown(name, groups)
-        described(f"hyperparameters[{name!r}]", curve, 0, 1000)  # the Trainer's own steps come later
+        _curve_with_some_steps(name, curve)
+
+
+def check_hyperparameter_values(resolved: Resolved, hyperparameters: Mapping[str, Any]) -> None:
+    """Try the curves over the optimizer's own numbers, where these are the same for all parameters.
+
+    Args:
+        resolved: the optimizer.
+        hyperparameters: as for `check_hyperparameters`, checked by it.
+
+    Raises:
+        ValueError: a curve takes a number out of its range, or ends above it.
+    """
+    if resolved.choice.grouping:
+        return
+    group = {**own_defaults(resolved.choice.name), **resolved._all_kwargs}
+    for name, curve in hyperparameters.items():
+        place = find(group, name)
+        if place is None or not place.of(group):
+            continue  # Parameters that get no weight decay have groups of their own: at the start of the training.
+        # What a named curve does later depends on the number of steps.
+        tried = curve if isinstance(curve, schedules.Curve) else _curve_with_some_steps(name, curve).until(0)
+        Following(SimpleNamespace(param_groups=[dict(group)]), name, tried)  # type: ignore[arg-type]
+
+
+def _curve_with_some_steps(name: str, curve: Any) -> schedules.Curve:
+    where = f"hyperparameters[{name!r}]"
+    return with_some_steps(lambda warmup, total: described(where, curve, warmup, total))
 
 
 def schedule_hyperparameters(scheduler: Any, hyperparameters: Mapping[str, Any], steps: Mapping[str, int]) -> None:

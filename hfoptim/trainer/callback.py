@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,6 +14,7 @@ from hfoptim.engine import unwrap
 from hfoptim.measurement import check_quantities
 from hfoptim.trainer import advice, build, checkpoints, modes, private, release
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
+from hfoptim.trainer.names import our_schedule
 
 
 class OptimizerCallback(TrainerCallback):
@@ -67,14 +68,14 @@ class OptimizerCallback(TrainerCallback):
     ) -> None:
         given = {"lr": lr, "weight_decay": weight_decay}
         self.choice = build.Choice.make(optimizer, {**{k: v for k, v in given.items() if v is not None}, **options})
-        self.choice.resolve(None)
+        resolved = self.choice.resolve(None)
         if schedule is None and schedule_kwargs:
             raise ValueError(f"schedule_kwargs={dict(schedule_kwargs)!r} needs the name of a schedule; give schedule")
         self.schedule = None if schedule is None else schedules.canonical_schedule_name(schedule)
         self.schedule_kwargs = dict(schedule_kwargs or {})
         if self.schedule is not None:
-            steps = ("num_warmup_steps", "num_training_steps")
-            build.check_schedule_options(self.schedule, self.schedule_kwargs, "schedule_kwargs", extra=steps)
+            lr_is_known = "lr" in self.choice.options or self.choice.grouping.param_options
+            self._check_schedule(resolved.certain_lrs if lr_is_known else [])
         self.hyperparameters = dict(hyperparameters or {})
         build.check_hyperparameters(self.choice, self.schedule, self.hyperparameters)
         self.monitor = None
@@ -103,9 +104,14 @@ class OptimizerCallback(TrainerCallback):
                     f"{self.choice.name} with relative_step=True sets its own learning rate, which "
                     f"schedule={self.schedule!r} cannot scale; give lr, or leave out schedule"
                 )
+            self._check_schedule(resolved.certain_lrs, build.known_steps(args))
+            build.check_hyperparameter_values(resolved, self.hyperparameters)
             build.require_metric(self.schedule, args)
         else:
             build.check_no_idle_schedule(resolved, args)
+            theirs = our_schedule(args)
+            if theirs is not None:
+                build.prepare_schedule_arguments(theirs, args, resolved)
         # On the object, not on its class: other trainers are not touched. Both methods are public in transformers.
         trainer.get_optimizer_cls_and_kwargs = self.optimizer_cls_and_kwargs
         trainer.create_scheduler = _Scheduling(self, trainer)
@@ -166,6 +172,17 @@ class OptimizerCallback(TrainerCallback):
         return trainer.lr_scheduler
 
     # ----------------------------------------------------------------------------------------------------------------
+
+    def _check_schedule(self, lrs: Sequence[float] = (), steps: Mapping[str, Any] | None = None) -> None:
+        assert self.schedule is not None
+        build.check_schedule_options(
+            self.schedule,
+            self.schedule_kwargs,
+            "schedule_kwargs",
+            extra=("num_warmup_steps", "num_training_steps"),
+            lrs=lrs,
+            steps=steps,
+        )
 
     def _attached(self, trainer: Any) -> bool:
         return getattr(trainer.get_optimizer_cls_and_kwargs, "__self__", None) is self

@@ -177,7 +177,8 @@ def _our_optimizer(args: Any) -> str | None:
     return _enabled.optimizers.ours(args.optim) if _enabled is not None else None
 
 
-def _our_schedule(args: Any) -> str | None:
+def our_schedule(args: Any) -> str | None:
+    """The canonical name of the schedule that the TrainingArguments ask for, if it is one of ours."""
     return _enabled.schedules.ours(args.lr_scheduler_type) if _enabled is not None else None
 
 
@@ -188,7 +189,7 @@ def _checking_post_init(original: Callable[[Any], None]) -> Callable[[Any], None
             return original(self)
         arguments.read_text(self)
         original(self)
-        arguments.check(self, _our_optimizer(self), _our_schedule(self))
+        arguments.check(self, _our_optimizer(self), our_schedule(self))
 
     return __post_init__
 
