@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from hfoptim.engine import unwrap
+from hfoptim.engine import unmasked, unwrap
 from hfoptim.engine.checks import dense, flag, number
 from hfoptim.engine.sharding import Groups, aligned, groups_of, local, sum_over_ranks
 from hfoptim.wrappers.wrapper import Wrapper
@@ -134,6 +134,8 @@ class SAM(Wrapper):
         """
         self._go_back()
         self._inner.step()
+        # What torch's schedules note when `step` is called, which a loop by hand does not.
+        unmasked(self)._opt_called = True
         if zero_grad:
             self.zero_grad()
         self._mark_used()

@@ -57,6 +57,20 @@ def test_a_state_dict_is_deterministic_with_and_without_names(row):
 
 
 @every_row
+def test_names_survive_if_one_side_has_them(row):
+    for saved_names, own_names in ((True, False), (False, True)):
+        params = parameters()
+        optimizer = row.make(row.groups(params, saved_names))
+        row.advance(optimizer, params, 2)
+        other = twin_of(params)
+        again = row.make(row.groups(other, own_names))
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        saved = again.state_dict()["param_groups"]
+        assert [name for group in saved for name in group["param_names"]] == list(params)
+        assert_goes_on(row, optimizer, params, again, other)
+
+
+@every_row
 def test_equal_groups_are_written_alike(row):
     params, optimizer = trained(row)
     other = twin_of(params)

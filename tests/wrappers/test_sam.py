@@ -7,6 +7,7 @@ import functools
 import pickle
 import sys
 import types
+import warnings
 
 import peers
 import pytest
@@ -361,6 +362,18 @@ def test_hooks_of_torch_and_schedules_work():
         schedule.step()
     assert seen == ["before", "after"] * 2
     assert optimizer.base_optimizer.param_groups[0]["lr"] == 2.5e-3
+
+
+def test_a_schedule_sees_the_steps_of_a_loop_by_hand():
+    params = parameters(NAMES)
+    optimizer = SAM(list(params.values()), "adamw", lr=1e-2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that no step came before the schedule's
+        for t in range(2):
+            by_hand(optimizer, params, t)
+            schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 2.5e-3
 
 
 def test_a_loop_with_accelerate():
