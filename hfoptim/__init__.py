@@ -32,8 +32,9 @@ from hfoptim.optimizers import (
     Prodigy,
     get_adafactor_schedule,
 )
-from hfoptim.param_groups import param_groups_layer_decay, param_groups_muon, param_groups_weight_decay
+from hfoptim.param_groups import decay_groups, layer_decay_groups, param_groups_muon
 from hfoptim.registry import get_optimizer_class, get_optimizer_info, list_optimizers
+from hfoptim.timm import auto_group_layers, optimizer_kwargs, param_groups_layer_decay, param_groups_weight_decay
 from hfoptim.wrappers import SAM, CombinedOptimizer, Lookahead
 
 if TYPE_CHECKING:
@@ -82,15 +83,19 @@ __all__ = [
     "OptimizerMonitor",
     "Prodigy",
     "TokenWeights",
+    "auto_group_layers",
     "create_optimizer",
     "create_optimizer_v2",
+    "decay_groups",
     "disable",
     "enable",
     "get_adafactor_schedule",
     "get_optimizer_class",
     "get_optimizer_info",
     "last_whole_checkpoint",
+    "layer_decay_groups",
     "list_optimizers",
+    "optimizer_kwargs",
     "param_groups_layer_decay",
     "param_groups_muon",
     "param_groups_options",

@@ -144,7 +144,11 @@ def _check_rates(grouping: Grouping, name: str, main: bool, options: Mapping[str
 
 
 def group_params(
-    model: nn.Module, decayed: Collection[str], grouping: Grouping, chosen: Mapping[str, Mapping[str, Any]]
+    model: nn.Module,
+    decayed: Collection[str],
+    grouping: Grouping,
+    chosen: Mapping[str, Mapping[str, Any]],
+    fallback: Collection[int] = (),
 ) -> dict[str, ParamGroups]:
     """The parameter groups of every optimizer that gets any.
 
@@ -153,6 +157,7 @@ def group_params(
         decayed: the names of the parameters that get weight decay.
         grouping: how they differ.
         chosen: the constructor's keywords of every optimizer by its canonical name, the main one first.
+        fallback (default ()): the ids of parameters that count as no hidden matrices.
 
     Raises:
         ValueError: a pattern decides nothing, there is no head, or nothing is left for the main optimizer.
@@ -167,7 +172,7 @@ def group_params(
         raise ValueError(f"param_options leaves no parameter for {main}; choose another one for the rest")
     for name, groups in divided.items():
         if get_optimizer_info(name).hidden_matrices:
-            divided[name] = split_hidden_matrices(model, groups)
+            divided[name] = split_hidden_matrices(model, groups, fallback)
     return {name: groups for name, groups in divided.items() if groups}
 
 

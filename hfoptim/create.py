@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,12 +14,17 @@ from torch.optim.optimizer import ParamsT
 
 import schedules
 from hfoptim.assembly import check_grouping, group_params, make_grouped, take_grouping
+from hfoptim.engine.checks import strings
+from hfoptim.group_matcher import GroupMatcher
 from hfoptim.optimizers import AdamWeightDecay
 from hfoptim.param_groups import (
+    decay_groups,
     decayed_names,
-    param_groups_layer_decay,
-    param_groups_weight_decay,
+    layer_decay_groups,
+    layer_scales,
+    matching,
     split_hidden_matrices,
+    undecayed,
 )
 from hfoptim.registry import canonical_name, get_optimizer_info, option_names, resolve_options, trial
 
@@ -31,18 +37,24 @@ def create_optimizer_v2(
     momentum: float | None = None,
     foreach: bool | None = None,
     filter_bias_and_bn: bool = True,
+    fallback_list: Collection[str] = (),
+    fallback_no_weight_decay: bool = False,
     layer_decay: float | None = None,
+    layer_decay_min_scale: float = 0.0,
+    layer_decay_no_opt_scale: float | None = None,
     param_group_fn: Callable[[nn.Module], Iterable[Any]] | None = None,
     head_lr: float | None = None,
     param_options: Mapping[str, Mapping[str, Any]] | None = None,
+    group_matcher: GroupMatcher | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """Create an optimizer by name, for a model or for parameters. The signature is timm's, and a little more.
 
     Parameters of a model are grouped by the first of these that applies: `param_group_fn`; `head_lr` and
-    `param_options`, with `layer_decay`; `layer_decay`; `weight_decay` with `filter_bias_and_bn`; else one group. For an
-    optimizer of hidden matrices such as Muon each of these groups, but not those of `param_group_fn`, is divided by
-    `use_muon`.
+    `param_options`, with `layer_decay`; `layer_decay`; `weight_decay`; else one group. The groups are timm's, in its
+    order, with named parameters; but learning rates come scaled, since no schedule of torch or transformers would do
+    it, and layers are counted in models of all kinds. For an optimizer of hidden matrices such as Muon each of these
+    groups, but not those of `param_group_fn`, is divided by `use_muon`.
 
     Args:
         model_or_params: a model, or parameters, named parameters or parameter groups, which are used as they are.
@@ -52,12 +64,20 @@ def create_optimizer_v2(
         momentum (None): for optimizers that have one, ignored by others. None takes the optimizer's own default, or
             0.9 where that is 0.
         foreach (None): engine option, see `RuleOptimizer`.
-        filter_bias_and_bn (True): biases, norms and other vectors of a model are not decayed.
-        layer_decay (None): learning rates of a model shrink by this factor with every layer from the top down.
+        filter_bias_and_bn (True): biases, norms and other vectors of a model are not decayed. What
+            `model.no_weight_decay()` names is not in either case.
+        fallback_list (()): names or patterns of parameters that an optimizer of hidden matrices shall not take for
+            such; of no effect on others.
+        fallback_no_weight_decay (False): what `model.no_weight_decay()` names is none of these matrices either.
+        layer_decay (None): learning rates of a model shrink by this factor with every layer from the top down. Layers
+            are those of `model.group_matcher()`, as timm's models have it, else see `hfoptim.layers.layer_places`.
+        layer_decay_min_scale (0.0): least factor.
+        layer_decay_no_opt_scale (None): parameters whose factor is below it are frozen (`requires_grad` False).
         param_group_fn (None): makes the parameter groups from the model.
         head_lr (None): learning rate of the model's head, see `hfoptim.param_groups.head_names`.
         param_options (None): options of the parameters that patterns of names match, another optimizer among them; see
             `hfoptim.grouping.Grouping`. Another optimizer begins with its own defaults, lr and weight decay included.
+        group_matcher (None): which layer a parameter is of, see `hfoptim.group_matcher.matched_layers`.
         **kwargs: further options of the optimizer, checked against its signature.
 
     Returns:
@@ -65,55 +85,68 @@ def create_optimizer_v2(
 
     Raises:
         ValueError: unknown name or option, a value out of range, no parameters, `head_lr` or `param_options` without a
-            model or with `param_group_fn`, a pattern that decides nothing, or no head.
+            model or with `param_group_fn`, a pattern that decides nothing, no head, or layers that cannot be told
+            apart.
 
     Source:
-        timm 1.0, `timm.optim.create_optimizer_v2`.
+        timm 1.0.31, `timm.optim.create_optimizer_v2`.
     """
     info, known = get_optimizer_info(opt), option_names(opt)
-    cls = info.opt_class
     given = {"lr": lr, "foreach": foreach}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if weight_decay or "weight_decay" in known:
         options["weight_decay"] = weight_decay
     if "momentum" in known:
-        own = inspect.signature(cls).parameters["momentum"].default
+        own = inspect.signature(info.opt_class).parameters["momentum"].default
         options["momentum"] = momentum if momentum is not None else own or 0.9
     options = resolve_options(opt, {**options, **kwargs})
-    grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, "layer_decay": layer_decay})
-    if grouping.head_lr is not None or grouping.param_options:
-        if not isinstance(model_or_params, nn.Module) or param_group_fn is not None:
+    said = {"layer_decay": layer_decay, "group_matcher": group_matcher}
+    grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})
+    by_name = grouping.head_lr is not None or bool(grouping.param_options)
+    fallback_list = strings("fallback_list", fallback_list)
+    create: Callable[..., Optimizer] = info.opt_class
+    params: Any = model_or_params
+    if not isinstance(model_or_params, nn.Module) or param_group_fn is not None:
+        if by_name:
             raise ValueError(
                 "head_lr and param_options group the parameters of a model by their names; give the model, and no "
                 "param_group_fn"
             )
+        if param_group_fn is not None and isinstance(model_or_params, nn.Module):
+            params = param_group_fn(model_or_params)
+        return create(params, **options)
+    model = model_or_params
+    if layer_decay is not None and layer_decay_no_opt_scale:
+        _freeze(model, layer_scales(model, layer_decay, layer_decay_min_scale, group_matcher), layer_decay_no_opt_scale)
+    fallback = matching(model, fallback_list) | (undecayed(model) if fallback_no_weight_decay else set())
+    if by_name:
         chosen = {canonical_name(opt): options, **{other: resolve_options(other, {}) for other in grouping.others}}
         check_grouping(grouping, chosen)
-        decayed = decayed_names(model_or_params, (), filter_bias_and_bn)
-        if not filter_bias_and_bn and layer_decay is None:
-            decayed = {name for name, _ in model_or_params.named_parameters()}
-        make: Callable[..., Optimizer]
-        make, first, keywords = make_grouped(group_params(model_or_params, decayed, grouping, chosen), chosen)
-        return make(first, **keywords)
-    params: Any = model_or_params
-    if isinstance(model_or_params, nn.Module):
-        model = model_or_params
-        if param_group_fn is not None:
-            params = param_group_fn(model)
-        elif layer_decay is not None:
-            top = _own_lr(cls, options)
-            if top is None:
-                raise ValueError(f"layer_decay={layer_decay!r} scales a learning rate, and {opt} sets its own; give lr")
-            params = param_groups_layer_decay(model, weight_decay, (), filter_bias_and_bn, layer_decay, top)
-        elif weight_decay and filter_bias_and_bn:
-            params = param_groups_weight_decay(model, weight_decay)
-        else:
-            params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-        if info.hidden_matrices and param_group_fn is None:
-            grouped = all(isinstance(entry, dict) for entry in params)
-            params = split_hidden_matrices(model, params if grouped else [{"params": params}])
-    create: Callable[..., Optimizer] = cls
+        grouping = dataclasses.replace(grouping, min_scale=layer_decay_min_scale)
+        decayed = decayed_names(model, (), filter_bias_and_bn)
+        create, params, options = make_grouped(group_params(model, decayed, grouping, chosen, fallback), chosen)
+        return create(params, **options)
+    if layer_decay is not None:
+        top = _own_lr(info.opt_class, options)
+        if top is None:
+            raise ValueError(f"layer_decay={layer_decay!r} scales a learning rate, and {opt} sets its own; give lr")
+        params = layer_decay_groups(
+            *(model, weight_decay, (), filter_bias_and_bn, layer_decay, top, layer_decay_min_scale, group_matcher)
+        )
+    elif weight_decay:
+        params = decay_groups(model, weight_decay, (), filter_bias_and_bn)
+    else:
+        params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    if info.hidden_matrices:
+        grouped = all(isinstance(entry, dict) for entry in params)
+        params = split_hidden_matrices(model, params if grouped else [{"params": params}], fallback)
     return create(params, **options)
+
+
+def _freeze(model: nn.Module, scales: Mapping[str, float], least: float) -> None:
+    for name, param in model.named_parameters():
+        if scales[name] < least:
+            param.requires_grad_(False)
 
 
 def _own_lr(cls: type[Optimizer], options: dict[str, Any]) -> float | None:

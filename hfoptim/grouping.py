@@ -12,9 +12,10 @@ from torch import nn
 
 from hfoptim.engine.checks import number
 from hfoptim.engine.names import bare_names_of, matched
+from hfoptim.group_matcher import GroupMatcher, check_matcher
 from hfoptim.param_groups import ParamGroups, decayed_names, head_names, layer_scales
 
-OPTIONS = ("layer_decay", "head_lr", "param_options")
+OPTIONS = ("layer_decay", "head_lr", "param_options", "group_matcher")
 
 
 class Base(NamedTuple):
@@ -63,21 +64,34 @@ class Grouping:
         param_options ({}): for patterns of parameter names, with the wildcards `*`, `?` and `[...]`, what the
             parameters get: any option of the optimizer that may differ between groups, `lr_scale` (>= 0) in place of
             `lr`, and `optimizer`, the name of another optimizer. The first pattern that matches a name decides alone.
+        group_matcher (None): which layer a parameter is of, for `layer_decay`, where the modules do not tell: regular
+            expressions as timm's models have them, or a function from a name to a number; see
+            `hfoptim.group_matcher.matched_layers`. Without it, see `hfoptim.layers.layer_places`.
+        min_scale (0.0): least factor by layer.
 
     Raises:
         TypeError: `param_options` is no mapping of mappings, or a value is of the wrong type.
-        ValueError: a number out of range, a pattern with nothing, or with both `lr` and `lr_scale`.
+        ValueError: a number out of range, a pattern with nothing, or with both `lr` and `lr_scale`, or a
+            `group_matcher` without `layer_decay`.
     """
 
     layer_decay: float | None = None
     head_lr: float | None = None
     param_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    group_matcher: GroupMatcher | None = None
+    min_scale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.layer_decay is not None and number("layer_decay", self.layer_decay, 0.0, 1.0, high_open=False) == 0.0:
             raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
         if self.head_lr is not None:
             number("head_lr", self.head_lr)
+        if self.group_matcher is not None:
+            check_matcher(self.group_matcher)
+            if self.layer_decay is None:
+                raise ValueError(
+                    "group_matcher says which layer a parameter is of, for layer_decay, which is not given"
+                )
         check_patterns(self.param_options)
         for pattern, options in self.param_options.items():
             where = f"param_options[{pattern!r}]"
@@ -121,7 +135,7 @@ class Grouping:
         trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         deciding = self._deciding(model, [name for name, _ in trained])
         heads = set() if self.head_lr is None else self._heads(model)
-        scales = {} if self.layer_decay is None else layer_scales(model, self.layer_decay)
+        scales = {} if self.layer_decay is None else self._layer_scales(model)
         main, places = next(iter(bases)), {name: place for place, name in enumerate(bases)}
         ranks = {pattern: rank for rank, pattern in enumerate(self.param_options)}
         found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
@@ -140,6 +154,10 @@ class Grouping:
         for _, (optimizer, group) in sorted(found.items(), key=lambda item: item[0]):
             divided[optimizer].append(group)
         return divided
+
+    def _layer_scales(self, model: nn.Module) -> dict[str, float]:
+        decay = self.layer_decay
+        return {} if decay is None else layer_scales(model, decay, self.min_scale, self.group_matcher)
 
     def _options(
         self, options: dict[str, Any], base: Base, decayed: bool, head: bool, layer_scale: float | None
@@ -198,6 +216,7 @@ def param_groups_options(
     layer_decay: float | None = None,
     head_lr: float | None = None,
     param_options: Mapping[str, Mapping[str, Any]] | None = None,
+    group_matcher: GroupMatcher | None = None,
 ) -> ParamGroups:
     """Groups with learning rates and other options by layer, by head and by parameter name, for any torch optimizer.
 
@@ -213,6 +232,7 @@ def param_groups_options(
         head_lr (None): learning rate of the model's head.
         param_options (None): for patterns of names with shell wildcards, the options of their parameters, which go into
             the groups as they are; `lr_scale` multiplies the learning rate. The first pattern that matches decides.
+        group_matcher (None): which layer a parameter is of, for `layer_decay`, see `Grouping`.
 
     Returns:
         Parameter groups with named parameters, the unscaled learning rate first. Where a learning rate was scaled its
@@ -223,7 +243,7 @@ def param_groups_options(
         TypeError: a value of the wrong type.
     """
     base = Base(number("lr", lr), number("weight_decay", weight_decay))
-    grouping = Grouping(layer_decay, head_lr, param_options or {})
+    grouping = Grouping(layer_decay, head_lr, param_options or {}, group_matcher)
     if grouping.others:
         raise ValueError(
             f"param_options names the optimizer {grouping.others[0]!r}, and parameter groups are for one; use "

@@ -5,58 +5,64 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
 from hfoptim.engine.checks import number, strings
 from hfoptim.engine.names import bare, bare_names_of, matched, unwrapped
+from hfoptim.group_matcher import GroupMatcher
+from hfoptim.layers import layer_places
 
 ParamGroups = list[dict[str, Any]]
 
-_INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 
-
-def _undecayed(model: nn.Module, extra: Iterable[str]) -> set[int]:
+def undecayed(model: nn.Module, extra: Iterable[str] = ()) -> set[int]:
     """The ids of parameters without decay: those given, and those that the model or a part of it names."""
-    exempt = _matching(model, strings("no_weight_decay_list", extra))
+    exempt = matching(model, strings("no_weight_decay_list", extra))
     for module in model.modules():
         own = getattr(module, "no_weight_decay", None)
         if callable(own):  # the names are those within this part
-            exempt |= _matching(module, own())
+            exempt |= matching(module, own())
     return exempt
 
 
-def _matching(module: nn.Module, patterns: Iterable[str]) -> set[int]:
+def matching(module: nn.Module, patterns: Iterable[str]) -> set[int]:
     """The ids of the parameters whose names in a module one of the patterns matches."""
     params, short = dict(module.named_parameters()), bare_names_of(module)
     names = {name: short[name] for name in params}
     return {id(params[name]) for pattern in patterns for name in matched(pattern, names)}
 
 
-def param_groups_weight_decay(
-    model: nn.Module, weight_decay: float = 1e-5, no_weight_decay_list: Iterable[str] = ()
+def decay_groups(
+    model: nn.Module,
+    weight_decay: float = 1e-5,
+    no_weight_decay_list: Iterable[str] = (),
+    weight_decay_exclude_1d: bool = True,
 ) -> ParamGroups:
-    """Two groups: matrices and higher with weight decay; biases, norms and other vectors without.
+    """Two groups: biases, norms and other vectors without weight decay; matrices and higher with it.
+
+    timm's `param_groups_weight_decay` with names, for optimizers that want them.
 
     Args:
         model: its trainable parameters are grouped, each once.
-        weight_decay (default 1e-5): of the first group.
+        weight_decay (default 1e-5): of the second group.
         no_weight_decay_list (()): names or wildcard patterns of further parameters without decay, besides those that
             `model.no_weight_decay()` names, if it or a part of it has that method.
+        weight_decay_exclude_1d (True): biases, norms and other vectors are not decayed.
 
     Returns:
-        Parameter groups with named parameters; empty ones are left out.
+        Parameter groups with named parameters, in timm's order; empty ones are left out.
 
     Raises:
         ValueError: weight_decay out of range.
     """
     number("weight_decay", weight_decay)
-    decaying = decayed_names(model, no_weight_decay_list)
+    decaying = decayed_names(model, no_weight_decay_list, weight_decay_exclude_1d)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     groups: ParamGroups = []
-    for decayed in (True, False):
+    for decayed in (False, True):
         chosen = [(n, p) for n, p in named if (n in decaying) is decayed]
         if chosen:
             groups.append({"params": chosen, "weight_decay": weight_decay if decayed else 0.0})
@@ -71,7 +77,7 @@ def decayed_names(model: nn.Module, no_weight_decay_list: Iterable[str] = (), ex
         no_weight_decay_list (default ()): names or wildcard patterns of further parameters without decay.
         exclude_1d (True): biases, norms and other vectors are not decayed.
     """
-    exempt = _undecayed(model, no_weight_decay_list)
+    exempt = undecayed(model, no_weight_decay_list)
     return {
         name
         for name, param in model.named_parameters()
@@ -118,66 +124,47 @@ def _tied(model: nn.Module) -> set[int]:
     return {param for param, found in places.items() if len(found) > 1}
 
 
-def layer_depths(model: nn.Module) -> dict[str, int]:
+def layer_depths(model: nn.Module, group_matcher: GroupMatcher | None = None) -> dict[str, int]:
     """The depth of every parameter, frozen ones too: 0 before the blocks, 1.. in them, the last after them.
 
-    Blocks are recognised by the first number in a parameter's name (`h.3.attn...`, `encoder.layer.3...`). The head is
-    of the last depth, whatever its name; anything else outside of blocks with "embed" in its name is of depth 0. What
-    belongs to the same part of the model as a row of blocks (`decoder` of `decoder.layers`) is of depth 0 where it is
-    registered before them, else of the last depth. So is what belongs to no such part, by all rows of blocks. Where an
-    encoder and a decoder both have blocks, the number alone counts.
-
-    BEiT's depths; timm's models name their own, which differ in that the final norm goes with the last block.
+    BEiT's depths, from the tree of modules: see `hfoptim.layers.layer_places`, whose arguments and errors these are.
     """
-    names = [name for name, _ in model.named_parameters()]
-    heads = set(head_names(model))
-    found = {name: match for name in names if name not in heads and (match := _INDEX.search(name))}
-    if not found:
-        return dict.fromkeys(names, 0)
-    last = max(int(match.group(1)) for match in found.values()) + 2
-    rows: dict[str, int] = {}  # rows of blocks, by the part of the model they are in: where the last of them begins
-    seen = set()
-    for position, name in enumerate(names):
-        if name in found:
-            row = name[: found[name].start(1)]
-            if row not in seen:
-                seen.add(row)
-                rows[row.rstrip(".").rpartition(".")[0]] = position
-    depths = {}
-    for position, name in enumerate(names):
-        if name in found:
-            depths[name] = int(found[name].group(1)) + 1
-        elif name in heads:
-            depths[name] = last
-        elif "embed" in name:
-            depths[name] = 0
-        else:
-            around = [part for part in rows if name.startswith(f"{part}.")]
-            begins = rows[max(around, key=len)] if around else max(rows.values())
-            depths[name] = last if position > begins else 0
-    return depths
+    return {name: place.depth for name, place in layer_places(model, head_names(model), group_matcher).items()}
 
 
-def layer_scales(model: nn.Module, layer_decay: float, min_scale: float = 0.0) -> dict[str, float]:
-    """What the learning rate of every parameter is multiplied by: `max(min_scale, layer_decay ^ (deepest - depth))`.
+def layer_scales(
+    model: nn.Module, layer_decay: float, min_scale: float = 0.0, group_matcher: GroupMatcher | None = None
+) -> dict[str, float]:
+    """What the learning rate of every parameter is multiplied by: `max(min_scale, layer_decay ^ layers above it)`.
 
     Args:
-        model: the model; `layer_depths` gives the depths.
+        model: the model; `hfoptim.layers.layer_places` counts the layers, in every stack of blocks from its top.
         layer_decay: factor per layer, in (0, 1].
         min_scale (default 0.0): least factor, in [0, 1].
+        group_matcher (None): says which layer a parameter is of, see `hfoptim.group_matcher.matched_layers`.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or layers that cannot be told apart.
     """
     number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    above = layers_above(model, layer_decay, group_matcher)
+    return {name: max(min_scale, layer_decay**layers) for name, layers in above.items()}
+
+
+def layers_above(model: nn.Module, layer_decay: float, group_matcher: GroupMatcher | None = None) -> dict[str, int]:
+    """How many layers above it scale every parameter; none where nothing is scaled, so that nothing need be told apart.
+
+    Raises:
+        ValueError: layer_decay out of range, or layers that cannot be told apart.
+    """
     if number("layer_decay", layer_decay, 0.0, 1.0, high_open=False) == 0.0:
         raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
-    depths = layer_depths(model)
-    deepest = max(depths.values(), default=0)
-    return {name: max(min_scale, layer_decay ** (deepest - depth)) for name, depth in depths.items()}
+    if layer_decay == 1.0:
+        return {name: 0 for name, _ in model.named_parameters()}
+    return {name: place.above for name, place in layer_places(model, head_names(model), group_matcher).items()}
 
 
-def param_groups_layer_decay(
+def layer_decay_groups(
     model: nn.Module,
     weight_decay: float = 0.05,
     no_weight_decay_list: Iterable[str] = (),
@@ -185,43 +172,50 @@ def param_groups_layer_decay(
     layer_decay: float = 0.75,
     lr: float | None = None,
     min_scale: float = 0.0,
+    group_matcher: GroupMatcher | None = None,
 ) -> ParamGroups:
     """Groups by layer: the learning rate shrinks by `layer_decay` with every layer from the top down.
 
-        lr_scale = max(min_scale, layer_decay ^ (deepest - depth))
+        lr_scale = max(min_scale, layer_decay ^ layers above)
+
+    For a model whose layers timm's `param_groups_layer_decay` does not know, and for optimizers that want names.
 
     Args:
         model: its trainable parameters are grouped, each once.
         weight_decay (default 0.05): of matrices and higher.
-        no_weight_decay_list (()): names or wildcard patterns of parameters without decay.
+        no_weight_decay_list (()): names or wildcard patterns of parameters without decay, besides those that
+            `model.no_weight_decay()` names, if it or a part of it has that method.
         weight_decay_exclude_1d (True): biases, norms and other vectors are not decayed.
         layer_decay (0.75): factor per layer, in (0, 1].
         lr (None): learning rate of the top layer; given, every group has `lr = lr * lr_scale`.
         min_scale (0.0): least `lr_scale`.
+        group_matcher (None): which layer a parameter is of, see `hfoptim.group_matcher.matched_layers`. Without it,
+            layers are read from the tree of modules, see `hfoptim.layers.layer_places`.
 
     Returns:
-        Parameter groups with named parameters and the key `lr_scale`.
+        Parameter groups with named parameters and the key `lr_scale`, in the order in which their first parameters are
+        in the model, as timm's.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or layers that cannot be told apart.
     """
     number("weight_decay", weight_decay)
     if lr is not None:
         lr = number("lr", lr)
-    scales, depths = layer_scales(model, layer_decay, min_scale), layer_depths(model)
+    number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    above = layers_above(model, layer_decay, group_matcher)
     decaying = decayed_names(model, no_weight_decay_list, weight_decay_exclude_1d)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        decayed = name in decaying
-        key = (depths[name], decayed)
+        key = above[name], name in decaying
         if key not in groups:
-            scale = scales[name]
-            group = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+            scale = max(min_scale, layer_decay ** above[name])
+            group = {"params": [], "weight_decay": weight_decay if key[1] else 0.0, "lr_scale": scale}
             groups[key] = group if lr is None else {**group, "lr": lr * scale}
         groups[key]["params"].append((name, param))
-    return [groups[key] for key in sorted(groups)]
+    return list(groups.values())
 
 
 # Names of matrices that do not lie inside a network: embeddings and tables of positions, heads, norms, biases, and the
@@ -258,7 +252,9 @@ def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
     return _AT_THE_ENDS.search(bare(name)) is None
 
 
-def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) -> ParamGroups:
+def split_hidden_matrices(
+    model: nn.Module, groups: Iterable[dict[str, Any]], fallback: Collection[int] = ()
+) -> ParamGroups:
     """Divide parameter groups into those of the matrices inside a model and those of everything else.
 
     Beside names and shapes (`is_hidden_matrix`) the model says more: which modules are embeddings and norms, which
@@ -267,12 +263,13 @@ def split_hidden_matrices(model: nn.Module, groups: Iterable[dict[str, Any]]) ->
     Args:
         model: the model.
         groups: parameter groups with named parameters of it. One that has `use_muon` stays as it is.
+        fallback (default ()): the ids of parameters that shall count as everything else.
 
     Returns:
         The groups in their order, each as one with `use_muon=True` and one with `use_muon=False`; empty ones are left
         out. Stacks of matrices, such as the experts of a layer, have a group of their own with `stacked=True`.
     """
-    other, kernels = _tied(model), set()
+    other, kernels = _tied(model).union(fallback), set()
     for module in model.modules():
         own = {id(param) for param in module.parameters(recurse=False)}
         if isinstance(module, _NOT_MATRICES):
@@ -320,4 +317,5 @@ def param_groups_muon(
     Raises:
         ValueError: weight_decay out of range.
     """
-    return split_hidden_matrices(model, param_groups_weight_decay(model, weight_decay, no_weight_decay_list))
+    decayed_first = decay_groups(model, weight_decay, no_weight_decay_list)[::-1]
+    return split_hidden_matrices(model, decayed_first)

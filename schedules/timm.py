@@ -35,7 +35,7 @@ class TimmSchedule(ScheduleLR):
     on, as with every torch scheduler, so that Trainer and Accelerate drive it too.
 
     A group's ``lr_scale`` multiplies its learning rate: warm-up, curve and floor. It is not applied twice where the
-    groups come with it applied, as those of ``hfoptim.param_groups_layer_decay(lr=...)`` do, see
+    groups come with it applied, as those of ``hfoptim.layer_decay_groups(lr=...)`` do, see
     :func:`create_scheduler_v2`.
 
     Args:

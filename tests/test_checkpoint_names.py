@@ -343,8 +343,8 @@ REFUSED = {
     ),
     "moved": (
         {"names": "abcd", "groups": TWO},
-        {"names": "cdab", "groups": TWO},
-        "only the state_dict has 'a' of shape (2, 3) (group 1 here), 'b' of shape (3,) (group 1 here); only here are",
+        {"names": "cbad", "groups": TWO},
+        "only the state_dict has 'a' of shape (2, 3) (group 1 here); only here are",
     ),
     "groups": (
         {"names": "abcd", "groups": TWO},

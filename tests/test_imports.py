@@ -25,8 +25,26 @@ MAY_IMPORT = {
     # SAM takes the name of an optimizer, and asks the registry when it is made, not before.
     "hfoptim.wrappers.sam": {"hfoptim.engine", "hfoptim.wrappers", "hfoptim.registry"},
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
-    "hfoptim.param_groups": {"hfoptim.engine.checks", "hfoptim.engine.names"},
-    "hfoptim.grouping": {"hfoptim.engine.checks", "hfoptim.engine.names", "hfoptim.param_groups"},
+    "hfoptim.group_matcher": set(),
+    "hfoptim.layers": {"hfoptim.engine.names", "hfoptim.group_matcher"},
+    "hfoptim.param_groups": {
+        "hfoptim.engine.checks",
+        "hfoptim.engine.names",
+        "hfoptim.group_matcher",
+        "hfoptim.layers",
+    },
+    "hfoptim.timm": {
+        "hfoptim.engine.checks",
+        "hfoptim.engine.names",
+        "hfoptim.group_matcher",
+        "hfoptim.param_groups",
+    },
+    "hfoptim.grouping": {
+        "hfoptim.engine.checks",
+        "hfoptim.engine.names",
+        "hfoptim.group_matcher",
+        "hfoptim.param_groups",
+    },
     "hfoptim.measurement": {"hfoptim.engine"},
     "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
     "hfoptim.gradient_sums": {"hfoptim.engine"},
@@ -41,6 +59,8 @@ MAY_IMPORT = {
     },
     "hfoptim.create": {
         "hfoptim.assembly",
+        "hfoptim.engine.checks",
+        "hfoptim.group_matcher",
         "hfoptim.optimizers",
         "hfoptim.param_groups",
         "hfoptim.registry",
@@ -70,7 +90,10 @@ OUTSIDE = {
     "schedules": {"torch", "typing_extensions"},
     "hfoptim.engine": {"torch", "typing_extensions"},
     "hfoptim.optimizers": {"torch", "typing_extensions"},
+    "hfoptim.group_matcher": {"torch"},
+    "hfoptim.layers": {"torch"},
     "hfoptim.param_groups": {"torch"},
+    "hfoptim.timm": {"torch"},
     "hfoptim.grouping": {"torch"},
     "hfoptim.registry": {"torch", "typing_extensions"},
 }

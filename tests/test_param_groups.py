@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import hfoptim
-from hfoptim import param_groups_layer_decay, param_groups_weight_decay
+from hfoptim import decay_groups, layer_decay_groups
 
 
 def gpt2(layers=3):
@@ -47,7 +47,7 @@ MODELS = [gpt2, bert, t5]
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize(
     "group",
-    [lambda m: param_groups_weight_decay(m, 0.1), lambda m: param_groups_layer_decay(m, 0.1)],
+    [lambda m: decay_groups(m, 0.1), lambda m: layer_decay_groups(m, 0.1)],
     ids=["decay", "layer"],
 )
 def test_every_parameter_is_in_one_group_once_tied_or_not(make, group):
@@ -65,7 +65,7 @@ def test_every_parameter_is_in_one_group_once_tied_or_not(make, group):
 @pytest.mark.parametrize("make", MODELS)
 def test_weight_decay_is_for_matrices_and_higher(make):
     model = make()
-    decay = by_name(param_groups_weight_decay(model, 0.1), "weight_decay")
+    decay = by_name(decay_groups(model, 0.1), "weight_decay")
     for name, param in model.named_parameters():
         assert decay[name] == (0.1 if param.ndim >= 2 else 0.0), name
 
@@ -75,7 +75,7 @@ def test_a_bias_is_not_decayed_whatever_its_shape():
     model.weight = nn.Parameter(torch.ones(2, 2))
     model.bias = nn.Parameter(torch.ones(2, 2))
     model.bias_table = nn.Parameter(torch.ones(2, 2))
-    assert by_name(param_groups_weight_decay(model, 0.1), "weight_decay") == {
+    assert by_name(decay_groups(model, 0.1), "weight_decay") == {
         "weight": 0.1,
         "bias": 0.0,
         "bias_table": 0.1,
@@ -84,18 +84,18 @@ def test_a_bias_is_not_decayed_whatever_its_shape():
 
 def test_names_and_patterns_exempt_from_decay():
     model = gpt2()
-    groups = param_groups_weight_decay(model, 0.1, ["transformer.wpe.weight", "*.mlp.*"])
+    groups = decay_groups(model, 0.1, ["transformer.wpe.weight", "*.mlp.*"])
     decay = by_name(groups, "weight_decay")
     assert decay["transformer.wpe.weight"] == 0.0
     assert decay["transformer.h.1.mlp.c_fc.weight"] == 0.0
     assert decay["transformer.wte.weight"] == decay["transformer.h.1.attn.c_attn.weight"] == 0.1
     model.no_weight_decay = lambda: {"transformer.wte.weight"}
-    decay = by_name(param_groups_weight_decay(model, 0.1), "weight_decay")
+    decay = by_name(decay_groups(model, 0.1), "weight_decay")
     assert decay["transformer.wte.weight"] == 0.0
     assert decay["transformer.wpe.weight"] == 0.1
 
 
-@pytest.mark.parametrize("group", [param_groups_weight_decay, param_groups_layer_decay])
+@pytest.mark.parametrize("group", [decay_groups, layer_decay_groups])
 def test_frozen_parameters_are_left_out(group):
     model = gpt2()
     model.transformer.wte.requires_grad_(False)
@@ -107,12 +107,12 @@ def test_frozen_parameters_are_left_out(group):
 
 
 def test_empty_groups_are_left_out():
-    assert len(param_groups_weight_decay(nn.Linear(2, 2, bias=False), 0.1)) == 1
-    assert len(param_groups_weight_decay(nn.LayerNorm(2), 0.1)) == 1
+    assert len(decay_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+    assert len(decay_groups(nn.LayerNorm(2), 0.1)) == 1
 
 
 def test_layer_decay_of_gpt2():
-    scales = by_name(param_groups_layer_decay(gpt2(3), 0.1, layer_decay=0.5), "lr_scale")
+    scales = by_name(layer_decay_groups(gpt2(3), 0.1, layer_decay=0.5), "lr_scale")
     for name, scale in scales.items():
         if name.startswith(("transformer.wte", "transformer.wpe")):
             depth = 0
@@ -126,7 +126,7 @@ def test_layer_decay_of_gpt2():
 
 
 def test_layer_decay_of_bert():
-    scales = by_name(param_groups_layer_decay(bert(2), 0.1, layer_decay=0.5), "lr_scale")
+    scales = by_name(layer_decay_groups(bert(2), 0.1, layer_decay=0.5), "lr_scale")
     for name, scale in scales.items():
         if name.startswith("bert.embeddings"):
             depth = 0
@@ -140,57 +140,57 @@ def test_layer_decay_of_bert():
 
 def test_layer_decay_with_frozen_embeddings_keeps_the_depths():
     model = gpt2(3)
-    usual = by_name(param_groups_layer_decay(model, layer_decay=0.5), "lr_scale")
+    usual = by_name(layer_decay_groups(model, layer_decay=0.5), "lr_scale")
     model.transformer.wte.requires_grad_(False)
     model.transformer.wpe.requires_grad_(False)
-    frozen = by_name(param_groups_layer_decay(model, layer_decay=0.5), "lr_scale")
+    frozen = by_name(layer_decay_groups(model, layer_decay=0.5), "lr_scale")
     assert frozen == {name: usual[name] for name in frozen}
     # Freezing the whole top must not move the rest up.
     model = gpt2(3)
     model.transformer.ln_f.requires_grad_(False)
     model.transformer.h[2].requires_grad_(False)
-    top = by_name(param_groups_layer_decay(model, layer_decay=0.5), "lr_scale")
+    top = by_name(layer_decay_groups(model, layer_decay=0.5), "lr_scale")
     assert top == {name: usual[name] for name in top}
 
 
 def test_layer_decay_gives_learning_rates_and_a_floor():
-    groups = param_groups_layer_decay(gpt2(3), 0.1, layer_decay=0.5, lr=1e-2, min_scale=0.2)
+    groups = layer_decay_groups(gpt2(3), 0.1, layer_decay=0.5, lr=1e-2, min_scale=0.2)
     scales, rates = by_name(groups, "lr_scale"), by_name(groups, "lr")
     assert min(scales.values()) == 0.2
     assert all(rates[name] == pytest.approx(1e-2 * scales[name]) for name in scales)
-    assert "lr" not in param_groups_layer_decay(gpt2(1))[0]
+    assert "lr" not in layer_decay_groups(gpt2(1))[0]
     decay = by_name(groups, "weight_decay")
     assert decay["transformer.h.0.attn.c_attn.weight"] == 0.1
     assert decay["transformer.h.0.ln_1.weight"] == 0.0
-    everything = param_groups_layer_decay(gpt2(1), 0.1, weight_decay_exclude_1d=False)
+    everything = layer_decay_groups(gpt2(1), 0.1, weight_decay_exclude_1d=False)
     assert set(by_name(everything, "weight_decay").values()) == {0.1}
-    some = param_groups_layer_decay(gpt2(1), 0.1, no_weight_decay_list=["*wte*"])
+    some = layer_decay_groups(gpt2(1), 0.1, no_weight_decay_list=["*wte*"])
     assert by_name(some, "weight_decay")["transformer.wte.weight"] == 0.0
 
 
 def test_a_layer_decay_of_one_keeps_all_learning_rates():
-    assert set(by_name(param_groups_layer_decay(gpt2(2), layer_decay=1.0), "lr_scale").values()) == {1.0}
+    assert set(by_name(layer_decay_groups(gpt2(2), layer_decay=1.0), "lr_scale").values()) == {1.0}
 
 
 def test_a_model_without_blocks_is_one_layer():
-    assert set(by_name(param_groups_layer_decay(nn.Linear(2, 2), layer_decay=0.5), "lr_scale").values()) == {1.0}
+    assert set(by_name(layer_decay_groups(nn.Linear(2, 2), layer_decay=0.5), "lr_scale").values()) == {1.0}
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None, True])
 def test_bad_numbers_are_refused(value):
     with pytest.raises((TypeError, ValueError), match="weight_decay="):
-        param_groups_weight_decay(gpt2(1), value)
+        decay_groups(gpt2(1), value)
     for name in ("weight_decay", "layer_decay", "min_scale", "lr"):
         if name == "lr" and value is None:
             continue  # no learning rate is given
         with pytest.raises((TypeError, ValueError), match=f"{name}="):
-            param_groups_layer_decay(gpt2(1), **{name: value})
+            layer_decay_groups(gpt2(1), **{name: value})
 
 
 def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="layer_decay"):
-        param_groups_layer_decay(gpt2(1), layer_decay=0.0)
+        layer_decay_groups(gpt2(1), layer_decay=0.0)
     with pytest.raises(ValueError, match="layer_decay"):
-        param_groups_layer_decay(gpt2(1), layer_decay=1.1)
+        layer_decay_groups(gpt2(1), layer_decay=1.1)
     with pytest.raises((TypeError, ValueError), match="no_weight_decay_list"):
-        param_groups_weight_decay(gpt2(1), 0.1, "transformer.wte.weight")  # a string, not a list of them
+        decay_groups(gpt2(1), 0.1, "transformer.wte.weight")  # a string, not a list of them

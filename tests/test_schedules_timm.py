@@ -315,13 +315,13 @@ def test_lr_scale_is_applied_once(sched: str, scaled: bool) -> None:
 
 
 def test_lr_scale_with_groups_of_hfoptim() -> None:
-    from hfoptim import param_groups_layer_decay
+    from hfoptim import layer_decay_groups
 
     model = torch.nn.ModuleDict({"0": torch.nn.Linear(2, 2), "1": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     named = torch.nn.Sequential(model["0"], model["1"], model["head"])
     traces = []
     for lr in (None, 0.2):
-        optimizer = torch.optim.SGD(param_groups_layer_decay(named, layer_decay=0.5, lr=lr), lr=0.2)
+        optimizer = torch.optim.SGD(layer_decay_groups(named, layer_decay=0.5, lr=lr), lr=0.2)
         schedule, _ = create_scheduler_v2(optimizer, num_epochs=10, warmup_epochs=2, min_lr=0.01)
         scales = [group["lr_scale"] for group in optimizer.param_groups]
         assert len(set(scales)) > 1

@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import hfoptim
-from hfoptim import create_optimizer_v2, param_groups_muon, param_groups_options, param_groups_weight_decay
+from hfoptim import create_optimizer_v2, decay_groups, param_groups_muon, param_groups_options
 from hfoptim.engine.names import aligned, bare, bare_names, bare_names_of, matched, searched, unwrapped
 from hfoptim.param_groups import decayed_names, head_names, layer_scales
 
@@ -198,7 +198,7 @@ def test_heads_layers_and_patterns_are_found(wrap):
     assert [bare(name) for name in head_names(model)] == ["fc.weight", "fc.bias"]
     assert {bare(name): scale for name, scale in layer_scales(model, 0.5).items()} == layer_scales(net(), 0.5)
     assert entries(groups(model)) == entries(groups(net()))
-    assert entries(param_groups_weight_decay(model)) == entries(param_groups_weight_decay(net()))
+    assert entries(decay_groups(model)) == entries(decay_groups(net()))
 
 
 @every_wrapper

@@ -31,8 +31,8 @@ class _Group(NamedTuple):
 def ordered_groups(optimizer: Optimizer, state_dict: Any) -> list[dict[str, Any]]:
     """The groups of a state_dict with their keys in the order of the optimizer's parameters.
 
-    The order is by name, without the parts of wrappers, where both sides have names; `param_names` are then those of
-    the optimizer. If it has none they stay those of the state_dict.
+    The order is by name, without the parts of wrappers, where both sides have names, that of whole groups too;
+    `param_names` are then those of the optimizer. If it has none they stay those of the state_dict.
 
     Args:
         optimizer: the optimizer that is to load it.
@@ -43,6 +43,8 @@ def ordered_groups(optimizer: Optimizer, state_dict: Any) -> list[dict[str, Any]
     """
     groups = _groups_of(state_dict)
     own, saved = _groups_here(optimizer), _saved_groups(state_dict, groups)
+    places = _places_of_groups(own, saved)
+    groups, saved = [groups[place] for place in places], [saved[place] for place in places]
     _check_sizes(type(optimizer).__name__, own, saved)
     found = aligned(_flat_names(own), _flat_names(saved))
     ordered = []
@@ -107,6 +109,14 @@ def _saved_groups(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, A
         shapes = [_shape(state_dict["state"].get(key)) for key in keys]
         known.append(_Group(list(names) if names else None, keys if named else None, shapes))
     return known
+
+
+def _places_of_groups(own: Sequence[_Group], saved: Sequence[_Group]) -> Sequence[int]:
+    """Which of the saved groups each one here is, by the names in it; in their order where that cannot be told."""
+    here, there = ([frozenset(map(bare, group.names or ())) for group in groups] for groups in (own, saved))
+    if Counter(here) != Counter(there) or len(set(here)) < len(here):
+        return range(len(saved))
+    return [there.index(names) for names in here]
 
 
 def _names_of_keys(keys: Sequence[str], names: Sequence[str]) -> list[str] | None:

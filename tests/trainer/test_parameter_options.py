@@ -82,6 +82,27 @@ def test_the_groups_are_as_asked_for(make, inner):
     assert found(inner(trainer), "lr", "weight_decay", "betas") == expected
 
 
+def test_a_matcher_says_which_layer_a_parameter_is_of(make, inner):
+    matcher = {"blocks": [(r"^transformer\.h\.(\d+)", None), (r"^transformer\.ln_f", (99999,))]}
+    trainer = make("lion", {"lr": 1e-3, "layer_decay": 0.5, "group_matcher": matcher})
+    trainer.create_optimizer()
+    for name, (lr,) in found(inner(trainer), "lr").items():
+        above = 0 if "te." in name or "pe." in name or "head" in name else 2 - min(max(depth_of(name) - 1, 0), 1)
+        assert lr == 1e-3 * 0.5**above, name
+
+
+def test_mistakes_about_layers_are_refused_early(names, arguments):
+    for options, words in (
+        ({"group_matcher": {"blocks": "^h"}}, r"group_matcher .* for layer_decay, which is not given"),
+        ({"layer_decay": 0.5, "group_matcher": {"blocks": "(("}}, r"'\(\(' is no regular expression"),
+        ({"layer_decay": 0.5, "group_matcher": 3}, r"group_matcher=3 is a int, expected a mapping"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            OptimizerCallback("lion", **options)
+        with pytest.raises((ValueError, TypeError), match=words):
+            arguments(optim="hfoptim_lion", optim_args=json.dumps(options))
+
+
 def test_several_optimizers_train_as_by_hand(make, make_trainer, inner, untied):
     trainer = make("muon", {"lr": 1e-3, "layer_decay": 0.5, "param_options": SEVERAL}, max_steps=3, max_grad_norm=0)
     trainer.train()
