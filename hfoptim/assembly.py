@@ -13,6 +13,7 @@ from hfoptim.grouping import OPTIONS, Base, Grouping, check_patterns
 from hfoptim.param_groups import ParamGroups, split_hidden_matrices
 from hfoptim.registry import (
     canonical_name,
+    complete_groups,
     engine_class_of,
     get_optimizer_info,
     group_defaults,
@@ -106,6 +107,12 @@ def check_grouping(grouping: Grouping, chosen: Mapping[str, Mapping[str, Any]]) 
         raise ValueError(
             f"gradient_release=True is for one optimizer, and param_options names {' and '.join(list(chosen)[1:])} too"
         )
+    if grouping.head_lr is not None:
+        given = {"lr": grouping.head_lr}
+        try:
+            trial(get_optimizer_info(main).opt_class, chosen[main], *complete_groups(main, [given], chosen[main]))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"head_lr={grouping.head_lr!r}: {error}") from error
     for name, options in chosen.items():
         _check_rates(grouping, name, name == main, options)
 
@@ -121,10 +128,8 @@ def _check_rates(grouping: Grouping, name: str, main: bool, options: Mapping[str
     scales = {f"param_options[{p!r}]": o["lr_scale"] for p, o in patterns.items() if "lr_scale" in o}
     if grouping.layer_decay is not None:
         scales["layer_decay"] = grouping.layer_decay
-    if lr is None and (scales or (absolute and main)):
-        raise ValueError(
-            f"{name} sets its own learning rate, which {next(iter({**scales, **absolute}))} changes; give lr"
-        )
+    if lr is None and scales:
+        raise ValueError(f"{name} sets its own learning rate, which {next(iter(scales))} changes; give lr")
     if absolute and any(callable(options.get(option)) for option in ("lr", "learning_rate")):
         raise ValueError(
             f"{next(iter(absolute))} gives a learning rate, and that of {name} is a function of the step, which would "
@@ -173,6 +178,7 @@ def group_params(
     for name, groups in divided.items():
         if get_optimizer_info(name).hidden_matrices:
             divided[name] = split_hidden_matrices(model, groups, fallback)
+        divided[name] = complete_groups(name, divided[name], chosen[name])
     return {name: groups for name, groups in divided.items() if groups}
 
 

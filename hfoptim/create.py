@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 import schedules
 from hfoptim.assembly import check_grouping, group_params, make_grouped, take_grouping
-from hfoptim.engine.checks import strings
+from hfoptim.engine.checks import integer, number, strings
 from hfoptim.group_matcher import GroupMatcher
 from hfoptim.optimizers import AdamWeightDecay
 from hfoptim.param_groups import (
@@ -26,7 +26,14 @@ from hfoptim.param_groups import (
     split_hidden_matrices,
     undecayed,
 )
-from hfoptim.registry import canonical_name, get_optimizer_info, option_names, resolve_options, trial
+from hfoptim.registry import (
+    canonical_name,
+    complete_groups,
+    get_optimizer_info,
+    option_names,
+    resolve_options,
+    trial,
+)
 
 
 def create_optimizer_v2(
@@ -91,6 +98,8 @@ def create_optimizer_v2(
     Source:
         timm 1.0.31, `timm.optim.create_optimizer_v2`.
     """
+    weight_decay = number("weight_decay", weight_decay)
+    momentum = None if momentum is None else number("momentum", momentum)
     info, known = get_optimizer_info(opt), option_names(opt)
     given = {"lr": lr, "foreach": foreach}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -102,6 +111,7 @@ def create_optimizer_v2(
     options = resolve_options(opt, {**options, **kwargs})
     said = {"layer_decay": layer_decay, "group_matcher": group_matcher}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})
+    layer_decay = grouping.layer_decay
     by_name = grouping.head_lr is not None or bool(grouping.param_options)
     fallback_list = strings("fallback_list", fallback_list)
     create: Callable[..., Optimizer] = info.opt_class
@@ -114,10 +124,11 @@ def create_optimizer_v2(
             )
         if param_group_fn is not None and isinstance(model_or_params, nn.Module):
             params = param_group_fn(model_or_params)
-        return create(params, **options)
+        return create(complete_groups(opt, params, options), **options)
     model = model_or_params
     if layer_decay is not None and layer_decay_no_opt_scale:
-        _freeze(model, layer_scales(model, layer_decay, layer_decay_min_scale, group_matcher), layer_decay_no_opt_scale)
+        least = number("layer_decay_no_opt_scale", layer_decay_no_opt_scale)
+        _freeze(model, layer_scales(model, layer_decay, layer_decay_min_scale, group_matcher), least)
     fallback = matching(model, fallback_list) | (undecayed(model) if fallback_no_weight_decay else set())
     if by_name:
         chosen = {canonical_name(opt): options, **{other: resolve_options(other, {}) for other in grouping.others}}
@@ -204,6 +215,10 @@ def create_optimizer(
     Source:
         transformers 4.34, `optimization_tf.create_optimizer`.
     """
+    init_lr, min_lr_ratio = number("init_lr", init_lr), number("min_lr_ratio", min_lr_ratio)
+    weight_decay_rate = number("weight_decay_rate", weight_decay_rate)
+    num_train_steps = integer("num_train_steps", num_train_steps, 0)
+    num_warmup_steps = integer("num_warmup_steps", num_warmup_steps, 0)
     if num_warmup_steps > num_train_steps:
         raise ValueError(f"num_warmup_steps={num_warmup_steps} is more than num_train_steps={num_train_steps}")
     optimizer = AdamWeightDecay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from hfoptim.engine.checks import number
+from hfoptim.engine.checks import learning_rate, number
 from hfoptim.engine.names import bare_names_of, matched
 from hfoptim.group_matcher import GroupMatcher, check_matcher
 from hfoptim.param_groups import ParamGroups, decayed_names, head_names, layer_scales
@@ -82,10 +83,13 @@ class Grouping:
     min_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.layer_decay is not None and number("layer_decay", self.layer_decay, 0.0, 1.0, high_open=False) == 0.0:
+        set_plain = functools.partial(object.__setattr__, self)
+        if self.layer_decay is not None:
+            set_plain("layer_decay", number("layer_decay", self.layer_decay, 0.0, 1.0, high_open=False))
+        if self.layer_decay == 0.0:
             raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
         if self.head_lr is not None:
-            number("head_lr", self.head_lr)
+            set_plain("head_lr", number("head_lr", self.head_lr))
         if self.group_matcher is not None:
             check_matcher(self.group_matcher)
             if self.layer_decay is None:
@@ -93,15 +97,18 @@ class Grouping:
                     "group_matcher says which layer a parameter is of, for layer_decay, which is not given"
                 )
         check_patterns(self.param_options)
-        for pattern, options in self.param_options.items():
+        patterns = {pattern: dict(options) for pattern, options in self.param_options.items()}
+        set_plain("param_options", patterns)
+        for pattern, options in patterns.items():
             where = f"param_options[{pattern!r}]"
             if "lr" in options and "lr_scale" in options:
                 raise ValueError(
                     f"{where} has lr={options['lr']!r} and lr_scale={options['lr_scale']!r}; give one of them"
                 )
-            for name in ("lr", "lr_scale"):
-                if options.get(name) is not None:
-                    number(f"{where}: {name}", options[name])
+            if options.get("lr") is not None:
+                options["lr"] = learning_rate(f"{where}: lr", options["lr"])
+            if options.get("lr_scale") is not None:
+                options["lr_scale"] = number(f"{where}: lr_scale", options["lr_scale"])
 
     def __bool__(self) -> bool:
         return bool(self.given)

@@ -58,7 +58,7 @@ def decay_groups(
     Raises:
         ValueError: weight_decay out of range.
     """
-    number("weight_decay", weight_decay)
+    weight_decay = number("weight_decay", weight_decay)
     decaying = decayed_names(model, no_weight_decay_list, weight_decay_exclude_1d)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     groups: ParamGroups = []
@@ -146,7 +146,8 @@ def layer_scales(
     Raises:
         ValueError: a number out of range, or layers that cannot be told apart.
     """
-    number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    min_scale = number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    layer_decay = number("layer_decay", layer_decay, 0.0, 1.0, high_open=False)
     above = layers_above(model, layer_decay, group_matcher)
     return {name: max(min_scale, layer_decay**layers) for name, layers in above.items()}
 
@@ -157,7 +158,8 @@ def layers_above(model: nn.Module, layer_decay: float, group_matcher: GroupMatch
     Raises:
         ValueError: layer_decay out of range, or layers that cannot be told apart.
     """
-    if number("layer_decay", layer_decay, 0.0, 1.0, high_open=False) == 0.0:
+    layer_decay = number("layer_decay", layer_decay, 0.0, 1.0, high_open=False)
+    if layer_decay == 0.0:
         raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
     if layer_decay == 1.0:
         return {name: 0 for name, _ in model.named_parameters()}
@@ -199,10 +201,11 @@ def layer_decay_groups(
     Raises:
         ValueError: a number out of range, or layers that cannot be told apart.
     """
-    number("weight_decay", weight_decay)
+    weight_decay = number("weight_decay", weight_decay)
     if lr is not None:
         lr = number("lr", lr)
-    number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    min_scale = number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    layer_decay = number("layer_decay", layer_decay, 0.0, 1.0, high_open=False)
     above = layers_above(model, layer_decay, group_matcher)
     decaying = decayed_names(model, no_weight_decay_list, weight_decay_exclude_1d)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hfoptim.catalogue import ENTRIES, WRAPPERS, OptimInfo
-from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer
+from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, checks, peers
 from hfoptim.engine.checks import closest
 from hfoptim.wrappers import around
 
@@ -147,12 +148,13 @@ def check_options(name: str, options: Mapping[str, Any], also: Iterable[str] = (
         also (default ()): further options to name in the message.
 
     Raises:
-        ValueError: it does not; the message names the option and the closest ones.
+        ValueError: it does not; the message says what the option is called here, or names the closest ones.
     """
     known = [*option_names(name), *also]
+    on_engine = engine_class_of(get_optimizer_info(name).opt_class) is not None
     for option in options:
-        if option not in known:
-            raise ValueError(f"{canonical_name(name)} has no option {option!r}; {closest(option, known)}")
+        if option not in known and not (on_engine and option in peers.FLAGS):  # their values decide, in the constructor
+            raise ValueError(f"{canonical_name(name)} has no option {option!r}; {peers.hint(option, known)}")
 
 
 def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,12 +162,60 @@ def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: unknown name or option.
+        TypeError: for an optimizer of torch's, a value that is no number where one is wanted.
     """
     info = get_optimizer_info(name)
     check_options(name, options)
     engine_class = engine_class_of(info.opt_class)
-    following = engine_class.defaults_by_name(options) if engine_class else {}
-    return {**info.defaults, **following, **options}
+    if engine_class is None:
+        options = _as_numbers(info.opt_class, options)
+    return {**info.defaults, **_following(name, options), **options}
+
+
+def _following(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that follow from the options given, where an optimizer is chosen by name."""
+    engine_class = engine_class_of(get_optimizer_info(name).opt_class)
+    return engine_class.defaults_by_name(options) if engine_class else {}
+
+
+def _as_numbers(opt_class: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with Python's own numbers, for a class that keeps in its groups what it is given."""
+    found = dict(options)
+    for option, parameter in inspect.signature(opt_class).parameters.items():
+        default = parameter.default
+        if option == "lr" and found.get("lr") is not None:
+            found["lr"] = checks.learning_rate("lr", found["lr"])
+        elif option in found and isinstance(default, (int, float)) and not isinstance(default, bool):
+            number = checks.number(option, found[option], -math.inf)
+            found[option] = checks.integer(option, found[option], 0) if isinstance(default, int) else number
+        elif option in found:
+            found[option] = checks.portable(checks.plain(found[option]))
+    return found
+
+
+def complete_groups(name: str, params: Any, options: Mapping[str, Any]) -> Any:
+    """Parameters as they are, and groups of them with what follows from their own options, as from options by name.
+
+    Adafactor's own steps are switched off by an lr, whether it is given for all parameters or for a group of them.
+
+    Args:
+        name: the optimizer's name.
+        params: parameters, named parameters, or dicts that define parameter groups.
+        options: the constructor's arguments, from `resolve_options`. What they ask for beyond the name stays.
+    """
+    if isinstance(params, (torch.Tensor, dict, set, str)) or not isinstance(params, Iterable):
+        return params  # the constructor says what is wrong with it
+    bound = get_optimizer_info(name).defaults
+
+    def completed(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        for option, value in _following(name, entry).items():
+            if option not in options or options[option] == bound.get(option):
+                entry.setdefault(option, value)
+        return entry
+
+    return [completed(entry) for entry in params]
 
 
 def trial(opt_class: type[Optimizer], options: Mapping[str, Any], *groups: Mapping[str, Any]) -> Optimizer:

@@ -36,7 +36,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, str):
         try:
-            return int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+            whole = value.strip().lstrip("+-").replace("_", "").isdecimal()
+            return int(value) if whole else float(value)
         except ValueError:
             return value
     if value is None or type(value) in (int, float, bool):

@@ -31,10 +31,14 @@ def _numpy(number: float) -> Any:
     return np.int64(number) if isinstance(number, int) else np.float64(number)
 
 
+def _tensor(number: float) -> Any:
+    return torch.tensor(number, dtype=torch.int64 if isinstance(number, int) else torch.float64)
+
+
 # What a number becomes, and what a sequence of them becomes.
 FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "numpy": (_numpy, Listed),
-    "tensor": (lambda number: torch.tensor(number, dtype=torch.float64), list),
+    "tensor": (_tensor, list),
     "text": (repr, Listed),
     "list": (lambda number: number, Listed),
 }

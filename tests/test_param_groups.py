@@ -176,7 +176,7 @@ def test_a_model_without_blocks_is_one_layer():
     assert set(by_name(layer_decay_groups(nn.Linear(2, 2), layer_decay=0.5), "lr_scale").values()) == {1.0}
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None, True])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "a little", None, True])
 def test_bad_numbers_are_refused(value):
     with pytest.raises((TypeError, ValueError), match="weight_decay="):
         decay_groups(gpt2(1), value)

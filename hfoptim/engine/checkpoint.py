@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import sharding, storage
+from hfoptim.engine import checks, sharding, storage
 from hfoptim.engine.correspondence import described, ordered_groups
 from hfoptim.engine.rule import zeros
 
@@ -28,6 +28,17 @@ _OF_THE_RUN = {
 
 # What schedules and grouping functions (torch's, timm's) write into groups beside an optimizer's hyper-parameters.
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name"}
+
+# What no optimizer of ours has got later: without them a state_dict is another's.
+_IN_ALL = {"lr", "betas", "eps", "weight_decay", "momentum"}
+
+# Options of this engine in every state_dict of it, and together in nobody else's.
+_OF_ENGINE = {"caution", "kahan_sum"}
+
+
+def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict with the entries of its groups as Python's own numbers, text and tuples, see `checks.portable`."""
+    return {**state_dict, "param_groups": [checks.portable(group) for group in state_dict["param_groups"]]}
 
 
 def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
@@ -76,15 +87,17 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
     absent = [
         name
         for name in optimizer.defaults
-        if name != "differentiable"
-        and name not in saved
-        and name not in cls.absent_from_peers
-        and name not in optimizer.engine_option_names()
+        if name != "differentiable" and name not in saved and name not in optimizer.engine_option_names()
     ]
-    if foreign or absent:
-        what = [f"has {name}={saved[name]!r}" for name in foreign] + [f"lacks {name!r}" for name in absent]
+    ours = saved.keys() >= _OF_ENGINE
+    lacking = [name for name in absent if name not in cls.absent_from_peers and (name in _IN_ALL or not ours)]
+    if foreign or lacking:
+        what = [f"has {name}={saved[name]!r}" for name in foreign] + [f"lacks {name!r}" for name in lacking]
         raise ValueError(f"the state_dict is not one of {cls.__name__}: group {index} {', '.join(what)}")
     group = {name: current[name] for name in current if name in _OF_THE_RUN or name in optimizer.defaults}
+    if ours:
+        # Of an earlier version, which did what these options have as their defaults since.
+        group |= {name: optimizer.own_default(name) for name in absent}
     for name, value in saved.items():
         kept = name in current or name in _OF_SCHEDULES | {"maximize"} or _is_initial_value(name, current)
         if name not in _OF_THE_RUN and kept:

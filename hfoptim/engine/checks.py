@@ -1,4 +1,9 @@
-"""Checks of hyper-parameters, with messages that say what would be right."""
+"""Checks of hyper-parameters, with messages that say what would be right.
+
+Those of a value return it as Python's own: float, int, str, tuple. What else there is, numbers of NumPy, 0-d tensors,
+lists of a configuration's own class, works as long as a run lasts, and then makes a checkpoint that
+`torch.load(weights_only=True)` refuses. Where a number is wanted, text that holds exactly a number is that number.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +22,46 @@ from torch import Tensor
 _BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
 
 
+def plain(value: Any) -> Any:
+    """`value` as an int, a float or a str of Python's own, if that is what it stands for; anything else as it is.
+
+    Text that holds exactly a number stands for the number: YAML's readers take `1e-6` for text.
+    """
+    if value is None or type(value) in (int, float, bool):
+        return value
+    if isinstance(value, str):
+        try:
+            whole = value.strip().lstrip("+-").replace("_", "").isdecimal()
+            return int(value) if whole else float(value)
+        except ValueError:
+            return str(value)
+    try:
+        item = value.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return value
+    return item if isinstance(item, (int, float)) else value
+
+
+def entries(value: Any) -> tuple[Any, ...] | None:
+    """The entries of a sequence of whatever class, or of a vector of NumPy or torch; None for anything else."""
+    if isinstance(value, Sequence):
+        return None if isinstance(value, (str, bytes)) else tuple(value)
+    return tuple(value.tolist()) if getattr(value, "ndim", 0) == 1 else None
+
+
 def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high_open: bool = True) -> float:
-    """`value` as a float, if it is a number in [low, high).
+    """`value` as a float, if it is a number in [low, high), or text that holds one.
 
     Raises:
         TypeError: not a number.
         ValueError: NaN, infinite, or outside the range.
     """
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{name}={value!r}: a tensor must hold one number")
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name}={value!r}: a tensor must hold one number")
+    read = plain(value)
+    if isinstance(read, bool) or not isinstance(read, Real):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected a number")
-    found = float(value)
+    found = float(read)
     too_high = found >= high if high_open else found > high
     if not math.isfinite(found) or found < low or too_high:
         closing = ")" if high_open else "]"
@@ -38,8 +69,19 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, high
     return found
 
 
+def learning_rate(name: str, value: Any) -> Any:
+    """A learning rate as a float, or as the tensor it is: schedules fill a tensor of one number in place.
+
+    Raises:
+        TypeError, ValueError: as `number`.
+    """
+    found = number(name, value)
+    # A tensor of whole numbers could not hold what a schedule writes into it.
+    return value if isinstance(value, Tensor) and value.is_floating_point() else found
+
+
 def integer(name: str, value: Any, low: int) -> int:
-    """`value`, if it is a whole number of at least `low`.
+    """`value` as an int, if it is a whole number of at least `low`, or text that holds one.
 
     Raises:
         TypeError: not a number.
@@ -58,11 +100,12 @@ def betas(name: str, value: Any, count: int) -> tuple[float, ...]:
         TypeError: not a sequence of numbers.
         ValueError: another length, or a coefficient outside [0, 1).
     """
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    found = entries(value)
+    if found is None:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {count} numbers in [0, 1)")
-    if len(value) != count:
-        raise ValueError(f"{name}={value!r} has {len(value)} entries, expected {count}")
-    return tuple(number(f"{name}[{i}]", v, 0.0, 1.0) for i, v in enumerate(value))
+    if len(found) != count:
+        raise ValueError(f"{name}={value!r} has {len(found)} entries, expected {count}")
+    return tuple(number(f"{name}[{i}]", v, 0.0, 1.0) for i, v in enumerate(found))
 
 
 def strings(name: str, value: Any) -> list[str]:
@@ -73,11 +116,11 @@ def strings(name: str, value: Any) -> list[str]:
     """
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected a list of strings such as [{value!r}]")
-    entries = list(value)
-    for entry in entries:
+    found = list(value)
+    for entry in found:
         if not isinstance(entry, str):
             raise TypeError(f"{name} holds {entry!r}, a {type(entry).__name__}, expected strings")
-    return entries
+    return [str(entry) for entry in found]
 
 
 def flag(name: str, value: Any, optional: bool = False) -> None:
@@ -132,14 +175,6 @@ def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"did you mean {' or '.join(repr(m) for m in matches)}?" if matches else f"known are {', '.join(known)}"
 
 
-def known_options(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise a TypeError that names the first option of `given` that is not in `known`."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            raise TypeError(f"{owner} has no option {name!r}; {closest(name, known)}")
-
-
 def warn(message: str) -> None:
     """Warn of something, at the line of the user's that led to it.
 
@@ -150,3 +185,25 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def portable(value: Any) -> Any:
+    """`value` with every number, text and sequence in it as Python's own, for a state_dict; tensors stay.
+
+    The checks see what an optimizer is given. This is for what others write into groups later: `group["lr"] *= 0.5`
+    with a number of NumPy, a sampler's whole configuration under a key of its own.
+    """
+    if value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {portable(key): portable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [portable(each) for each in value]
+    found = entries(value)
+    if found is not None:
+        return tuple(portable(each) for each in found)
+    if isinstance(value, (int, float)):  # classes derived from them: enumerations, NumPy's float64
+        return float(value) if isinstance(value, float) else int(value)
+    return plain(value)

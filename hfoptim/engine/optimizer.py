@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, checks, runners, sharding, steady, storage
+from hfoptim.engine import checkpoint, checks, peers, runners, sharding, steady, storage
 from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.rule import Rule
@@ -136,8 +137,10 @@ class RuleOptimizer(Optimizer):
     report: Report | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
-        checks.known_options(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
-        super().__init__(params, {**defaults, **ENGINE_DEFAULTS, **options})
+        given = peers.without_flags(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
+        self.defaults = {**defaults, **ENGINE_DEFAULTS, **given}
+        self.check_group(self.defaults)
+        super().__init__(params, self.defaults)
 
     # -- what a subclass may override ---------------------------------------------------------------------------
 
@@ -153,18 +156,25 @@ class RuleOptimizer(Optimizer):
         return self.decay
 
     def check_group(self, group: dict[str, Any]) -> None:
-        """Raise if a hyper-parameter of a group is wrong. Subclasses add what only they have."""
+        """Raise if a hyper-parameter of a group is wrong, and put each into it as Python's own number, tuple or text.
+
+        Subclasses add what only they have. Of a checkpoint, `torch.load(weights_only=True)` reads such values only.
+        """
         if group["lr"] is not None or not self.lr_optional:
-            checks.number("lr", group["lr"])
+            group["lr"] = checks.learning_rate("lr", group["lr"])
         for name in self.numbers:
             if name in self.defaults:
-                checks.number(name, group[name])
+                group[name] = checks.number(name, group[name])
         if "betas" in self.defaults:
-            checks.betas("betas", group["betas"], self.beta_count)
+            group["betas"] = checks.betas("betas", group["betas"], self.beta_count)
         for name in ("maximize", "caution", "stochastic_rounding", "gradient_release"):
             checks.flag(name, group[name])
         for name in ("foreach", "fused", "kahan_sum"):
             checks.flag(name, group[name], optional=True)
+        for name in peers.FLAGS:
+            # torch puts `differentiable` into the defaults of whatever it unpickles.
+            if name in group and (name not in self.defaults or name == "differentiable"):
+                checks.unavailable(name, group[name], peers.FLAGS[name])
         _check_precision(group)
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach=True and fused=True exclude each other; give one of them")
@@ -173,6 +183,11 @@ class RuleOptimizer(Optimizer):
     def engine_option_names() -> frozenset[str]:
         """The options every optimizer takes."""
         return frozenset(ENGINE_DEFAULTS)
+
+    def own_default(self, name: str) -> Any:
+        """The default of a hyper-parameter in the class's signature; what it starts from, where it is no argument."""
+        parameter = inspect.signature(type(self)).parameters.get(name)
+        return self.defaults[name] if parameter is None else parameter.default
 
     @classmethod
     def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +198,9 @@ class RuleOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; hyper-parameters it does not name are the optimizer's defaults."""
-        self.check_group({**self.defaults, **checks.group_dict(param_group)})
+        group = {**self.defaults, **checks.group_dict(param_group)}
+        self.check_group(group)
+        param_group.update(group)  # torch, too, completes the caller's
         super().add_param_group(param_group)
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
             param_group.pop("differentiable", None)
@@ -194,6 +211,13 @@ class RuleOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 if name != "differentiable":  # torch's, in the defaults of every optimizer
                     group.setdefault(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint needs, as `torch.load(weights_only=True)` reads it.
+
+        Hyper-parameters are Python's own numbers and tuples, also where somebody wrote others into the groups.
+        """
+        return checkpoint.portable(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict, each state tensor in the form that its group asks for (`state_dtype`).
@@ -417,9 +441,10 @@ class RuleOptimizer(Optimizer):
         return checks.parameter_name(self.param_groups[index], index, position)
 
 
-def _check_precision(group: Mapping[str, Any]) -> None:
+def _check_precision(group: dict[str, Any]) -> None:
     """Raise a ValueError for what the options about precision do not know, or cannot be together."""
     for name, known in _PRECISION.items():
+        group[name] = group[name] if isinstance(group[name], Tensor) else checks.plain(group[name])
         # A tensor or a bool compares equal to a number.
         if type(group[name]) not in {type(value) for value in known} or group[name] not in known:
             raise ValueError(f"{name}={group[name]!r} is unknown, expected one of {', '.join(map(repr, known))}")

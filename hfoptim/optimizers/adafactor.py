@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from hfoptim.engine import (
     zeros_without,
 )
 from hfoptim.engine.checks import betas as check_betas
-from hfoptim.engine.checks import flag, group_dict, number
+from hfoptim.engine.checks import entries, flag, group_dict, number
 
 
 def relative_step(t: int, group: Mapping[str, Any]) -> float:
@@ -182,19 +182,21 @@ class Adafactor(RuleOptimizer):
         betas: tuple[float, ...] | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
-        if isinstance(eps, (int, float)):
-            eps = (eps, 1e-3)
+        pair = entries(eps)
+        if pair is None:
+            pair = (number("eps", eps), 1e-3)
         if eps_scale is not None:
-            eps = (eps[0], eps_scale)
+            pair = (*pair[:1], eps_scale)
         if betas is not None:
             if beta1 is not None:
                 raise ValueError(f"beta1={beta1!r} and betas={betas!r} name the same coefficient; give one of them")
-            if not isinstance(betas, Sequence) or isinstance(betas, str) or not betas:
+            given = entries(betas)
+            if not given:
                 raise TypeError(f"betas={betas!r}, expected a tuple of numbers in [0, 1), of which the first is used")
-            beta1 = check_betas("betas", betas, len(betas))[0]
+            beta1 = check_betas("betas", given, len(given))[0]
         defaults = {
             "lr": lr,
-            "eps": eps,
+            "eps": pair,
             "clip_threshold": clip_threshold,
             "decay_rate": decay_rate,
             "beta1": beta1,
@@ -212,7 +214,7 @@ class Adafactor(RuleOptimizer):
         Later a schedule may write an lr beside relative_step, as `AdafactorSchedule` does to show it.
         """
         group = {**self.defaults, **group_dict(param_group)}
-        self.check_group(group)
+        self.check_group(group)  # before these two are compared
         if group["lr"] is not None and group["relative_step"]:
             raise ValueError(
                 f"lr={group['lr']!r} and relative_step=True exclude each other; give relative_step=False to use lr, or "
@@ -224,21 +226,22 @@ class Adafactor(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if not isinstance(group["eps"], (tuple, list)) or len(group["eps"]) != 2:
+        eps = entries(group["eps"])
+        if eps is None or len(eps) != 2:
             raise ValueError(f"eps={group['eps']!r}, expected two numbers: for the squared gradient and for the scale")
-        for i, value in enumerate(group["eps"]):
-            number(f"eps[{i}]", value)
-        if number("clip_threshold", group["clip_threshold"]) == 0.0:
+        group["eps"] = tuple(number(f"eps[{i}]", value) for i, value in enumerate(eps))
+        group["clip_threshold"] = number("clip_threshold", group["clip_threshold"])
+        if group["clip_threshold"] == 0.0:
             raise ValueError("clip_threshold=0 would stop every step, expected a number above 0")
-        number("decay_rate", group["decay_rate"], -math.inf, 0.0, high_open=False)
+        group["decay_rate"] = number("decay_rate", group["decay_rate"], -math.inf, 0.0, high_open=False)
         if group["beta1"] is not None:
-            number("beta1", group["beta1"], 0.0, 1.0)
+            group["beta1"] = number("beta1", group["beta1"], 0.0, 1.0)
         for name in ("scale_parameter", "relative_step", "warmup_init"):
             flag(name, group[name])
         if group["warmup_init"] and not group["relative_step"]:
             raise ValueError("warmup_init=True needs relative_step=True")
         if group["min_dim_size_to_factor"] is not None:
-            number("min_dim_size_to_factor", group["min_dim_size_to_factor"])
+            group["min_dim_size_to_factor"] = number("min_dim_size_to_factor", group["min_dim_size_to_factor"])
 
     @classmethod
     def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +309,7 @@ class AdafactorSchedule(LambdaLR):
             )
         self.initial_lr = number("initial_lr", initial_lr)
         for group in optimizer.param_groups:
-            group["initial_lr"] = initial_lr
+            group["initial_lr"] = self.initial_lr
         super().__init__(optimizer, _one)
         for group in optimizer.param_groups:
             del group["initial_lr"]

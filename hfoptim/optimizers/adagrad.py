@@ -12,7 +12,6 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, State
-from hfoptim.engine.checks import unavailable
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -56,11 +55,10 @@ class Adagrad(RuleOptimizer):
         weight_decay (0.0): L2 penalty.
         initial_accumulator_value (0.0): first value of the sum, >= 0.
         eps (1e-10): added to the root of the sum, >= 0.
-        differentiable (False): of torch's signature; True is refused.
         **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
 
     Raises:
-        ValueError: a hyper-parameter out of range, differentiable, or no parameters.
+        ValueError: a hyper-parameter out of range, or no parameters.
         TypeError: a hyper-parameter of the wrong type, or an unknown option; at a step, a sparse gradient.
 
     Source:
@@ -78,8 +76,6 @@ class Adagrad(RuleOptimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
-        *,
-        differentiable: bool = False,
         **options: Unpack[EngineOptions],
     ) -> None:
         defaults = {
@@ -88,13 +84,8 @@ class Adagrad(RuleOptimizer):
             "weight_decay": weight_decay,
             "initial_accumulator_value": initial_accumulator_value,
             "eps": eps,
-            "differentiable": differentiable,
         }
         super().__init__(params, defaults, **options)
 
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        unavailable("differentiable", group["differentiable"], "steps are taken without a gradient")
-
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        return adagrad(float(group["initial_accumulator_value"]))
+        return adagrad(group["initial_accumulator_value"])

@@ -144,9 +144,9 @@ class Adahessian(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        number("hessian_power", group["hessian_power"], 0.0, 1.0, high_open=False)
-        integer("update_each", group["update_each"], 1)
-        integer("n_samples", group["n_samples"], 1)
+        group["hessian_power"] = number("hessian_power", group["hessian_power"], 0.0, 1.0, high_open=False)
+        group["update_each"] = integer("update_each", group["update_each"], 1)
+        group["n_samples"] = integer("n_samples", group["n_samples"], 1)
         flag("avg_conv_kernel", group["avg_conv_kernel"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, bias_correction, ema, nonnegative, rule, zeros
-from hfoptim.engine.checks import flag, group_dict, number
+from hfoptim.engine import ELEMENT, Decay, EngineOptions, bias_correction, ema, nonnegative, rule, zeros
+from hfoptim.engine.checks import flag
+from hfoptim.optimizers.decoupling import FullyDecoupling
 
 
 def moment_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -67,7 +68,7 @@ def torch_flag_is_neutral(name: str, value: Any, group: Mapping[str, Any], decou
     return name == "amsgrad" and value is False
 
 
-class AdamW(RuleOptimizer):
+class AdamW(FullyDecoupling):
     """Adam with decoupled weight decay, with the signature and the numbers of transformers.AdamW.
 
     With g the gradient, p the parameter, t the step:
@@ -75,7 +76,7 @@ class AdamW(RuleOptimizer):
         m = beta1 m + (1 - beta1) g
         v = beta2 v + (1 - beta2) g^2
         p = p - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
-        p = p - lr weight_decay p
+        p = p - lr weight_decay p                               (decouple_lr: - lr / max_lr weight_decay p, with it)
 
     Differs from torch.optim.AdamW in two places: eps is added before the bias correction of v, and the decay sees the
     parameter after the update. `Adam(decouple_wd=True)` has torch's placement of both. State: `exp_avg` (m),
@@ -89,6 +90,9 @@ class AdamW(RuleOptimizer):
         weight_decay (0.0): decoupled weight decay, per step and unit of lr.
         correct_bias (True): False leaves out the bias corrections, as the original BERT did.
         no_deprecation_warning (False): accepted for code written for transformers; there is nothing to warn of.
+        decouple_lr (False): fully decoupled weight decay, of the parameter before the update; wants a much smaller
+            `weight_decay`, since lr no longer multiplies it.
+        max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
         **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
 
     Raises:
@@ -101,7 +105,7 @@ class AdamW(RuleOptimizer):
 
     rule = adamw
     decay = Decay.DECOUPLED_AFTER
-    absent_from_peers = frozenset({"correct_bias"})
+    absent_from_peers = FullyDecoupling.absent_from_peers | {"correct_bias"}
 
     def __init__(
         self,
@@ -112,9 +116,20 @@ class AdamW(RuleOptimizer):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
         no_deprecation_warning: bool = False,
+        *,
+        decouple_lr: bool = False,
+        max_lr: float | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "correct_bias": correct_bias,
+            "decouple_lr": decouple_lr,
+            "max_lr": max_lr,
+        }
         super().__init__(params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -125,7 +140,7 @@ class AdamW(RuleOptimizer):
         return torch_flag_is_neutral(name, value, group, decoupled=True)
 
 
-class Adam(RuleOptimizer):
+class Adam(FullyDecoupling):
     """Adam with L2, decoupled or fully decoupled weight decay, with the options of optimi.Adam.
 
     With g the gradient, p the parameter, t the step:
@@ -163,7 +178,8 @@ class Adam(RuleOptimizer):
     """
 
     rule = adam
-    absent_from_peers = frozenset({"decouple_wd", "decouple_lr", "max_lr"})
+    decay = Decay.COUPLED
+    absent_from_peers = FullyDecoupling.absent_from_peers | {"decouple_wd"}
 
     def __init__(
         self,
@@ -194,25 +210,13 @@ class Adam(RuleOptimizer):
         }
         super().__init__(params, defaults, **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; under `decouple_lr` its peak learning rate is `max_lr`, else the lr it starts with."""
-        group = {**self.defaults, **group_dict(param_group)}
-        if group["decouple_lr"] and group["max_lr"] is None:
-            # A number of its own: a schedule may change a tensor lr in place.
-            param_group = {**param_group, "max_lr": number("lr", group["lr"])}
-        super().add_param_group(param_group)
-
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         flag("decouple_wd", group["decouple_wd"])
-        flag("decouple_lr", group["decouple_lr"])
-        if group["max_lr"] is not None and number("max_lr", group["max_lr"]) == 0 and group["decouple_lr"]:
-            raise ValueError("decouple_lr divides by the peak learning rate, which is 0 here; give max_lr above 0")
 
     def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
         return torch_flag_is_neutral(name, value, group, decoupled=self.decay_for(group) is not Decay.COUPLED)
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
-        if group["decouple_lr"]:
-            return Decay.FULLY_DECOUPLED
-        return Decay.DECOUPLED if group["decouple_wd"] else Decay.COUPLED
+        decay = super().decay_for(group)
+        return Decay.DECOUPLED if decay is Decay.COUPLED and group["decouple_wd"] else decay

@@ -202,10 +202,14 @@ class AdamMini(RuleOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         flag("verbose", group["verbose"])
-        dim, n_heads = integer("dim", group["dim"], 1), integer("n_heads", group["n_heads"], 1)
+        group["dim"] = dim = integer("dim", group["dim"], 1)
+        group["n_heads"] = n_heads = integer("n_heads", group["n_heads"], 1)
         if dim * dim % n_heads:
             raise ValueError(f"dim={dim} squared is not divisible by n_heads={n_heads}; give those of the model")
-        if group["n_kv_heads"] is not None and n_heads % integer("n_kv_heads", group["n_kv_heads"], 1):
+        if group["n_kv_heads"] is None:
+            return
+        group["n_kv_heads"] = integer("n_kv_heads", group["n_kv_heads"], 1)
+        if n_heads % group["n_kv_heads"]:
             raise ValueError(f"n_kv_heads={group['n_kv_heads']} does not divide n_heads={n_heads}")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
@@ -225,7 +229,7 @@ class AdamMini(RuleOptimizer):
         if name is None:
             return by_row
         if _contains(name, self.wqk_names):
-            size = int(group["dim"]) ** 2 // int(group["n_heads"])
+            size = group["dim"] ** 2 // group["n_heads"]
             if param.numel() % size:
                 raise ValueError(
                     f"{name!r} has {param.numel()} entries, which are no whole heads of dim^2 / n_heads = {size}; give "

@@ -13,7 +13,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
-from hfoptim.engine.checks import flag, group_dict, number, strings
+from hfoptim.engine.checks import flag, group_dict, integer, number, strings
+from hfoptim.engine.checks import learning_rate as check_lr
 from hfoptim.engine.names import bare_names, searched
 from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
 
@@ -126,6 +127,8 @@ class AdamWeightDecay(RuleOptimizer):
         **options: Unpack[EngineOptions],
     ) -> None:
         learning_rate = learning_rate if lr is None else lr
+        if not callable(learning_rate) or isinstance(learning_rate, Tensor):
+            learning_rate = check_lr("lr", learning_rate)
         self.name = name
         self.learning_rate = learning_rate
         self.include_in_weight_decay = _patterns("include_in_weight_decay", include_in_weight_decay)
@@ -171,11 +174,13 @@ class AdamWeightDecay(RuleOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         flag("amsgrad", group["amsgrad"])
+        group["iterations"] = integer("iterations", group["iterations"], 0)
         given = [name for name in _CLIPS if group[name] is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one way of clipping")
         for name in given:
-            if number(name, group[name]) == 0.0:
+            group[name] = number(name, group[name])
+            if group[name] == 0.0:
                 raise ValueError(f"{name}=0 would erase every gradient, expected a number above 0, or None")
 
     def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:

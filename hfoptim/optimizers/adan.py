@@ -13,7 +13,6 @@ from hfoptim.engine import (
     ELEMENT,
     Decay,
     EngineOptions,
-    RuleOptimizer,
     add_scaled,
     bias_correction,
     ema,
@@ -22,6 +21,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag
+from hfoptim.optimizers.decoupling import FullyDecoupling
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -45,7 +45,7 @@ def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     }
     if not group["no_prox"]:
         # Dividing by 1 + x is a decay by x / (1 + x).
-        decay = lr * group["weight_decay"]
+        decay = group["weight_decay"] * (lr / group["max_lr"] if group["decouple_lr"] else lr)
         scalars["decay"] = decay / (1.0 + decay)
     return scalars
 
@@ -64,7 +64,7 @@ def adan(
     return update, exp_avg, exp_avg_diff, exp_avg_sq, -grad
 
 
-class Adan(RuleOptimizer):
+class Adan(FullyDecoupling):
     """Adam with Nesterov's momentum from the change of the gradient.
 
     With g the gradient, g' the one before (at the first step g), p the parameter, t the step:
@@ -75,6 +75,8 @@ class Adan(RuleOptimizer):
         u = (m / (1 - beta1^t) + beta2 d / (1 - beta2^t)) / (sqrt(n / (1 - beta3^t)) + eps)
         p = (p - lr u) / (1 + lr weight_decay)
         p = p - lr u - lr weight_decay p                        (no_prox)
+
+    with lr / max_lr in place of lr before weight_decay under `decouple_lr`.
 
     State: `exp_avg` (m), `exp_avg_diff` (d), `exp_avg_sq` (n), `neg_pre_grad` (-g); a state_dict of timm's Adan loads.
 
@@ -87,6 +89,9 @@ class Adan(RuleOptimizer):
         eps (1e-8): added to the bias-corrected root of n, >= 0.
         weight_decay (0.0): decoupled weight decay, per step and unit of lr.
         no_prox (False): decay as AdamW does, instead of the proximal step.
+        decouple_lr (False): fully decoupled weight decay; wants a much smaller `weight_decay`, since lr no longer
+            multiplies it.
+        max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
         **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
 
     Raises:
@@ -94,7 +99,7 @@ class Adan(RuleOptimizer):
         TypeError: a hyper-parameter of the wrong type, or an unknown option.
 
     Source:
-        Xie et al., arXiv 2208.06677; sail-sg/Adan; timm 1.0, `timm.optim.Adan`.
+        Xie et al., arXiv 2208.06677; sail-sg/Adan; timm 1.0, `timm.optim.Adan`; `decouple_lr` after optimi.Adan 0.3.
     """
 
     rule = adan
@@ -108,9 +113,20 @@ class Adan(RuleOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         no_prox: bool = False,
+        *,
+        decouple_lr: bool = False,
+        max_lr: float | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "no_prox": no_prox,
+            "decouple_lr": decouple_lr,
+            "max_lr": max_lr,
+        }
         super().__init__(params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -119,4 +135,4 @@ class Adan(RuleOptimizer):
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         # The proximal step decays what the update has left.
-        return Decay.DECOUPLED if group["no_prox"] else Decay.DECOUPLED_AFTER
+        return super().decay_for(group) if group["no_prox"] else Decay.DECOUPLED_AFTER

@@ -133,7 +133,7 @@ class AdEMAMix(RuleOptimizer):
         super().check_group(group)
         if group["t_alpha_beta3"] is None:
             return
-        number("t_alpha_beta3", group["t_alpha_beta3"])
+        group["t_alpha_beta3"] = number("t_alpha_beta3", group["t_alpha_beta3"])
         for i in (0, 2):
             if group["betas"][i] + _LOG_EPS >= 1.0:
                 raise ValueError(

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, ema, nonnegative, rule, zeros
-from hfoptim.engine.checks import flag, number, unavailable
+from hfoptim.engine.checks import flag, number
 from hfoptim.optimizers.adam import moment_rates
 from hfoptim.optimizers.lamb import timm_decay_is_plain
 
@@ -62,11 +62,10 @@ class Adopt(RuleOptimizer):
         clip_exp (0.333): exponent of the growing clip, >= 0; None does not clip.
         weight_decay (0.0): L2 penalty, or decoupled weight decay, per step and unit of lr.
         decoupled (False): decoupled weight decay.
-        capturable (False), differentiable (False): of timm's signature; True is refused.
         **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
 
     Raises:
-        ValueError: a hyper-parameter out of range, capturable or differentiable, or no parameters.
+        ValueError: a hyper-parameter out of range, or no parameters.
         TypeError: a hyper-parameter of the wrong type, or an unknown option.
 
     Source:
@@ -84,9 +83,6 @@ class Adopt(RuleOptimizer):
         clip_exp: float | None = 0.333,
         weight_decay: float = 0.0,
         decoupled: bool = False,
-        *,
-        capturable: bool = False,
-        differentiable: bool = False,
         **options: Unpack[EngineOptions],
     ) -> None:
         defaults = {
@@ -96,18 +92,14 @@ class Adopt(RuleOptimizer):
             "clip_exp": clip_exp,
             "weight_decay": weight_decay,
             "decoupled": decoupled,
-            "capturable": capturable,
-            "differentiable": differentiable,
         }
         super().__init__(params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         if group["clip_exp"] is not None:
-            number("clip_exp", group["clip_exp"])
+            group["clip_exp"] = number("clip_exp", group["clip_exp"])
         flag("decoupled", group["decoupled"])
-        unavailable("capturable", group["capturable"], "steps are counted on the host, a CUDA graph would repeat one")
-        unavailable("differentiable", group["differentiable"], "steps are taken without a gradient")
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED

@@ -186,7 +186,9 @@ class Lamb(RuleOptimizer):
         super().check_group(group)
         for name in ("bias_correction", "grad_averaging", "trust_clip", "always_adapt"):
             flag(name, group[name])
-        if group["max_grad_norm"] is not None and number("max_grad_norm", group["max_grad_norm"]) == 0.0:
+        if group["max_grad_norm"] is not None:
+            group["max_grad_norm"] = number("max_grad_norm", group["max_grad_norm"])
+        if group["max_grad_norm"] == 0.0:
             raise ValueError("max_grad_norm=0 would erase every gradient, expected a number above 0, or None")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:

@@ -123,7 +123,8 @@ class Lars(SGD):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if number("trust_coeff", group["trust_coeff"]) == 0.0:
+        group["trust_coeff"] = number("trust_coeff", group["trust_coeff"])
+        if group["trust_coeff"] == 0.0:
             raise ValueError("trust_coeff=0 would stop every step, expected a number above 0")
         flag("trust_clip", group["trust_clip"])
         flag("always_adapt", group["always_adapt"])

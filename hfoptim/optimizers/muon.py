@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, MATRIX, EngineOptions, Rule, RuleOptimizer, bias_correction, ema, nonnegative, zeros
-from hfoptim.engine.checks import closest, flag, integer, number
+from hfoptim.engine.checks import closest, entries, flag, integer, number
 from hfoptim.engine.names import bare
 from hfoptim.optimizers.adam import corrected, moments, moments_step
 from hfoptim.param_groups import is_hidden_matrix
@@ -259,27 +258,35 @@ class _Route(NamedTuple):
 
 
 def _triples(given: Any, steps: int) -> tuple[Triple, ...]:
-    """The coefficients of every iteration.
+    """The coefficients of every iteration, from a group's `ns_coefficients`."""
+    triples = NS_COEFFICIENTS[given] if isinstance(given, str) else given if isinstance(given[0], tuple) else (given,)
+    return (*triples, *triples[-1:] * (steps - len(triples)))[:steps]
+
+
+def _coefficients(given: Any) -> Any:
+    """The coefficients of Newton-Schulz as they lie in a group: a name, a triple, or a tuple of triples.
 
     Raises:
-        TypeError, ValueError: what is given is neither a name nor one or several triples of numbers.
+        ValueError: what is given is none of these.
     """
     if isinstance(given, str):
         if given not in NS_COEFFICIENTS:
             raise ValueError(f"ns_coefficients={given!r} is no name of coefficients; {closest(given, NS_COEFFICIENTS)}")
-        triples = NS_COEFFICIENTS[given]
-    else:
-        one = isinstance(given, Sequence) and all(isinstance(v, Real) for v in given)
-        listed = [given] if one else given
-        if not isinstance(listed, Sequence) or not listed or not all(_is_triple(entry) for entry in listed):
-            raise ValueError(f"ns_coefficients={given!r}, expected three numbers, a list of threes, or a name")
-        triples = tuple((float(a), float(b), float(c)) for a, b, c in listed)
-    return (*triples, *triples[-1:] * (int(steps) - len(triples)))[: int(steps)]
+        return str(given)
+    listed = entries(given)
+    try:
+        if listed and all(entries(entry) is None for entry in listed):
+            return _triple(listed)
+        if listed:
+            return tuple(_triple(entry) for entry in listed)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"ns_coefficients={given!r}, expected three numbers, a list of threes, or a name")
 
 
-def _is_triple(entry: Any) -> bool:
-    numbers = isinstance(entry, Sequence) and len(entry) == 3
-    return numbers and all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in entry)
+def _triple(entry: Any) -> Triple:
+    a, b, c = (number("coefficient", each, -math.inf) for each in entries(entry) or ())
+    return a, b, c
 
 
 def _form(name: str | None, shape: torch.Size, stacked: bool | None, qkv_split: Any) -> _Form:
@@ -295,11 +302,11 @@ def _form(name: str | None, shape: torch.Size, stacked: bool | None, qkv_split: 
     if qkv_split is None:
         fused = name is not None and _FUSED_QKV.search(bare(name)) and max(rows, columns) == 3 * min(rows, columns)
         qkv_split = 3 if fused else 1
-    if isinstance(qkv_split, (list, tuple)):
-        parts, across = tuple(qkv_split), sum(qkv_split) != rows
+    if isinstance(qkv_split, tuple):
+        parts, across = qkv_split, sum(qkv_split) != rows
     else:
         across = columns > rows
-        parts = (max(rows, columns) // int(qkv_split),) * int(qkv_split)
+        parts = (max(rows, columns) // qkv_split,) * qkv_split
     if sum(parts) != (columns if across else rows):
         raise ValueError(f"qkv_split={qkv_split!r} does not divide {name or 'a parameter'} of shape {tuple(shape)}")
     return _Form(flattened, parts, across) if len(parts) > 1 else _Form(flattened)
@@ -470,23 +477,27 @@ class Muon(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        number("momentum", group["momentum"], 0.0, 1.0)
+        group["momentum"] = number("momentum", group["momentum"], 0.0, 1.0)
         flag("nesterov", group["nesterov"])
-        if integer("ns_steps", group["ns_steps"], 1) > 99:
+        group["ns_steps"] = integer("ns_steps", group["ns_steps"], 1)
+        if group["ns_steps"] > 99:
             raise ValueError(f"ns_steps={group['ns_steps']!r} is out of range, expected fewer than 100")
-        _triples(group["ns_coefficients"], group["ns_steps"])
-        _one_of("adjust_lr_fn", group["adjust_lr_fn"], LR_SCALES, optional=True)
-        _one_of("fallback", group["fallback"], FALLBACKS)
-        _one_of("algo", group["algo"], ALGORITHMS)
-        if number("safety_factor", group["safety_factor"]) == 0.0:
+        group["ns_coefficients"] = _coefficients(group["ns_coefficients"])
+        group["adjust_lr_fn"] = _one_of("adjust_lr_fn", group["adjust_lr_fn"], LR_SCALES, optional=True)
+        group["fallback"] = _one_of("fallback", group["fallback"], FALLBACKS)
+        group["algo"] = _one_of("algo", group["algo"], ALGORITHMS)
+        group["safety_factor"] = number("safety_factor", group["safety_factor"])
+        if group["safety_factor"] == 0.0:
             raise ValueError("safety_factor=0 is out of range, expected a number above 0")
         flag("use_muon", group["use_muon"], optional=True)
         flag("stacked", group["stacked"], optional=True)
-        split = group["qkv_split"]
-        for part in [] if split is None else split if isinstance(split, (list, tuple)) else [split]:
-            integer("qkv_split", part, 1)
+        parts = entries(group["qkv_split"])
+        if parts is not None:
+            group["qkv_split"] = tuple(integer("qkv_split", part, 1) for part in parts)
+        elif group["qkv_split"] is not None:
+            group["qkv_split"] = integer("qkv_split", group["qkv_split"], 1)
         if not isinstance(group["ns_dtype"], torch.dtype):
-            _one_of("ns_dtype", group["ns_dtype"], NS_DTYPES, optional=True)
+            group["ns_dtype"] = _one_of("ns_dtype", group["ns_dtype"], NS_DTYPES, optional=True)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         form = self._form_of(param, group)
@@ -536,10 +547,11 @@ def _routed(
     return _form(name, param.shape, stacked, qkv_split)
 
 
-def _one_of(name: str, value: Any, known: Mapping[str, Any], optional: bool = False) -> None:
+def _one_of(name: str, value: Any, known: Mapping[str, Any], optional: bool = False) -> str | None:
     if value is None and optional:
-        return
+        return None
     if not isinstance(value, str):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected one of {', '.join(known)}")
     if value not in known:
         raise ValueError(f"{name}={value!r} is not known; {closest(value, known)}")
+    return str(value)

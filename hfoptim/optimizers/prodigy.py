@@ -27,7 +27,7 @@ from hfoptim.engine import (
     nonnegative,
     zeros,
 )
-from hfoptim.engine.checks import flag, group_dict, integer, number, warn
+from hfoptim.engine.checks import flag, group_dict, integer, number, plain, warn
 from hfoptim.engine.sharding import is_dtensor
 from hfoptim.optimizers.adam import moment_rates
 
@@ -194,6 +194,7 @@ class Prodigy(RuleOptimizer):
         slice_p: int = 1,
         **options: Unpack[EngineOptions],
     ) -> None:
+        d0 = number("d0", d0)  # where the estimate begins, too
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -240,16 +241,19 @@ class Prodigy(RuleOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         for name in ("eps", "d0"):
-            if number(name, group[name]) == 0.0:
+            group[name] = number(name, group[name])
+            if group[name] == 0.0:
                 raise ValueError(f"{name}=0 is out of range, expected a number above 0")
-        number("d_coef", group["d_coef"])
+        group["d_coef"] = number("d_coef", group["d_coef"])
         if group["beta3"] is not None:
-            number("beta3", group["beta3"], 0.0, 1.0)
-        if group["growth_rate"] != math.inf:
-            number("growth_rate", group["growth_rate"], 1.0)
+            group["beta3"] = number("beta3", group["beta3"], 0.0, 1.0)
+        unlimited = plain(group["growth_rate"]) == math.inf
+        group["growth_rate"] = math.inf if unlimited else number("growth_rate", group["growth_rate"], 1.0)
         for name in ("decouple", "use_bias_correction", "safeguard_warmup", "fsdp_in_use"):
             flag(name, group[name])
-        integer("slice_p", group["slice_p"], 1)
+        group["slice_p"] = integer("slice_p", group["slice_p"], 1)
+        for name in _ESTIMATE:
+            group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         if group["slice_p"] > 1 and is_dtensor(param):
@@ -257,7 +261,7 @@ class Prodigy(RuleOptimizer):
                 f"slice_p={group['slice_p']} takes every so many-th entry of a whole tensor, which a sharded parameter "
                 f"(DTensor) is not; use slice_p=1"
             )
-        return prodigy(group["betas"][0] > 0, int(group["slice_p"]))
+        return prodigy(group["betas"][0] > 0, group["slice_p"])
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         return Decay.DECOUPLED if group["decouple"] else Decay.COUPLED

@@ -23,7 +23,7 @@ from hfoptim.engine import (
     nonnegative,
     rule,
 )
-from hfoptim.engine.checks import betas, flag, integer
+from hfoptim.engine.checks import flag, integer
 from hfoptim.engine.sharding import local
 from hfoptim.engine.storage.bits import join_float32
 
@@ -140,12 +140,12 @@ class AdamWScheduleFree(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if betas("betas", group["betas"], 2)[0] == 0.0:
+        if group["betas"][0] == 0.0:
             raise ValueError(
                 f"betas={group['betas']!r}: without a share of the average in the training point the average is lost; "
                 f"expected betas[0] above 0"
             )
-        integer("warmup_steps", group["warmup_steps"], 0)
+        group["warmup_steps"] = integer("warmup_steps", group["warmup_steps"], 0)
         flag("train_mode", group["train_mode"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Choice:
         for other in grouping.others:
             cls.make(other, {})
         own = own_defaults(name)
-        return cls(name, _common({key: fit(key, value, own[key]) for key, value in options.items()}, own), grouping)
+        return cls(name, _common({key: fit(key, value, own.get(key)) for key, value in options.items()}, own), grouping)
 
     @classmethod
     def from_arguments(cls, name: str, args: Any) -> Choice:
@@ -136,7 +136,15 @@ class Choice:
         return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused), others)
 
     def _refuse_mixed_rates(self, lr: Any, others: Mapping[str, Resolved]) -> None:
-        """Raise if some of several optimizers set their learning rates themselves: no schedule is for both kinds."""
+        """Raise if some parameters get a learning rate and others set theirs: no schedule is for both kinds."""
+        given = {f"param_options[{p!r}]": o for p, o in self.grouping.param_options.items() if "optimizer" not in o}
+        changing = [where for where, options in given.items() if options.get("lr") is not None]
+        changing += ["head_lr"] if self.grouping.head_lr is not None else []
+        if lr is None and changing:
+            raise ValueError(
+                f"{self.name} sets its own learning rate, which no schedule can scale together with that of "
+                f"{changing[0]}; give lr"
+            )
         rates = {self.name: lr}
         for options in self.grouping.param_options.values():
             other = options.get("optimizer")

@@ -18,6 +18,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hfoptim.engine.checks import plain
+
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 
@@ -114,7 +116,8 @@ def fit(option: str, value: Any, default: Any) -> Any:
         ValueError: the value is of another kind than the default.
     """
     if isinstance(value, str) and not isinstance(default, str):
-        value = read_value(value)
+        read = plain(value)
+        value = read_value(read) if isinstance(read, str) else read
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(f"{option} must be True or False, got {value!r}")
     number = isinstance(default, (int, float)) and not isinstance(default, bool)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import checks, unwrap_all
+from hfoptim.engine import checkpoint, checks, unwrap_all
 from hfoptim.engine.correspondence import ordered_groups
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.wrapper import hooked_load, hooked_state_dict
@@ -177,7 +177,7 @@ class CombinedOptimizer(Optimizer):
             total += len(ours)
         for number, part in zip(numbers, parts, strict=True):
             state.update({number.get(key, key): value for key, value in part["state"].items()})
-        return {"state": dict(sorted(state.items(), key=_ordinal)), "param_groups": groups}
+        return checkpoint.portable({"state": dict(sorted(state.items(), key=_ordinal)), "param_groups": groups})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict.

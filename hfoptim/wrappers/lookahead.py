@@ -61,13 +61,14 @@ class Lookahead(Wrapper):
         own = {"lookahead_k": k, "lookahead_alpha": alpha, "lookahead_pullback_momentum": pullback_momentum}
         super().__init__(optimizer, own)
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
-        integer("lookahead_k", group["lookahead_k"], 1)
-        integer("lookahead_step", group["lookahead_step"], 0)
-        number("lookahead_alpha", group["lookahead_alpha"], 0.0, 1.0, high_open=False)
+    def check_group(self, group: dict[str, Any]) -> None:
+        group["lookahead_k"] = integer("lookahead_k", group["lookahead_k"], 1)
+        group["lookahead_step"] = integer("lookahead_step", group["lookahead_step"], 0)
+        group["lookahead_alpha"] = number("lookahead_alpha", group["lookahead_alpha"], 0.0, 1.0, high_open=False)
         pullback = group["lookahead_pullback_momentum"]
         if pullback not in PULLBACKS:
             raise ValueError(f"pullback_momentum={pullback!r} is unknown, expected one of {', '.join(PULLBACKS)}")
+        group["lookahead_pullback_momentum"] = str(pullback)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the inner optimizer; after each k-th one of a group, synchronise it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -87,8 +87,8 @@ class SAM(Wrapper):
         """The optimizer that takes the steps."""
         return self._inner
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
-        number("rho", group["rho"])
+    def check_group(self, group: dict[str, Any]) -> None:
+        group["rho"] = number("rho", group["rho"])
         flag("adaptive", group["adaptive"])
 
     @torch.no_grad()
@@ -264,9 +264,9 @@ def _made(params: Any, base: Any, options: dict[str, Any]) -> Any:
         # The registry knows the wrappers, so they can ask it only when called.
         from hfoptim import registry
 
-        return registry.get_optimizer_class(base, bind_defaults=False)(
-            params, **registry.resolve_options(base, options)
-        )
+        resolved = registry.resolve_options(base, options)
+        groups = registry.complete_groups(base, params, resolved)
+        return registry.get_optimizer_class(base, bind_defaults=False)(groups, **resolved)
     if not callable(base):
         raise TypeError(f"base_optimizer={base!r} is no optimizer; give a class, a name such as 'sgd', or an optimizer")
     return base(params, **options)

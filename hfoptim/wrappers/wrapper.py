@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from hfoptim.engine import checks, clone, sharding, unmasked, unwrap
+from hfoptim.engine import checkpoint, checks, clone, sharding, unmasked, unwrap
 from hfoptim.engine.correspondence import described, ordered_groups
 
 
@@ -57,18 +57,24 @@ class Wrapper(Optimizer):
         if any(group.get("gradient_release") for group in optimizer.param_groups):
             raise ValueError(f"{cls} works before and after a step, which gradient release takes inside of backward")
         self.check_inner(optimizer)
-        own = {**self.counters, **own}
-        for group in optimizer.param_groups:
-            self.check_group({**own, **group})
+        own = self._own_of({**optimizer.param_groups[0], **own}, {**self.counters, **own})
+        checked = [self._own_of(group, own) for group in optimizer.param_groups]
         # Not Optimizer.__init__, which would make groups and state of its own.
         super().__setstate__({"_inner": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
-        self.complete_groups()
+        for group, entries in zip(self.param_groups, checked, strict=True):
+            group.update(entries)
 
     def check_inner(self, optimizer: Optimizer) -> None:
         """Raise if the wrapper cannot go around this optimizer."""
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
-        """Raise if one of the wrapper's options in a group is wrong."""
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raise if one of the wrapper's options in a group is wrong, and put each into it as Python's own."""
+
+    def _own_of(self, group: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """The wrapper's options for a group, checked; `own` has those that the group does not."""
+        checked = {**own, **group}
+        self.check_group(checked)
+        return {name: checked[name] for name in own}
 
     # -- what is the inner optimizer's ----------------------------------------------------------------------------
 
@@ -116,7 +122,7 @@ class Wrapper(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; options it does not name are the optimizers' defaults."""
-        self.check_group({**self.own, **checks.group_dict(param_group)})
+        checks.group_dict(param_group).update(self._own_of(param_group, self.own))
         self._inner.add_param_group(param_group)
         self.complete_groups()
 
@@ -143,7 +149,7 @@ class Wrapper(Optimizer):
             kept = {name: tensors[param] for name, tensors in self.kept.items() if param in tensors}
             if kept:
                 state[key] = {**state.get(key, {}), **kept}
-        return {**state_dict, "state": state}
+        return checkpoint.portable({**state_dict, "state": state})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict.
@@ -160,8 +166,9 @@ class Wrapper(Optimizer):
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         groups = ordered_groups(self, state_dict)
-        for group in groups:
-            self.check_group({**self.own, **group})
+        for index, group in enumerate(groups):
+            own = self._own_of(group, self.own)
+            groups[index] = {**group, **{name: value for name, value in own.items() if name in group}}
         state = dict(state_dict["state"])
         kept: dict[str, dict[Tensor, Tensor]] = {name: {} for name in self.keeps}
         for key, param in self._pairs([group["params"] for group in groups]):

@@ -152,7 +152,6 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     # Faults that are being mended.
     **_all(("test_surroundings_do_not_change_a_step",), MUON, AssertionError, "autocast reaches products of matrices"),
-    **_all(("test_an_older_state_dict_loads",), ("adopt", "adoptw"), ValueError, "asks a checkpoint for capturable"),
     **_all(
         ("test_a_step_without_gradients_is_none",),
         ("torch.Adagrad",),

@@ -41,23 +41,6 @@ def test_adopt_moves_by_no_more_than_its_clip():
         torch.testing.assert_close(before - param.detach(), torch.tensor([clip, -clip, 0.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("cls", "option", "reason"),
-    [
-        (hfoptim.Adopt, "capturable", "CUDA graph"),
-        (hfoptim.Adopt, "differentiable", "without a gradient"),
-        (hfoptim.Adagrad, "differentiable", "without a gradient"),
-    ],
-)
-def test_what_torch_can_and_this_engine_cannot_is_refused(cls, option, reason):
-    params = list(parameters(("matrix",)).values())
-    cls(params, **{option: False})
-    with pytest.raises(ValueError, match=f"{option}=True is not possible here.*{reason}"):
-        cls(params, **{option: True})
-    with pytest.raises(ValueError, match=f"{option}=True"):
-        cls([{"params": params, option: True}])
-
-
 def test_names_bind_where_the_decay_enters():
     params = parameters(NAMES)
     for name, option in (("adoptw", "decoupled"), ("adanw", "no_prox")):

@@ -617,7 +617,7 @@ def test_bad_input():
         ({"k": 2.5}, r"k=2\.5"),
         ({"alpha": -0.1}, r"alpha=-0\.1"),
         ({"alpha": 1.1}, r"alpha=1\.1"),
-        ({"alpha": "0.5"}, "alpha='0.5'"),
+        ({"alpha": "half"}, "alpha='half'"),
         ({"pullback_momentum": "half"}, "'half'.*none, reset, pullback"),
     ):
         with pytest.raises((TypeError, ValueError), match=error):

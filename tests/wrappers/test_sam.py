@@ -535,7 +535,7 @@ def test_bad_input():
     for options, error in (
         ({"rho": -0.1}, r"rho=-0\.1"),
         ({"rho": float("nan")}, "rho=nan"),
-        ({"rho": "0.1"}, "rho='0.1'"),
+        ({"rho": "small"}, "rho='small'"),
         ({"adaptive": 1}, "adaptive=1"),
         ({"momentun": 0.9}, "momentun"),
     ):

@@ -17,8 +17,15 @@ ADAMW = Entry(
             grid(lr=[1e-2], betas=BETAS, eps=[1e-6, 1e-2], weight_decay=[0.0, 0.25], correct_bias=[True, False]),
             without(no_deprecation_warning=True),
         ),
+        # It adds eps elsewhere; of this size, where does not matter.
+        Reference(
+            "optimi.AdamW",
+            grid(lr=[1e-2], betas=[(0.9, 0.99)], eps=[1e-30], weight_decay=[0.02], decouple_lr=[True])
+            + grid(lr=[1e-2], betas=[(0.9, 0.99)], eps=[1e-30], weight_decay=[0.02], decouple_lr=[True], max_lr=[0.03]),
+            without(foreach=False, triton=False),
+        ),
     ],
-    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1},
+    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1.0},
     checkpoints=[
         Checkpoint(
             "galore_torch.adamw.AdamW",

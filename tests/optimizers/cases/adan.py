@@ -20,6 +20,7 @@ ADAN = Entry(
     variants={
         "proximal": Variant({"weight_decay": 0.1}, compiled=True),
         "no_prox": Variant({"weight_decay": 0.1, "no_prox": True}),
+        "fully_decoupled": Variant({"weight_decay": 1e-3, "decouple_lr": True, "max_lr": 0.02}),
         "caution": Variant({"caution": True}, complex=False),
     },
     references=[
@@ -28,11 +29,13 @@ ADAN = Entry(
         # optimi does not hand its option for the other decay on.
         Reference(
             "optimi.Adan",
-            [options for options in _ADAN if not options["no_prox"]],
+            [options for options in _ADAN if not options["no_prox"]]
+            + grid(lr=[1e-2], eps=[1e-6], weight_decay=[0.0, 0.02], decouple_lr=[True])
+            + grid(lr=[1e-2], eps=[1e-6], weight_decay=[0.02], decouple_lr=[True], max_lr=[0.03]),
             without("no_prox", foreach=False, triton=False),
         ),
     ],
-    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1},
+    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1e-3},
     checkpoints=[
         Checkpoint(
             "timm.optim.adan.Adan",
