@@ -106,10 +106,7 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
             group[name] = tuple(value) if tupled else deepcopy(value)
     if "param_names" in saved:
         group["param_names"] = saved["param_names"]
-    try:
-        optimizer.check_group(group)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"group {index} of the state_dict: {error}") from error
+    optimizer.check_group(group)
     return group, saved["params"]
 
 

@@ -4,7 +4,7 @@ What an optimizer is built with, the first that is there:
 1. what was given by name: `OptimizerCallback(...)` or `optim_args`;
 2. what was changed in the TrainingArguments: learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon;
 3. the optimizer's own default.
-"Changed" is different from the default of TrainingArguments itself.
+"Changed" is different from the default of the arguments' own class, see `hfoptim.trainer.defaults`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
 import schedules
 from hfoptim import assembly, registry
@@ -29,8 +28,7 @@ from hfoptim.engine.runners.release import releasable
 from hfoptim.grouping import OPTIONS as GROUPING_OPTIONS
 from hfoptim.grouping import Grouping
 from hfoptim.optimizers import Adafactor, AdafactorSchedule
-from hfoptim.param_groups import split_hidden_matrices
-from hfoptim.trainer import private
+from hfoptim.trainer import defaults
 from hfoptim.trainer.options import fit, parse_options
 from hfoptim.wrappers import CombinedOptimizer
 from schedules.checking import with_some_steps
@@ -40,7 +38,6 @@ from schedules.named.sequence import described
 
 logger = logging.getLogger(__name__)
 
-ARGUMENT_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 # The fields of TrainingArguments by what optimizers call them.
 FIELDS = {
     "lr": "learning_rate",
@@ -128,7 +125,7 @@ class Choice:
             releasable(made)
         others = {other: Choice.make(other, {}).resolve(args) for other in self.grouping.others}
         if self.grouping:
-            assembly.check_grouping(self.grouping, _chosen(self.name, kwargs, others))
+            assembly.check_grouping(self.grouping, chosen_kwargs(self.name, kwargs, others))
         if args is not None:
             self._refuse_mixed_rates(kwargs.get("lr", own["lr"]), others)
         lr_given = "lr" in changed or "lr" in self.options or self.options.get("relative_step", False)
@@ -197,82 +194,15 @@ class Resolved:
     def sets_its_own_lr(self) -> bool:
         return self.lr is None
 
-    def class_and_kwargs(self, args: Any, model: Any | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        """What `Trainer.get_optimizer_cls_and_kwargs` returns.
-
-        The Trainer makes two parameter groups, with `args.weight_decay` and with none. Where that is not what was asked
-        for, or the optimizer has to know which parameters are hidden matrices, the groups are in the result under
-        `params`, which the Trainer then uses. Of several optimizers, `params` are these themselves.
-
-        Args:
-            args: the TrainingArguments.
-            model: the model, None if there is none yet.
-        """
-        if args.should_log:
-            self._say_what_was_not_taken(args)
-        if self.choice.grouping:
-            return self._grouped(model)
-        cls, kwargs, own = self.choice.optimizer_class, dict(self.kwargs), own_defaults(self.choice.name)
-        if "weight_decay" not in own:
-            return cls, kwargs
-        if model is None:
-            kwargs["weight_decay"] = self.weight_decay
-        elif self._decays_by_patterns:
-            named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-            kwargs["params"] = [{"params": named, "weight_decay": self.weight_decay}]
-        elif registry.get_optimizer_info(self.choice.name).hidden_matrices:
-            kwargs["params"] = split_hidden_matrices(model, _decay_groups(model, self.weight_decay))
-        elif self.weight_decay != args.weight_decay:
-            groups = _decay_groups(model, self.weight_decay)
-            kwargs["params"] = [{**group, "params": [param for _, param in group["params"]]} for group in groups]
-        return cls, kwargs
-
     @property
-    def _decays_by_patterns(self) -> bool:
-        return any(self.kwargs.get(option) for option in assembly.DECAY_PATTERNS)
-
-    def _grouped(self, model: Any | None) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        if model is None:
-            raise ValueError("layer_decay, head_lr and param_options need the model, and there is none yet")
-        names = (name for name, _ in model.named_parameters())
-        decayed = names if self._decays_by_patterns else private.decay_parameter_names(model)
-        chosen = _chosen(self.choice.name, self._all_kwargs, self.others)
-        groups = assembly.group_params(model, set(decayed), self.choice.grouping, chosen)
-        cls, params, kwargs = assembly.make_grouped(groups, chosen)
-        return cls, {"params": params, **kwargs}
-
-    @property
-    def _all_kwargs(self) -> dict[str, Any]:
+    def all_kwargs(self) -> dict[str, Any]:
         has_decay = "weight_decay" in own_defaults(self.choice.name)
         return {**self.kwargs, **({"weight_decay": self.weight_decay} if has_decay else {})}
 
-    def _say_what_was_not_taken(self, args: Any) -> None:
-        name = self.choice.name
-        for unused in self.unused:
-            logger.warning("%s=%r is not used: %s has no such option", unused, getattr(args, unused), name)
-        if not self.lr_given:
-            self._say_whose_lr(args)
-        patterns = self.choice.grouping.param_options.values()
-        for other, resolved in self.others.items():
-            bare = any(options.get("optimizer") == other and "lr" not in options for options in patterns)
-            if bare and not resolved.lr_given:
-                resolved._say_whose_lr(args)
 
-    def _say_whose_lr(self, args: Any) -> None:
-        logger.warning(
-            "learning_rate is TrainingArguments' default %g, so %s uses its own: %s. To use %g, write lr=%g in %s",
-            args.learning_rate,
-            self.choice.name,
-            "set by itself at every step" if self.lr is None else f"{self.lr:g}",
-            args.learning_rate,
-            args.learning_rate,
-            "optim_args or OptimizerCallback",
-        )
-
-
-def _chosen(name: str, kwargs: Mapping[str, Any], others: Mapping[str, Resolved]) -> dict[str, Mapping[str, Any]]:
+def chosen_kwargs(name: str, kwargs: Mapping[str, Any], others: Mapping[str, Resolved]) -> dict[str, Mapping[str, Any]]:
     """The constructor's keywords of all optimizers by name, the main one first."""
-    return {name: kwargs, **{other: resolved._all_kwargs for other, resolved in others.items()}}
+    return {name: kwargs, **{other: resolved.all_kwargs for other, resolved in others.items()}}
 
 
 @functools.cache
@@ -311,25 +241,21 @@ def _common(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     return common
 
 
-def _changed(args: Any, field: str) -> bool:
-    return bool(getattr(args, field) != ARGUMENT_DEFAULTS[field])
-
-
 def _from_arguments(own: Mapping[str, Any], args: Any, unused: list[str]) -> dict[str, Any]:
     """What the user changed in the TrainingArguments; notes in `unused` what the optimizer has no option for."""
     options: dict[str, Any] = {}
     for field, option in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
         # A pair of eps (Adafactor's) is not Adam's eps.
-        if _changed(args, field) and option in own and not isinstance(own[option], tuple):
+        if defaults.changed(args, field) and option in own and not isinstance(own[option], tuple):
             options[option] = getattr(args, field)
-        elif _changed(args, field):
+        elif defaults.changed(args, field):
             unused.append(field)
     for index, field in enumerate(("adam_beta1", "adam_beta2")):
-        if _changed(args, field) and isinstance(own.get("betas"), tuple):
+        if defaults.changed(args, field) and isinstance(own.get("betas"), tuple):
             pair = list(options.get("betas", own["betas"]))
             pair[index] = getattr(args, field)
             options["betas"] = tuple(pair)
-        elif _changed(args, field):
+        elif defaults.changed(args, field):
             unused.append(field)
     return options
 
@@ -340,16 +266,6 @@ def _as_written(message: str, options: Iterable[str]) -> str:
         for name in [name for name in FIELDS if name.partition("[")[0] == option]:
             message = re.sub(rf"(?<![\w.]){re.escape(name)}=", f"{FIELDS[name]}=", message)
     return message
-
-
-def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """The Trainer's two groups, with named parameters."""
-    decayed = set(private.decay_parameter_names(model))
-    trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    return [
-        {"params": [pair for pair in trained if pair[0] in decayed], "weight_decay": weight_decay},
-        {"params": [pair for pair in trained if pair[0] not in decayed], "weight_decay": 0.0},
-    ]
 
 
 # -- schedules ------------------------------------------------------------------------------------------------------
@@ -371,16 +287,19 @@ def own_schedule(optimizer: Any) -> AdafactorSchedule | None:
 
 
 def check_no_idle_schedule(resolved: Resolved, args: Any) -> None:
-    """Raise if the user asked for a schedule or a warmup of an optimizer that sets its own learning rate."""
+    """Raise if the user asked for a schedule or a warmup of an optimizer that sets its own learning rate.
+
+    Those that the arguments' class has by default are not asked for.
+    """
     if not resolved.sets_its_own_lr:
         return
     name, schedule = resolved.choice.name, str(args.lr_scheduler_type.value)
-    if schedule not in (ARGUMENT_DEFAULTS["lr_scheduler_type"], "constant"):
+    if schedule != "constant" and defaults.changed(args, "lr_scheduler_type"):
         raise ValueError(
             f"{name} with relative_step=True sets its own learning rate, which lr_scheduler_type={schedule!r} cannot "
             f"scale; give a learning rate, or leave out lr_scheduler_type"
         )
-    if args.get_warmup_steps(1000) > 0:
+    if defaults.warmup_changed(args):
         raise ValueError(
             f"{name} with relative_step=True sets its own learning rate, which a warmup cannot scale; give a learning "
             f"rate, or its option warmup_init=True in place of the warmup steps"
@@ -405,7 +324,7 @@ def prepare_schedule_arguments(schedule: str, args: Any, resolved: Resolved | No
     if resolved is not None:
         lrs = resolved.certain_lrs
     else:
-        lrs = [args.learning_rate] if _changed(args, "learning_rate") else []
+        lrs = [args.learning_rate] if defaults.changed(args, "learning_rate") else []
     check_schedule_options(schedule, options, where, lrs=lrs, steps=steps)
     if not lrs and resolved is None and args.should_log:
         try:
@@ -522,7 +441,7 @@ def check_hyperparameter_values(resolved: Resolved, hyperparameters: Mapping[str
     """
     if resolved.choice.grouping:
         return
-    group = {**own_defaults(resolved.choice.name), **resolved._all_kwargs}
+    group = {**own_defaults(resolved.choice.name), **resolved.all_kwargs}
     for name, curve in hyperparameters.items():
         place = find(group, name)
         if place is None or not place.of(group):

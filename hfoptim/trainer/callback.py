@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import TrainerCallback
 import schedules
 from hfoptim.engine import unwrap
 from hfoptim.measurement import check_quantities
-from hfoptim.trainer import advice, build, checkpoints, modes, private, release
+from hfoptim.trainer import build, checkpoints, making, methods, private, release
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 from hfoptim.trainer.names import our_schedule
 
@@ -24,14 +23,15 @@ class OptimizerCallback(TrainerCallback):
 
     Parameters get weight decay as the Trainer gives it: not biases and normalisation layers. What is not given here
     comes from the TrainingArguments where the user changed them, else it is the optimizer's own default. One callback
-    may serve several trainers.
+    may serve several trainers. A Trainer subclass whose `get_optimizer_cls_and_kwargs` or `create_scheduler` calls
+    `super()` gets what is chosen here from there.
 
     Args:
         optimizer: a name of `hfoptim.list_optimizers()`, in any case, with `-` or `_`.
-        lr (default None): learning rate. None: `args.learning_rate` if it is not TrainingArguments' default (5e-5),
-            else the optimizer's own.
-        weight_decay (None): for the parameters that get any. None: `args.weight_decay` if it is not TrainingArguments'
-            default (0.0), else the optimizer's own.
+        lr (default None): learning rate. None: `args.learning_rate` if it is not the default of the arguments' class
+            (TrainingArguments: 5e-5), else the optimizer's own.
+        weight_decay (None): for the parameters that get any. None: `args.weight_decay` if it is not the default of
+            the arguments' class (TrainingArguments: 0.0), else the optimizer's own.
         schedule (None): a name of `schedules.list_schedules()`. None: the Trainer's `lr_scheduler_type`.
         schedule_kwargs (None): options of the schedule. `num_warmup_steps` and `num_training_steps` are the Trainer's
             unless given here.
@@ -51,7 +51,7 @@ class OptimizerCallback(TrainerCallback):
             gradients that are to be released.
         TypeError: an option of the wrong type.
         RuntimeError: at the start of the training: the callback was added after the Trainer was made, or the Trainer
-            built its optimizer in another way.
+            built its optimizer, or the schedule where one is chosen here, in another way.
     """
 
     def __init__(
@@ -112,17 +112,15 @@ class OptimizerCallback(TrainerCallback):
             theirs = our_schedule(args)
             if theirs is not None:
                 build.prepare_schedule_arguments(theirs, args, resolved)
-        # On the object, not on its class: other trainers are not touched. Both methods are public in transformers.
-        trainer.get_optimizer_cls_and_kwargs = self.optimizer_cls_and_kwargs
-        trainer.create_scheduler = _Scheduling(self, trainer)
+        methods.take_charge(trainer, self)
         if self.monitor is not None:
             trainer.add_callback(self.monitor)
         _resume_from_whole_checkpoints()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raise if this trainer does not train with the optimizer chosen here."""
+        """Raise if this trainer does not train with the optimizer and the schedule chosen here."""
         trainer = private.trainer_in_charge()
-        if not self._attached(trainer):
+        if methods.maker_of(trainer) is not self:
             raise RuntimeError(
                 f"{self!r} was added after the Trainer was made, too late to choose its optimizer; give it to the "
                 f"Trainer itself: Trainer(..., callbacks=[OptimizerCallback({self.choice.name!r}, ...)])"
@@ -132,44 +130,52 @@ class OptimizerCallback(TrainerCallback):
             found = type(unwrap(trainer.optimizer))
             raise RuntimeError(
                 f"{self!r} chose {wanted.__name__}, but the training starts with {found.__name__}: "
-                f"{type(trainer).__name__}.create_optimizer or a DeepSpeed configuration makes its own; remove one"
+                f"{type(trainer).__name__}.create_optimizer, its get_optimizer_cls_and_kwargs or a DeepSpeed "
+                f"configuration makes its own; remove one"
+            )
+        if self.schedule is not None and not (methods.schedule_was_made(trainer) or trainer.is_deepspeed_enabled):
+            raise RuntimeError(
+                f"{self!r} chose schedule={self.schedule!r}, but the training starts with "
+                f"{type(trainer.lr_scheduler).__name__}: {type(trainer).__name__}.create_scheduler makes its own; "
+                f"remove one"
             )
 
-    # -- what the Trainer calls in place of its own methods -----------------------------------------------------------
+    # -- in place of Trainer's own methods, see hfoptim.trainer.methods ------------------------------------------------
 
-    def optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[type, dict[str, Any]]:
+    @property
+    def chosen_schedule(self) -> str | None:
+        """The name of the schedule; None: that of the arguments."""
+        return self.schedule
+
+    @property
+    def schedule_options(self) -> Mapping[str, Any]:
+        """The options given for the schedule here."""
+        return self.schedule_kwargs
+
+    def optimizer_cls_and_kwargs(
+        self, args: Any, model: Any = None, trainer: Any | None = None
+    ) -> tuple[type, dict[str, Any]]:
         """The optimizer's class and arguments, in place of `Trainer.get_optimizer_cls_and_kwargs`."""
-        return self.choice.resolve(args).class_and_kwargs(args, model)
+        return making.class_and_kwargs(self.choice.resolve(args), args, model, trainer)
 
-    def create_scheduler(self, trainer: Any, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make the schedule, in place of `trainer.create_scheduler`.
+    def make_schedule(self, trainer: Any, optimizer: Any, num_training_steps: int) -> Any | None:
+        """The schedule, for `Trainer.create_scheduler`.
 
         Args:
             trainer: the trainer.
+            optimizer: its optimizer, wrapped or not.
             num_training_steps: the number of optimizer steps of the whole training.
-            optimizer (default None): None is the trainer's.
 
         Returns:
-            The trainer's schedule, made now unless it has one.
+            A new schedule; None for the one that the Trainer makes by itself.
         """
-        optimizer = trainer.optimizer if optimizer is None else optimizer
-        checkpoints.attend(trainer)
-        modes.attend(trainer, optimizer)
-        release.attend(trainer, optimizer)
-        schedule = self.schedule or trainer.args.lr_scheduler_type.value
-        advice.attend(trainer, optimizer, schedule, num_training_steps, self.schedule_kwargs)
-        if trainer.lr_scheduler is None:
-            scheduler = build.own_schedule(optimizer)
-            if scheduler is None and self.schedule is None:
-                make = type(trainer).create_scheduler
-                return make(trainer, num_training_steps=num_training_steps, optimizer=optimizer)
-            if scheduler is None and self.schedule is not None:
-                warmup = trainer.args.get_warmup_steps(num_training_steps)
-                steps = {"num_warmup_steps": warmup, "num_training_steps": num_training_steps}
-                scheduler = build.schedule_by_name(self.schedule, optimizer, **{**steps, **self.schedule_kwargs})
-                build.schedule_hyperparameters(scheduler, self.hyperparameters, steps)
-            private.keep_scheduler(trainer, scheduler)
-        return trainer.lr_scheduler
+        scheduler = build.own_schedule(optimizer)
+        if scheduler is None and self.schedule is not None:
+            warmup = trainer.args.get_warmup_steps(num_training_steps)
+            steps = {"num_warmup_steps": warmup, "num_training_steps": num_training_steps}
+            scheduler = build.schedule_by_name(self.schedule, optimizer, **{**steps, **self.schedule_kwargs})
+            build.schedule_hyperparameters(scheduler, self.hyperparameters, steps)
+        return scheduler
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -183,9 +189,6 @@ class OptimizerCallback(TrainerCallback):
             lrs=lrs,
             steps=steps,
         )
-
-    def _attached(self, trainer: Any) -> bool:
-        return getattr(trainer.get_optimizer_cls_and_kwargs, "__self__", None) is self
 
     def _refuse_conflicts(self, trainer: Any) -> None:
         if trainer.optimizer is not None:
@@ -203,26 +206,9 @@ class OptimizerCallback(TrainerCallback):
                 f"the Trainer got schedule={self.schedule!r} and optimizers=(None, "
                 f"{type(trainer.lr_scheduler).__name__}); give one of them"
             )
-        other = getattr(trainer.get_optimizer_cls_and_kwargs, "__self__", None)
+        other = methods.maker_of(trainer)
         if isinstance(other, OptimizerCallback):
             raise ValueError(f"the Trainer got two optimizers, {other!r} and {self!r}; give one of them")
-
-
-class _Scheduling:
-    """`create_scheduler` of one trainer. Holds it weakly: in a circle it would keep its model until the next gc run."""
-
-    def __init__(self, callback: OptimizerCallback, trainer: Any) -> None:
-        self.__setstate__((callback, trainer))
-
-    def __call__(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        return self.callback.create_scheduler(self.trainer(), num_training_steps, optimizer)
-
-    def __getstate__(self) -> tuple[OptimizerCallback, Any]:
-        return self.callback, self.trainer()
-
-    def __setstate__(self, state: tuple[OptimizerCallback, Any]) -> None:
-        self.callback = state[0]
-        self.trainer = weakref.ref(state[1])
 
 
 @functools.cache

@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 import schedules
 from hfoptim import registry
-from hfoptim.trainer import advice, arguments, build, checkpoints, modes, private, release
+from hfoptim.trainer import arguments, build, checkpoints, making, methods, private
 from hfoptim.trainer.private import OptimizerNames, SchedulerType
 
 logger = logging.getLogger(__name__)
@@ -114,14 +114,14 @@ class _Enabled:
             private.add_schedule_function(member, functools.partial(build.schedule_by_name, name))
         self.undo = [
             private.replace(TrainingArguments, "__post_init__", _checking_post_init),
-            private.replace(Trainer, "get_optimizer_cls_and_kwargs", _building_ours),
-            private.replace(Trainer, "create_scheduler", _creating_ours),
             *private.last_checkpoint_finder(_finding_whole, scripts=True),
             private.choice_reader(lambda kind, word: kind(word).value),
             private.open_choices(lambda value: value in self.optimizers.members or value in self.schedules.members),
         ]
+        methods.serve_others(_ByName())
 
     def remove(self) -> None:
+        methods.serve_others(None)
         for undo in reversed(self.undo):
             undo()
         for member in self.schedules.members:
@@ -194,34 +194,24 @@ def _checking_post_init(original: Callable[[Any], None]) -> Callable[[Any], None
     return __post_init__
 
 
-def _building_ours(original: staticmethod) -> staticmethod:
-    @functools.wraps(original.__func__)
-    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+class _ByName:
+    """Makes the optimizers and schedules of trainers whose arguments have our names."""
+
+    chosen_schedule: str | None = None
+    schedule_options: Mapping[str, Any] | None = None
+
+    def optimizer_cls_and_kwargs(
+        self, args: Any, model: Any | None, trainer: Any | None
+    ) -> tuple[type, dict[str, Any]] | None:
         name = _our_optimizer(args)
         if name is None:
-            return original.__func__(args, model)
+            return None
         with arguments.checking():
-            return build.Choice.from_arguments(name, args).resolve(args).class_and_kwargs(args, model)
+            resolved = build.Choice.from_arguments(name, args).resolve(args)
+            return making.class_and_kwargs(resolved, args, model, trainer)
 
-    return staticmethod(get_optimizer_cls_and_kwargs)
-
-
-def _creating_ours(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
-        used = self.optimizer if optimizer is None else optimizer
-        if _enabled is not None:
-            checkpoints.attend(self)
-            modes.attend(self, used)
-            release.attend(self, used)
-            advice.attend(self, used, self.args.lr_scheduler_type.value, num_training_steps)
-        if _enabled is not None and self.lr_scheduler is None:
-            schedule = build.own_schedule(used)
-            if schedule is not None:
-                private.keep_scheduler(self, schedule)
-        return original(self, num_training_steps=num_training_steps, optimizer=optimizer)
-
-    return create_scheduler
+    def make_schedule(self, trainer: Any, optimizer: Any, num_training_steps: int) -> Any | None:
+        return build.own_schedule(optimizer)
 
 
 def _finding_whole(original: Callable[[str], str | None]) -> Callable[[str], str | None]:

@@ -182,18 +182,17 @@ def deletion_order(order: Callable[[list[str]], list[str]]) -> Iterator[None]:
 _ordering = threading.RLock()
 
 
-def decay_parameter_names(model: Any) -> list[str]:
-    """The names of the parameters that the Trainer gives weight decay: not biases and normalisation layers.
+def decay_parameter_names(model: Any, trainer: Any | None) -> list[str]:
+    """The names of the parameters that a trainer gives weight decay: not biases and normalisation layers.
 
-    Those of the trainer that makes its optimizer, whose class may override the method. Trainer's own uses nothing of
-    its trainer (4.57 and 5.x). One that writes the names by itself may not have those of wrappers (torch.compile).
+    Its class may override the method. Trainer's own uses nothing of its trainer (4.57 and 5.x), so that without one it
+    is Trainer's. One that writes the names by itself may not have those of wrappers (torch.compile).
     """
-    try:
-        find = trainer_in_charge().get_decay_parameter_names
-    except RuntimeError:  # somebody else asks for the optimizer
-        find = functools.partial(Trainer.get_decay_parameter_names, None)
-    found, names = set(find(model)), bare_names_of(model)
-    return [name for name, short in names.items() if not found.isdisjoint((name, short))]
+    if trainer is None:
+        found = set(Trainer.get_decay_parameter_names(None, model))
+    else:
+        found = set(trainer.get_decay_parameter_names(model))
+    return [name for name, short in bare_names_of(model).items() if not found.isdisjoint((name, short))]
 
 
 def add_member(kind: Any, name: str, value: str, restore: Callable[[str, str], Enum]) -> Any:
