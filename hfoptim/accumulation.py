@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.names import bare_names_of, listed
 from hfoptim.engine.runners.release import is_released
 from hfoptim.gradient_sums import GradientSums, check_same_kind, checked_weight, is_sharded, same_names
@@ -135,6 +136,7 @@ class GradientAccumulator:
             values = [None if buffer is None else torch.zeros_like(buffer) for buffer in self._sums.buffers]
         return dict(zip(self._sums.names, values, strict=True)) if self._as_dict else values
 
+    @leave_undisturbed
     @torch.no_grad()
     def __call__(self, gradients: Gradients | None = None, weight: float | Tensor | None = None) -> None:
         """Adds one micro-batch. A call that raises changes nothing.
@@ -178,6 +180,7 @@ class GradientAccumulator:
         if gradients is None:
             self._clear_grads()
 
+    @leave_undisturbed
     @torch.no_grad()
     def apply_to(self, params: Parameters | None = None) -> list[Tensor]:
         """Puts the result of the window into ``p.grad``, in the parameter's dtype, replacing what is there.
@@ -242,6 +245,7 @@ class GradientAccumulator:
             "sums": [None if value is None else value.clone() for value in sums.current()],
         }
 
+    @leave_undisturbed
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on where :meth:`state_dict` was taken. Sums move to the device of their parameter or buffer.

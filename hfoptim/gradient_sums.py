@@ -117,7 +117,10 @@ class GradientSums:
             sizes = [params[i].numel() * (2 if params[i].is_complex() else 1) for i in members]
             flat = torch.empty(sum(sizes) + len(members) + 1, dtype=dtype, device=device)
             *parts, owners, total = flat.split([*sizes, len(members), 1])
-            owners.copy_(torch.tensor([float(self.seen[i]) for i in members]), non_blocking=True)
+            owners.copy_(
+                torch.tensor([float(self.seen[i]) for i in members], dtype=torch.float32, device="cpu"),
+                non_blocking=True,
+            )
             total.fill_(self.weight)
             if self.weight_tensor is not None:
                 total.add_(_moved(self.weight_tensor, total))

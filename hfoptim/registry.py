@@ -225,7 +225,7 @@ def trial(opt_class: type[Optimizer], options: Mapping[str, Any], *groups: Mappi
     """
 
     def param(place: int) -> list[Any]:
-        return [(f"weight{place}", nn.Parameter(torch.zeros(2, 2)))]
+        return [(f"weight{place}", nn.Parameter(torch.zeros(2, 2, dtype=torch.float32, device="cpu")))]
 
     create: Callable[..., Optimizer] = opt_class
     # What it warns of is said when the optimizer itself is made.

@@ -537,10 +537,10 @@ class Noise(Curve):
 # All groups have the same noise at a step: it is drawn for the first of them.
 @functools.lru_cache(maxsize=16)
 def _drawn(kind: str, seed: int, limit: float, std: float) -> float:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     if kind == "uniform":
-        return 2.0 * (torch.rand(1, generator=generator).item() - 0.5) * limit
+        return 2.0 * (torch.rand(1, generator=generator, dtype=torch.float32, device="cpu").item() - 0.5) * limit
     while True:
-        noise = torch.randn(1, generator=generator).item() * std
+        noise = torch.randn(1, generator=generator, dtype=torch.float32, device="cpu").item() * std
         if abs(noise) < limit:
             return noise

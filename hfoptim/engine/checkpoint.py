@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import checks, sharding, storage
+from hfoptim.engine.ambient import lasting
 from hfoptim.engine.correspondence import described, ordered_groups
 from hfoptim.engine.rule import zeros
 
@@ -145,13 +146,16 @@ def _match_state(
             f"expected {', '.join(sorted(wanted))}"
         )
     out: dict[str, Any] = {}
+    saved = {name: lasting(value) if isinstance(value, Tensor) else value for name, value in saved.items()}
     for name, value in saved.items():
         if name == "step":
-            out[name] = torch.as_tensor(value, dtype=torch.float32).detach().to("cpu").reshape(()).clone()
+            out[name] = torch.as_tensor(value, dtype=torch.float32, device="cpu").detach().reshape(()).clone()
             continue
         if name in scales:
             continue
-        tensor = torch.as_tensor(value)
+        # A number's does not go by the default dtype and device.
+        exact = storage.exact_dtype(param.dtype) if isinstance(value, (int, float)) else None
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=exact, device="cpu")
         shape = param.shape if name in cls.occasional_state else _state_shape(rule, name, param)
         if tensor.shape != shape and not storage.is_coded(tensor):
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)} in the state_dict, expected {tuple(shape)}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hfoptim.engine import checkpoint, checks, peers, runners, sharding, steady, storage
+from hfoptim.engine.ambient import leave_undisturbed, undisturbed
 from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.rule import Rule
@@ -219,6 +220,7 @@ class RuleOptimizer(Optimizer):
         """
         return checkpoint.portable(super().state_dict())
 
+    @leave_undisturbed
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict, each state tensor in the form that its group asks for (`state_dtype`).
 
@@ -261,18 +263,19 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        entries = self._entries()
-        if self._is_only_for_state(entries):
-            self._collect(entries)
-        elif self.release is not None:
-            self.release.end(self, entries)
-        elif entries and any(group["gradient_release"] for group in self.param_groups):
-            raise RuntimeError(
-                f"{type(self).__name__} was made with gradient_release=True, and no model was prepared for it; call "
-                f"prepare_for_gradient_release(model, optimizer) before the first backward pass"
-            )
-        else:
-            self._step(entries)
+        with undisturbed():
+            entries = self._entries()
+            if self._is_only_for_state(entries):
+                self._collect(entries)
+            elif self.release is not None:
+                self.release.end(self, entries)
+            elif entries and any(group["gradient_release"] for group in self.param_groups):
+                raise RuntimeError(
+                    f"{type(self).__name__} was made with gradient_release=True, and no model was prepared for it; "
+                    f"call prepare_for_gradient_release(model, optimizer) before the first backward pass"
+                )
+            else:
+                self._step(entries)
         return loss
 
     def before_buckets(self, totals: dict[str, Any]) -> None:
@@ -396,6 +399,12 @@ class RuleOptimizer(Optimizer):
         survey = survey or self._survey()
         planned = []
         for index, param, grad in entries:
+            if param.is_inference():
+                name = self._name_of(index, survey.places[param].position)
+                raise RuntimeError(
+                    f"{name} was made in torch.inference_mode(), outside of which nothing can be written to it; make "
+                    f"or load the model under torch.no_grad() instead"
+                )
             run = survey.runners[index, param.device.type]
             plan = self._plan(param, self.param_groups[index], run)
             run = runners.for_scope(run, plan.scope)

@@ -62,7 +62,7 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, 
     if param.is_complex() and plan.scope is not Scope.ELEMENT:
         raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
     if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     dtype = storage.exact_dtype(param.dtype)
     for name, kept in zip(plan.rule.state, plan.storage, strict=True):
         if name not in state:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, MATRIX, EngineOptions, Rule, RuleOptimizer, bias_correction, ema, nonnegative, zeros
+from hfoptim.engine.ambient import float32_products_are_exact
 from hfoptim.engine.checks import closest, entries, flag, integer, number
 from hfoptim.engine.names import bare
 from hfoptim.optimizers.adam import corrected, moments, moments_step
@@ -92,9 +93,10 @@ def orthogonalized(
     norm = matrix.norm(dim=(-2, -1), keepdim=True) * safety_factor
     x = (matrix / norm.clamp(min=eps)).to(dtype).reshape(math.prod(matrix.shape[:-2]), rows, columns)
     x = x.mT if rows > columns else x  # A is the smaller of both products
-    # The other way takes fewer operations from this shape on. In half precision its A is too coarse.
-    long = 2 * max(rows, columns) > 3 * min(rows, columns) and dtype in (torch.float32, torch.float64)
-    x = _by_gram(x, coefficients) if long else _by_matrix(x, coefficients)
+    # The other way takes fewer operations from this shape on. With coarser products its A is too coarse.
+    long = 2 * max(rows, columns) > 3 * min(rows, columns)
+    exact = dtype is torch.float64 or (dtype is torch.float32 and float32_products_are_exact(x.device))
+    x = _by_gram(x, coefficients) if long and exact else _by_matrix(x, coefficients)
     return (x.mT if rows > columns else x).reshape(matrix.shape).to(matrix.dtype)
 
 
@@ -374,6 +376,9 @@ class Muon(RuleOptimizer):
             the name says "expert".
         ns_dtype (None): what Newton-Schulz computes in, a dtype or its name. None: bfloat16, but on a CPU the dtype of
             the step, float32; "bfloat16" is faster there on processors that multiply it, and exact to about 1 %.
+            Autocast around `step()` does not change it. What torch computes float32 products in, does:
+            `torch.set_float32_matmul_precision`, by which they may be tf32 or bfloat16 (about 0.1 % and 1 %), then also
+            for shapes where Newton-Schulz goes by way of X X^T alone, which is left to exact products.
         **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`. Equal shapes are
             orthogonalised together, with `foreach=False` one at a time.
 

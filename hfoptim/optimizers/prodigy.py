@@ -271,7 +271,8 @@ class Prodigy(RuleOptimizer):
         for name, init in self.rule_for(param, group).state.items():
             if name not in ("p0", "s") or name not in state:
                 continue
-            saved, wanted = torch.as_tensor(state[name]), init(param.detach(), param.dtype)
+            wanted = init(param.detach(), param.dtype)
+            saved = torch.as_tensor(state[name], dtype=None if isinstance(state[name], Tensor) else wanted.dtype)
             if saved.ndim == 0:
                 saved = saved.expand(wanted.numel())
             if saved.shape != wanted.shape and saved.numel() == wanted.numel():
@@ -298,7 +299,7 @@ class Prodigy(RuleOptimizer):
         if totals:
             sums = torch.stack([totals["numerator"], totals["denominator"]])
         elif sharded:  # the other ranks wait for this one
-            sums = torch.zeros(2, device=first["params"][0].device)
+            sums = torch.zeros(2, dtype=torch.float32, device=first["params"][0].device)
         else:
             return
         # The estimate grows over the whole run: in double precision where the device has it.

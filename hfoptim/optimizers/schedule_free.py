@@ -23,6 +23,7 @@ from hfoptim.engine import (
     nonnegative,
     rule,
 )
+from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import flag, integer
 from hfoptim.engine.sharding import local
 from hfoptim.engine.storage.bits import join_float32
@@ -178,6 +179,7 @@ class AdamWScheduleFree(RuleOptimizer):
             group["lr_max"] = max(group["lr_max"], group["scheduled_lr"])
             group["weight_sum"] += _weight(group)
 
+    @leave_undisturbed
     @torch.no_grad()
     def eval(self) -> None:
         """Put the averaged weights, x, into the parameters; nothing if they are there."""
@@ -186,6 +188,7 @@ class AdamWScheduleFree(RuleOptimizer):
             y, z = _exact(param, state), local(state["z"])
             local(param.detach()).copy_(y + (z - y) * (1.0 - 1.0 / group["betas"][0]))
 
+    @leave_undisturbed
     @torch.no_grad()
     def train(self) -> None:
         """Put the training weights, y, back into the parameters; nothing if they are there."""

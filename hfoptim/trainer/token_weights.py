@@ -61,7 +61,7 @@ class TokenWeights(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = private.trainer_in_charge()
         _refuse(trainer)
-        _windows[trainer] = _Window(torch.zeros((), device=args.device))
+        _windows[trainer] = _Window(torch.zeros((), dtype=torch.float32, device=args.device))
         private.intercept(trainer, "get_batch_samples", _reading)
         private.intercept(trainer, "compute_loss", _weighing)
 

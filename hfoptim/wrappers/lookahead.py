@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import integer, number
 from hfoptim.engine.sharding import local
 from hfoptim.wrappers.wrapper import Wrapper
@@ -79,12 +80,7 @@ class Lookahead(Wrapper):
         Returns:
             What the inner optimizer returns.
         """
-        slow = self.kept[SLOW]
-        self.complete_groups()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.requires_grad and param not in slow:
-                    slow[param] = param.detach().clone()
+        self._begin()
         loss = self._inner.step(closure)
         if self._only_made_state():
             return loss
@@ -93,6 +89,16 @@ class Lookahead(Wrapper):
             if group["lookahead_step"] % group["lookahead_k"] == 0:
                 self._synchronise(group)
         return loss
+
+    @leave_undisturbed
+    def _begin(self) -> None:
+        """Make the slow weights of parameters that have none."""
+        slow = self.kept[SLOW]
+        self.complete_groups()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.requires_grad and param not in slow:
+                    slow[param] = param.detach().clone()
 
     def _only_made_state(self) -> bool:
         """Whether the inner optimizer has not counted its first step, which was there to create state.
@@ -110,6 +116,7 @@ class Lookahead(Wrapper):
         for group in self.param_groups:
             self._synchronise(group)
 
+    @leave_undisturbed
     @torch.no_grad()
     def _synchronise(self, group: Mapping[str, Any]) -> None:
         alpha = float(group["lookahead_alpha"])

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from hfoptim.engine import unmasked, unwrap
+from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import dense, flag, number
 from hfoptim.engine.sharding import Groups, aligned, groups_of, local, sum_over_ranks
 from hfoptim.wrappers.wrapper import Wrapper
@@ -91,6 +92,7 @@ class SAM(Wrapper):
         group["rho"] = number("rho", group["rho"])
         flag("adaptive", group["adaptive"])
 
+    @leave_undisturbed
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Go to the worst point nearby.
@@ -122,6 +124,7 @@ class SAM(Wrapper):
         if zero_grad:
             self.zero_grad()
 
+    @leave_undisturbed
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
         """Go back, and take the base optimizer's step with the gradients that are there now.
@@ -214,6 +217,7 @@ class SAM(Wrapper):
         for grad in self._gradients():
             setattr(grad, USED, grad._version)
 
+    @leave_undisturbed
     def _go_back(self) -> None:
         saved = self.kept[OLD]
         if not saved:

@@ -11,6 +11,7 @@ from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
 from hfoptim.engine import checkpoint, checks, clone, sharding, unmasked, unwrap
+from hfoptim.engine.ambient import lasting, leave_undisturbed
 from hfoptim.engine.correspondence import described, ordered_groups
 
 
@@ -151,6 +152,7 @@ class Wrapper(Optimizer):
                 state[key] = {**state.get(key, {}), **kept}
         return checkpoint.portable({**state_dict, "state": state})
 
+    @leave_undisturbed
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict.
 
@@ -195,6 +197,7 @@ class Wrapper(Optimizer):
                 f"{described(self, param)}: {name} has the shape {tuple(value.shape)} in the state_dict, expected "
                 f"{tuple(param.shape)}"
             )
+        value = lasting(value)
         return sharding.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
 
 

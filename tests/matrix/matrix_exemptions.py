@@ -150,8 +150,6 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
         ValueError,
         "names decide which groups Adam-mini makes",
     ),
-    # Faults that are being mended.
-    **_all(("test_surroundings_do_not_change_a_step",), MUON, AssertionError, "autocast reaches products of matrices"),
     **_all(
         ("test_a_step_without_gradients_is_none",),
         ("torch.Adagrad",),

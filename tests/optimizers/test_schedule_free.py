@@ -194,7 +194,7 @@ def test_a_state_dict_whose_way_back_has_another_shape_is_refused():
     saved = through_disk(optimizer.state_dict())
     saved["state"][0]["y"] = torch.zeros(3)
     before = values(params)
-    with pytest.raises(ValueError, match="y of parameter 0 has the shape"):
+    with pytest.raises(ValueError, match=r"y has the shape \(3,\)"):
         optimizer.load_state_dict(saved)
     assert_same(values(params), before)
 

@@ -214,13 +214,13 @@ _kernels: dict[tuple[int, tuple[str, ...]], tuple[Any, Any]] = {}
 @cache
 def _blocks(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For every block its tensor and its first entry; and the sizes of the tensors."""
-    counts = torch.tensor([-(-size // BLOCK) for size in sizes])
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-    first = (torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]) * BLOCK
-    return owner.to(device), first.to(device), torch.tensor(sizes).to(device)
+    counts = torch.tensor([-(-size // BLOCK) for size in sizes], device="cpu")
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
+    first = (torch.arange(len(owner), device="cpu") - (counts.cumsum(0) - counts)[owner]) * BLOCK
+    return owner.to(device), first.to(device), torch.tensor(sizes, device="cpu").to(device)
 
 
 def _sent(numbers: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on a device, without waiting for it."""
-    tensor = torch.tensor(numbers, dtype=dtype)
+    tensor = torch.tensor(numbers, dtype=dtype, device="cpu")
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -66,7 +66,9 @@ def probe(bucket: Bucket, runner: object) -> tuple[dict[str, Tensor], Bucket]:
     for call in calls:
         for name, value in call.run(bucket.scalars).items():
             sums[name] = sums.get(name, 0.0) + value
-    return {name: torch.tensor(value, dtype=bucket.plan.dtype) for name, value in sums.items()}, left
+    return {
+        name: torch.tensor(value, dtype=bucket.plan.dtype, device=bucket.device) for name, value in sums.items()
+    }, left
 
 
 def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple[list[native.Call], Bucket]:

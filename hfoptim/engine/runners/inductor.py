@@ -44,7 +44,7 @@ def run(bucket: Bucket) -> None:
     """Step every tensor of the bucket in place; what no kernel takes (sizes 0 and 1, gaps in memory) by the loop."""
     names = tuple(name for name, value in bucket.scalars.items() if not isinstance(value, Tensor))
     device = bucket.device
-    packed = torch.tensor([bucket.scalars[name] for name in names], dtype=bucket.plan.dtype)
+    packed = torch.tensor([bucket.scalars[name] for name in names], dtype=bucket.plan.dtype, device="cpu")
     if device.type != "cpu":
         packed = packed.pin_memory().to(device, non_blocking=True)
     tensor_scalars = {name: value for name, value in bucket.scalars.items() if isinstance(value, Tensor)}

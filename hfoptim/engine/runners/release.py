@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hfoptim.engine.ambient import undisturbed
 from hfoptim.engine.optimizer import RuleOptimizer, Survey, unmasked, unwrap, unwrap_all
 
 
@@ -44,8 +45,7 @@ class Release:
         grad = param.grad
         if grad is None:
             return
-        # Autocast may be on where backward was called: a rule's products of matrices are not meant.
-        with self._lock, torch.no_grad(), torch.autocast(param.device.type, enabled=False):
+        with self._lock, torch.no_grad(), undisturbed():
             if not self._looked_around:
                 _refuse_ddp_around(param)
                 self._looked_around = True

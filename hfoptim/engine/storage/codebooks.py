@@ -53,7 +53,7 @@ def least_codes(bits: int, signed: bool, device: torch.device) -> Tensor:
 
     Midpoints lie so far apart that no two of them share these bits: the code is this one or the next.
     """
-    upper = torch.arange(1 << 16, dtype=torch.int32) << 16
+    upper = torch.arange(1 << 16, dtype=torch.int32, device="cpu") << 16
     # Of the numbers with these upper bits the lowest: of negative ones that of the largest magnitude.
     lowest = torch.where(upper < 0, upper | 0xFFFF, upper).view(torch.float32)
     middles = midpoints(bits, signed, torch.device("cpu"))
