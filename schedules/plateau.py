@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 from .checks import choice, closest, is_list, number_list, plain, real_number, whole_number
 from .counting import StepsWithOptimizer
 from .in_force import MARK, copy_lrs, gives_back, marked, set_lr
-from .scheduler import check_optimizer
+from .scheduler import check_optimizer, check_saved_groups
 
 __all__ = ["ReduceLROnPlateau", "accepted_options", "check_options", "get_reduce_on_plateau_schedule", "saved_lrs"]
 
@@ -94,9 +94,7 @@ def saved_lrs(state: dict[str, Any], needed: set[str], optimizer: Optimizer) -> 
         raise ValueError(f"not the state of this kind of schedule: {', '.join(sorted(missing))} missing")
     # A group that came later is in the one from the next step on, in the other from the next reduction on.
     lrs = list(state.get("_last_lr", ()))
-    known = len(lrs or state["min_lrs"])
-    if known != len(optimizer.param_groups):
-        raise ValueError(f"the state has {known} param groups, the optimizer has {len(optimizer.param_groups)}")
+    check_saved_groups(optimizer, len(lrs or state["min_lrs"]), lrs)
     return lrs
 
 

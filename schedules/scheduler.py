@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .following import Followers
 from .in_force import MARK, copy_lrs, gives_back, marked, plain_lr, set_lrs
 from .shapes import DECAYS
 
-__all__ = ["STEP_UPDATES", "ScheduleLR", "check_groups", "check_optimizer"]
+__all__ = ["STEP_UPDATES", "ScheduleLR", "check_groups", "check_optimizer", "check_saved_groups"]
 
 # Newer torch's `step()` does its work in `_update_lr()`, which SequentialLR calls by itself at a milestone.
 STEP_UPDATES = hasattr(LRScheduler, "_update_lr")
@@ -48,6 +48,30 @@ def check_groups(optimizer: Optimizer, known: int) -> None:
             f"the optimizer has {len(optimizer.param_groups)} param groups, its schedule was made for {known}: make "
             "the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was"
         )
+
+
+def check_saved_groups(optimizer: Optimizer, known: int, lrs: Sequence[Any]) -> None:
+    """Raise a ValueError if a state is of another number of param groups than the optimizer has.
+
+    Args:
+        optimizer: the optimizer.
+        known: the number of groups in the state.
+        lrs: their learning rates, as far as it has them.
+    """
+    groups = optimizer.param_groups
+    if known != len(groups):
+        saved = f" (lr {', '.join(f'{float(lr):g}' for lr in lrs)})" if len(lrs) else ""
+        here = "; ".join(map(_described, groups))
+        raise ValueError(f"the state has {known} param groups{saved}, the optimizer has {len(groups)}: {here}")
+
+
+def _described(group: Mapping[str, Any]) -> str:
+    """A group in the words of a message."""
+    names = [*map(repr, group.get("param_names") or ())]
+    which = f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""
+    count = len(group["params"])
+    lr = float(group.get("initial_lr", group["lr"]))
+    return f"{count} parameter{'' if count == 1 else 's'}{which} with lr {lr:g}"
 
 
 class ScheduleLR(StepsWithOptimizer, LambdaLR):
@@ -189,10 +213,7 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         if missing:
             raise ValueError(f"not the state of a LambdaLR schedule: {', '.join(sorted(missing))} missing")
         groups = self.optimizer.param_groups
-        if len(state_dict["base_lrs"]) != len(groups):
-            raise ValueError(
-                f"the state has {len(state_dict['base_lrs'])} param groups, the optimizer has {len(groups)}"
-            )
+        check_saved_groups(self.optimizer, len(state_dict["base_lrs"]), state_dict["base_lrs"])
         base_lrs = [_like(group["lr"], lr) for group, lr in zip(groups, state_dict["base_lrs"], strict=True)]
         annealings = [dict(each) for each in state_dict.get("annealings", ())]
         bound = self._bind(with_annealings(self.curve, annealings), base_lrs)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import hfoptim
+import schedules
 from hfoptim import CombinedOptimizer, Lookahead
 
 
@@ -404,3 +405,42 @@ def test_a_refusal_says_which_parameters(saved, loading, words, around):
     with pytest.raises(ValueError, match=re.escape(words)):
         optimizer.load_state_dict(state_dict)
     assert optimizer.state_dict() == before
+
+
+def test_a_refused_value_says_in_which_group():
+    saved = made("abcd", groups=TWO).state_dict()
+    saved["param_groups"][1]["lr"] = -1.0
+    with pytest.raises(ValueError, match=r"^group 1 of the state_dict: lr=-1\.0"):
+        made("abcd", groups=TWO).load_state_dict(saved)
+
+
+def test_a_member_that_refuses_its_part_is_named():
+    one, other = made("ab"), made("cd")
+    saved = CombinedOptimizer([one, other]).state_dict()
+    loading = CombinedOptimizer([made("ab"), made("cd", cls=hfoptim.Lion)])
+    with pytest.raises(ValueError, match=r"^optimizer 1 \(Lion\): the state_dict is not one of Lion"):
+        loading.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", ["linear", "greedy", "reduce_lr_on_plateau"])
+def test_a_schedule_says_which_groups_there_are(name):
+    def scheduled(optimizer):
+        options = {"num_warmup_steps": 0, "num_training_steps": 10} if name == "linear" else {}
+        return schedules.get_scheduler(name, optimizer, **options)
+
+    one, two = made("abcd", named=False, lr=0.25), made("abcd", groups=(slice(0, 3), slice(3, None)), lr=0.5)
+    with pytest.raises(
+        ValueError, match=re.escape("1 param groups (lr 0.25), the optimizer has 2: 3 parameters ('a', ")
+    ):
+        scheduled(two).load_state_dict(scheduled(one).state_dict())
+    words = "2 param groups (lr 0.5, 0.5), the optimizer has 1: 4 parameters with lr 0.25"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        scheduled(one).load_state_dict(scheduled(two).state_dict())
+
+
+def test_an_accumulators_refusal_names_the_first_five():
+    names = [f"layers.{i}" for i in range(8)]
+    saved = hfoptim.GradientAccumulator([(name, nn.Parameter(torch.ones(2))) for name in names]).state_dict()
+    loading = hfoptim.GradientAccumulator([("layers.0", nn.Parameter(torch.ones(2)))])
+    with pytest.raises(ValueError, match=r"unknown \['layers.1', .*, 'layers.5' and 2 more\]"):
+        loading.load_state_dict(saved)

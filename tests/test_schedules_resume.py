@@ -164,7 +164,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing(name: str) -> None:
     foreign = build("cosine" if schedules.get_schedule_info(name).needs_metric else "greedy")
     with pytest.raises(ValueError, match=r"not the state of .* missing"):
         schedule.load_state_dict(foreign.state_dict())
-    with pytest.raises(ValueError, match="the state has 1 param groups, the optimizer has 2"):
+    with pytest.raises(ValueError, match=r"the state has 1 param groups .*, the optimizer has 2"):
         schedule.load_state_dict(build(name, 0.05).state_dict())
     assert schedule.state_dict() == before
     assert lrs_of(schedule) == lrs

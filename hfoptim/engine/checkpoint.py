@@ -107,7 +107,10 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
             group[name] = tuple(value) if tupled else deepcopy(value)
     if "param_names" in saved:
         group["param_names"] = saved["param_names"]
-    optimizer.check_group(group)
+    try:
+        optimizer.check_group(group)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group {index} of the state_dict: {error}") from error
     return group, saved["params"]
 
 

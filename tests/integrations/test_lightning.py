@@ -1,4 +1,4 @@
-"""Lightning: automatic optimization hands over a closure that makes all gradients, and saves optimizers and schedules."""
+"""Lightning: automatic optimization hands over a closure making all gradients, and saves optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_an_optimizer_goes_on_from_a_checkpoint(name, tmp_path):
     resumed_equals_whole(lambda net: hfoptim.create_optimizer_v2(net, name), tmp_path)
 
 
-# -- optimizers with a will of their own ---------------------------------------------------------------------------------
+# -- optimizers with a will of their own -------------------------------------------------------------------------------
 
 
 def schedule_free(net):
