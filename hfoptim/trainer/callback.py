@@ -14,6 +14,7 @@ from hfoptim.measurement import check_quantities
 from hfoptim.trainer import build, checkpoints, making, methods, private, release
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 from hfoptim.trainer.names import our_schedule
+from hfoptim.trainer.options import parse_options
 
 
 class OptimizerCallback(TrainerCallback):
@@ -33,8 +34,8 @@ class OptimizerCallback(TrainerCallback):
         weight_decay (None): for the parameters that get any. None: `args.weight_decay` if it is not the default of
             the arguments' class (TrainingArguments: 0.0), else the optimizer's own.
         schedule (None): a name of `schedules.list_schedules()`. None: the Trainer's `lr_scheduler_type`.
-        schedule_kwargs (None): options of the schedule. `num_warmup_steps` and `num_training_steps` are the Trainer's
-            unless given here.
+        schedule_kwargs (None): options of the schedule, as a dict or as text such as "pct_start=0.3".
+            `num_warmup_steps` and `num_training_steps` are the Trainer's unless given here.
         hyperparameters (None): what else follows a curve beside the learning rate, in the same schedule:
             `{"weight_decay": curve, "beta2": ("linear", {"num_warmup_steps": 0})}`, see
             `schedules.schedule_hyperparameter`. Numbers of steps that a named curve needs are the Trainer's unless
@@ -61,11 +62,13 @@ class OptimizerCallback(TrainerCallback):
         lr: float | None = None,
         weight_decay: float | None = None,
         schedule: str | None = None,
-        schedule_kwargs: Mapping[str, Any] | None = None,
+        schedule_kwargs: Mapping[str, Any] | str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         log: bool | str | Iterable[str] | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(schedule_kwargs, str):
+            schedule_kwargs = parse_options(schedule_kwargs, "schedule_kwargs")
         given = {"lr": lr, "weight_decay": weight_decay}
         self.choice = build.Choice.make(optimizer, {**{k: v for k, v in given.items() if v is not None}, **options})
         resolved = self.choice.resolve(None)

@@ -105,6 +105,13 @@ def test_mistakes_in_the_options_of_a_schedule(names, arguments, written, words)
         arguments(lr_scheduler_type="one_cycle", lr_scheduler_kwargs=written)
 
 
+def test_options_of_the_callbacks_schedule_as_text():
+    callback = OptimizerCallback("lion", schedule="one_cycle", schedule_kwargs="pct_start=0.25,three_phase=True")
+    assert callback.schedule_kwargs == {"pct_start": 0.25, "three_phase": True}
+    with pytest.raises(ValueError, match="schedule_kwargs: 'p' is not of the form name=value"):
+        OptimizerCallback("lion", schedule="one_cycle", schedule_kwargs="p")
+
+
 def test_no_text_is_no_options(names, arguments):
     for written in ("", "{}"):
         assert not arguments(lr_scheduler_type="one_cycle", lr_scheduler_kwargs=written).lr_scheduler_kwargs

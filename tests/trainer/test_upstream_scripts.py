@@ -73,8 +73,8 @@ class Script:
         optimizer: what chooses the optimizer and its schedule.
         state: names in the state of a parameter, which tell the optimizer.
         lr, schedule, kwargs, warmup: what the logged learning rates are to follow.
-        random_batches: its batches are drawn at random while they are read, one ahead of the step. A checkpoint's random
-            numbers are then those after that batch, so that it is another one in the resumed run: in transformers alone,
+        random_batches: its batches are drawn at random while they are read, one ahead of the step. The random numbers
+            in a checkpoint are those after that batch, so that a resumed run draws another one: in transformers alone,
             too.
     """
 
@@ -273,8 +273,8 @@ def test_a_script_runs_and_a_killed_run_resumes_to_the_same_bits(name, folder, s
 
 
 def test_a_script_without_a_trainer_takes_our_schedules(folder, run):
-    # run_clm_no_trainer.py and run_mlm_no_trainer.py have the same argument, but ask accelerate for TPUs by a name that it
-    # no longer has.
+    # run_clm_no_trainer.py and run_mlm_no_trainer.py have the same argument, but ask accelerate for TPUs by a name that
+    # it no longer has.
     line = "--model_name_or_path bert --train_file classes.csv --validation_file classes.csv --max_length 32 --seed 3 "
     line += "--max_train_steps 6 --learning_rate 1e-2 --per_device_train_batch_size 2 --lr_scheduler_type "
     found = {}
