@@ -115,11 +115,12 @@ def param_groups_layer_decay(
         timm 1.0.31, `timm.optim.param_groups_layer_decay`; BEiT, `optim_factory.py`.
     """
     decay = number("weight_decay", weight_decay)
-    if number("layer_decay", layer_decay, 0.0, 1.0, high_open=False) == 0.0:
+    layer_decay = number("layer_decay", layer_decay, 0.0, 1.0, high_open=False)
+    if layer_decay == 0.0:
         raise ValueError("layer_decay=0 would freeze all layers but the last, expected a number in (0, 1]")
-    number("min_scale", min_scale, 0.0, 1.0, high_open=False)
+    min_scale = number("min_scale", min_scale, 0.0, 1.0, high_open=False)
     if no_opt_scale is not None:
-        number("no_opt_scale", no_opt_scale)
+        no_opt_scale = number("no_opt_scale", no_opt_scale)
     flag("verbose", verbose)
     if end_layer_decay is not None:
         warnings.warn(

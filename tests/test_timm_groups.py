@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from types import ModuleType
 
+import numpy as np
 import peers
 import pytest
 import torch
@@ -335,6 +336,19 @@ def test_arguments_of_a_script(theirs):
     optimizer = hfoptim.create_optimizer_v2(Timms(), **hfoptim.optimizer_kwargs(args))
     assert optimizer.defaults["eps"] == 1e-6
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3 * 0.5**i for i in range(5)}
+
+
+def test_groups_hold_pythons_own_numbers():
+    """What a checkpoint can hold: weights_only loading knows no scalars of NumPy."""
+    values = {"weight_decay": np.float64(0.1), "layer_decay": torch.tensor(0.5), "min_scale": np.float32(0.25)}
+    groups = [
+        *hfoptim.param_groups_layer_decay(Timms(), **values),
+        *hfoptim.layer_decay_groups(Timms(), lr=np.float64(0.1), **values),
+        *hfoptim.param_groups_weight_decay(Timms(), np.float64(0.1)),
+        *hfoptim.decay_groups(Timms(), np.float64(0.1)),
+    ]
+    kinds = {key: {type(group[key]) for group in groups if key in group} for key in ("lr", "lr_scale", "weight_decay")}
+    assert kinds == {"lr": {float}, "lr_scale": {float}, "weight_decay": {float}}
 
 
 def test_bad_values_are_refused():
