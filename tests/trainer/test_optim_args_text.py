@@ -94,3 +94,21 @@ def test_text_for_a_number_is_read_and_for_a_text_is_left():
 def test_a_value_of_another_kind_is_refused(value, default, words):
     with pytest.raises(ValueError, match=words):
         fit("nesterov", value, default)
+
+
+def test_numbers_as_text_reach_the_optimizer_from_every_place():
+    """What YAML makes of 1e-6, in options, inside of betas, in patterns and in the options of a schedule."""
+    from hfoptim import OptimizerCallback
+    from hfoptim.trainer import build
+
+    options = {"betas": ["9e-1", "0.98"], "weight_decay": "1e-2", "layer_decay": "0.5"}
+    patterns = {"*.bias": {"lr": "1e-5", "betas": ("0.5", "0.75")}}
+    chosen = OptimizerCallback(
+        "lion", lr="1e-6", param_options=patterns, schedule="polynomial", schedule_kwargs={"lr_end": "1e-7"}, **options
+    ).choice
+    made = build.registry.trial(chosen.optimizer_class, chosen.options).param_groups[0]
+    assert (made["lr"], made["betas"], made["weight_decay"]) == (1e-6, (0.9, 0.98), 1e-2)
+    assert chosen.grouping.layer_decay == 0.5
+    assert chosen.grouping.param_options["*.bias"]["lr"] == 1e-5
+    with pytest.raises((TypeError, ValueError), match=r"betas\[1\]='high'"):
+        OptimizerCallback("lion", betas=["0.9", "high"])

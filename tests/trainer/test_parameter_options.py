@@ -273,6 +273,13 @@ def test_adafactors_own_learning_rate(make_trainer, inner, untied):
         make_trainer(callback, own={"model": untied()})
     with pytest.raises(ValueError, match="adafactor sets its own learning rate, which layer_decay changes"):
         OptimizerCallback("adafactor", relative_step=True, layer_decay=0.5)
+    for given, said in (({"head_lr": 1e-2}, "head_lr"), ({"param_options": {"*.h.*": {"lr": 1e-2}}}, "param_options")):
+        callback = OptimizerCallback("adafactor", **given)
+        make_trainer(callback, own={"model": untied()}, learning_rate=1e-2).create_optimizer()
+        with pytest.raises(
+            ValueError, match=f"own learning rate, which no schedule can scale together with that of {said}"
+        ):
+            make_trainer(callback, own={"model": untied()})
     for main, other in (("adafactor", "lion"), ("lion", "adafactor")):
         callback = OptimizerCallback(main, param_options={"*.bias": {"optimizer": other}})
         with pytest.raises(
