@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from hfoptim.engine import checkpoint, checks, peers, runners, sharding, steady, storage
@@ -286,6 +287,7 @@ class RuleOptimizer(Optimizer):
                 rules' `per_step` in the same way, by name.
         """
 
+    @_disable_dynamo  # the engine has its own kernels; traced, its bookkeeping compiles anew as counts change
     def _step(self, entries: list[_Entry]) -> None:
         """Step the parameters given."""
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
