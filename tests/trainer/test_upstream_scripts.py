@@ -200,7 +200,7 @@ def start(folder):
     """Starts the launcher with a script; returns the process."""
 
     def begin(path, words, output, launcher=()):
-        paths = os.pathsep.join([str(ROOT), str(folder / "stand_ins")])
+        paths = os.pathsep.join([str(ROOT), str(folder / "stand_ins"), os.environ.get("PYTHONPATH", "")])
         env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         env["HF_HOME"] = str(folder / "cache")
         script = [str(Path(str(EXAMPLES)) / path), *words.split(), "--output_dir", str(output)]
