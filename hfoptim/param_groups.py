@@ -279,10 +279,12 @@ def split_hidden_matrices(
             other |= own
         elif isinstance(module, nn.modules.conv._ConvNd):
             kernels |= own
-    output = getattr(unwrapped(model), "get_output_embeddings", None)
-    head = output() if callable(output) else None
-    if isinstance(head, nn.Module):
-        other |= {id(param) for param in head.parameters()}
+    # Of the model and of models inside of it: a loss around a model, a list of models.
+    for module in model.modules():
+        output = getattr(module, "get_output_embeddings", None)
+        head = output() if callable(output) else None
+        if isinstance(head, nn.Module):
+            other |= {id(param) for param in head.parameters()}
     divided: ParamGroups = []
     for group in groups:
         if group.get("use_muon") is not None:
