@@ -520,8 +520,8 @@ def test_by_name(spelled):
     assert isinstance(optimizer, SAM)
     assert type(optimizer) is hfoptim.get_optimizer_info(spelled).opt_class
     assert [(g["rho"], g["adaptive"], g["weight_decay"]) for g in optimizer.param_groups] == [
-        (0.1, True, 0.1),
         (0.1, True, 0.0),
+        (0.1, True, 0.1),
     ]
     assert registry.canonical_name(spelled) == "sam_adamw"
     assert hfoptim.get_optimizer_info(spelled).needs_closure
