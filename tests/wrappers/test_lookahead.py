@@ -571,7 +571,7 @@ def test_by_name(spelled):
     assert type(optimizer.optimizer) is hfoptim.AdamW
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert [(g["lookahead_k"], g["lookahead_alpha"], g["lr"]) for g in optimizer.param_groups] == [(6, 0.5, 1e-2)] * 2
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
     optimizer = hfoptim.create_optimizer_v2(model, spelled, lookahead_k=3, lookahead_pullback_momentum="reset")
     assert optimizer.param_groups[0]["lookahead_k"] == 3
     assert optimizer.param_groups[0]["lookahead_pullback_momentum"] == "reset"
