@@ -139,7 +139,7 @@ def launches(optimizer: Any) -> int:
 def through_inductor(share: int, combine: bool = False) -> Iterator[None]:
     """The compiled runner is torch.compile's, with so many tensors per call."""
     with (
-        mock.patch.object(compiled, "run", inductor.run),
+        mock.patch.object(compiled, "_run", lambda bucket, kernels_or_error: inductor.run(bucket)),
         mock.patch.object(inductor, "SHARE", share),
         mock.patch.dict(inductor._kernels, clear=True),
         torch._inductor.config.patch(combo_kernels=combine),

@@ -36,9 +36,9 @@ def watched() -> Iterator[list[Seen]]:
     seen: list[Seen] = []
     calls = compiled._calls
 
-    def recorded(bucket: Bucket, probe: bool = False) -> Any:
+    def recorded(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> Any:
         seen.extend((bucket.plan, tuple(bucket.scalars), list(row), probe) for row in bucket.rows)
-        return calls(bucket, probe)
+        return calls(bucket, kernels_or_error, probe)
 
     with mock.patch.object(compiled, "_calls", recorded):
         yield seen

@@ -217,7 +217,7 @@ def test_an_optimizer_with_a_learning_rate_of_its_own_is_refused():
     assert all(group["lr"] == 1e-2 for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("initial_lr", [-1.0, float("nan"), "0.1", None])
+@pytest.mark.parametrize("initial_lr", [-1.0, float("nan"), "fast", None])
 def test_a_bad_initial_lr_is_refused(initial_lr):
     optimizer = Adafactor(groups(parameters(NAMES)))
     with pytest.raises((TypeError, ValueError), match=f"initial_lr={initial_lr!r}"):
