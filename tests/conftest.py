@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import pytest
+
+
+@pytest.fixture
+def names():
+    """hfoptim's names in transformers, for the time of one test."""
+    from hfoptim import trainer
+
+    trainer.enable()
+    yield
+    trainer.disable()
+
+
+@pytest.fixture
+def messages(caplog):
+    """The warnings of hfoptim so far."""
+    caplog.set_level(logging.INFO, logger="hfoptim")
+    return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("hfoptim") and r.levelno >= 30]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -12,17 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import ENTRIES
+from harness import assert_follows, assert_same, feed, flattened, parameters, set_lr, through_disk, values
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hfoptim
 from hfoptim import prepare_for_gradient_release, remove_gradient_release
 from hfoptim.engine import ELEMENT
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "optimizers"))
-
-from cases import ENTRIES
-from harness import assert_follows, assert_same, feed, flattened, parameters, set_lr, through_disk, values
 
 VARIANTS = [
     pytest.param(entry, variant, id=f"{entry.name}-{name}")

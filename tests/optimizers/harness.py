@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hfoptim.engine import Rule, RuleOptimizer
+
 Make = Callable[[torch.Generator, torch.dtype], Tensor]
 
 
@@ -77,6 +79,18 @@ SMALL = (
     *("scalar", "one", "vector", "matrix", "row", "column", "conv"),
     *("transposed", "channels_last", "mixed", "gaps", "expanded"),
 )
+
+
+def optimizer_of(chosen: Rule) -> type[RuleOptimizer]:
+    """An optimizer with a rule that is in no catalogue, and with decoupled weight decay."""
+
+    class Custom(RuleOptimizer):
+        rule = chosen
+
+        def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0, **options: Any) -> None:
+            super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, **options)
+
+    return Custom
 
 
 def parameters(

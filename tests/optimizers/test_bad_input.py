@@ -7,7 +7,9 @@ import re
 
 import pytest
 import torch
-from cases import ADAFACTOR, ADAM_WEIGHT_DECAY, ENTRIES
+from cases import ENTRIES
+from cases.adafactor import ADAFACTOR
+from cases.adam_weight_decay import ADAM_WEIGHT_DECAY
 from harness import parameters
 
 import hfoptim

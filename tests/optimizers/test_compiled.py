@@ -6,7 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import ADAFACTOR, ADAM, ADAM_MINI, ADAMW, ENTRIES, LAMB, LION, NOVOGRAD, SGD
+from cases import ENTRIES
+from cases.adafactor import ADAFACTOR
+from cases.adam import ADAM, ADAMW
+from cases.adam_mini import ADAM_MINI
+from cases.lamb import LAMB
+from cases.lion import LION
+from cases.novograd import NOVOGRAD
+from cases.sgd import SGD
 from harness import (
     SMALL,
     assert_follows,

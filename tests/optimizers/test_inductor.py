@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import ADAFACTOR, ADAMW
+from cases.adafactor import ADAFACTOR
+from cases.adam import ADAMW
 from harness import SMALL, assert_follows, assert_moved, feed, flattened, parameters, set_lr, train, values
 from torch._dynamo.utils import counters
 

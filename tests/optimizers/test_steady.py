@@ -123,6 +123,54 @@ def test_gradients_of_another_dtype_or_layout():
     assert_equal(made)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have their parameter's dtype in this torch"
+)
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}], ids=str)
+def test_a_gradient_of_another_dtype_is_not_read_as_one_of_the_last_steps(options):
+    mine, other = parameters(LAYOUTS), parameters(LAYOUTS)
+    cached = hfoptim.AdamW(list(mine.items()), lr=0.02, **options)
+    loop = hfoptim.AdamW(list(other.items()), lr=0.02, foreach=False)
+    dtypes = (torch.float32, torch.float32, torch.float64, torch.float64, torch.float32)
+    for t, dtype in enumerate(dtypes, start=1):
+        feed(mine, t, follow=other)
+        feed(other, t)
+        for param in mine.values():
+            param.grad_dtype = None  # any
+            param.grad = param.grad.to(dtype)
+        cached.step()
+        loop.step()
+        for name, param in mine.items():
+            torch.testing.assert_close(param, other[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_memory_that_becomes_that_of_another_dtype_is_not_read_as_before(foreach):
+    # float16 and bfloat16 numbers are as long: the parameter's memory, shape and strides stay as they are.
+    def run(converted):
+        made = []
+        params = parameters(("matrix", "vector"), torch.float16)
+        optimizer = hfoptim.SGD(list(params.items()), lr=0.1, kahan_sum=False, foreach=foreach)
+        for t in range(1, 5):
+            if t == 3:
+                for param in params.values():
+                    bfloat16 = param.detach().to(torch.bfloat16)
+                    if converted:
+                        param.grad = None
+                        param.data = param.data.view(torch.bfloat16).copy_(bfloat16)
+                    made.append(torch.nn.Parameter(bfloat16))
+                if not converted:
+                    params = dict(zip(params, made, strict=True))
+                    optimizer = hfoptim.SGD(list(params.items()), lr=0.1, kahan_sum=False, foreach=foreach)
+            feed(params, t)
+            optimizer.step()
+        return params
+
+    ours, theirs = run(True), run(False)
+    for name, param in theirs.items():
+        assert torch.equal(ours[name], param), name
+
+
 def test_a_failed_step_counts_for_nothing(monkeypatch):
     made = pair()
     both(made, 1)

@@ -9,7 +9,9 @@ import warnings
 
 import pytest
 import torch
-from cases import ENTRIES, LAMB, LION
+from cases import ENTRIES
+from cases.lamb import LAMB
+from cases.lion import LION
 from harness import assert_same, feed, parameters, train, values
 
 from hfoptim.engine import runners

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import ENTRIES, Entry, Variant
-from harness import assert_follows, feed, flattened, parameters, set_lr, train, values
+from harness import assert_follows, feed, flattened, optimizer_of, parameters, set_lr, train, values
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 
 import hfoptim
-from hfoptim.engine import MATRIX, TENSOR, Rule, RuleOptimizer, rms, rule, scalar, zeros, zeros_without
+from hfoptim.engine import MATRIX, TENSOR, rms, rule, scalar, zeros, zeros_without
 
 # Parts of unequal sizes, an empty part, kernels, a stack; the scalar is replicated, FSDP2 does not take it.
 NAMES = (
@@ -352,20 +352,15 @@ def cubed(grad: Any, param: Any, last: Any, h: Any) -> tuple[Any, ...]:
     return grad @ grad.mT @ grad + last, grad
 
 
-def custom(made: Rule) -> type[RuleOptimizer]:
-    class Custom(RuleOptimizer):
-        rule = made
-
-        def __init__(self, params: Any, lr: float = 1e-2, **options: Any) -> None:
-            super().__init__(params, {"lr": lr, "weight_decay": 0.1}, **options)
-
-    return Custom
-
-
 def custom_rules(mesh: DeviceMesh) -> dict[str, dict[str, int]]:
     matrices = ("matrix", "row", "column", "wide", "stack")
     return {
-        made.name: follow(Entry(made.name, custom(made), {}, [], {}), Variant(), sharded_model(mesh, names), 4)
+        made.name: follow(
+            Entry(made.name, optimizer_of(made), {}, [], {}),
+            Variant({"weight_decay": 0.1}),
+            sharded_model(mesh, names),
+            4,
+        )
         for made, names in (
             (reductions, matrices),
             (reversed_rows, ("matrix", "row", "vector", "conv")),

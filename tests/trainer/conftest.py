@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,8 +12,6 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-from hfoptim import trainer as hfoptim_trainer
-
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_collections():
@@ -23,14 +20,6 @@ def quick_collections():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture
-def names():
-    """hfoptim's names in transformers, for the time of one test."""
-    hfoptim_trainer.enable()
-    yield
-    hfoptim_trainer.disable()
 
 
 @pytest.fixture
@@ -116,10 +105,3 @@ def inner():
         return getattr(optimizer, "optimizer", optimizer)
 
     return find
-
-
-@pytest.fixture
-def messages(caplog):
-    """The warnings of hfoptim so far."""
-    caplog.set_level(logging.INFO, logger="hfoptim")
-    return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("hfoptim") and r.levelno >= 30]
