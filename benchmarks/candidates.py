@@ -28,8 +28,8 @@ from torch.optim import Optimizer
 
 import hfoptim
 from hfoptim.engine import RuleOptimizer, Scope
-from hfoptim.param_groups import is_hidden_matrix
-from hfoptim.registry import option_names, resolve_options
+from hfoptim.param_groups.selection import is_hidden_matrix
+from hfoptim.registry.lookup import option_names, resolve_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from peers import BARE_FOLDER, installed, load, submodule

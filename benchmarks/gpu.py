@@ -31,8 +31,8 @@ from scaling import model_of
 
 import hfoptim
 from hfoptim.engine import Scope
-from hfoptim.engine.runners import compiled, inductor
-from hfoptim.registry import option_names
+from hfoptim.engine.backends import compiled, inductor
+from hfoptim.registry.lookup import option_names
 
 SIZES = (124e6, 1e9)
 SHARES = (1, 4, 16, 64)
@@ -180,7 +180,7 @@ def ways() -> dict[str, Way]:
 
 def triton_generator() -> bool:
     """Whether the engine generates Triton kernels of its own."""
-    return importlib.util.find_spec("hfoptim.engine.kernels.triton") is not None
+    return importlib.util.find_spec("hfoptim.engine.codegen.triton") is not None
 
 
 def share_launches(size: float, repeats: int) -> list[dict[str, Any]]:

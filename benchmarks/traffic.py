@@ -14,12 +14,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from hfoptim.engine.backends import compiled
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.kernels import native
-from hfoptim.engine.kernels.layout import GRAD, PARAM, Layout
-from hfoptim.engine.kernels.schedule import Program
-from hfoptim.engine.kernels.trace import Untraceable
-from hfoptim.engine.runners import compiled
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.layout import GRAD, PARAM, Layout
+from hfoptim.engine.codegen.schedule import Program
+from hfoptim.engine.codegen.trace import Untraceable
 
 # A row that a kernel was called for: plan, names of the scalars, tensors, and whether it is to be summed only.
 Seen = tuple[Any, tuple[str, ...], Sequence[Tensor], bool]

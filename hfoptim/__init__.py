@@ -5,11 +5,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 import schedules
-from hfoptim.accumulation import GradientAccumulator
-from hfoptim.catalogue import OptimInfo
-from hfoptim.create import create_optimizer, create_optimizer_v2
-from hfoptim.engine.runners.release import prepare_for_gradient_release, remove_gradient_release
-from hfoptim.grouping import param_groups_options
+from hfoptim.factory.create import create_optimizer, create_optimizer_v2
 from hfoptim.optimizers import (
     SGD,
     Adafactor,
@@ -32,9 +28,18 @@ from hfoptim.optimizers import (
     Prodigy,
     get_adafactor_schedule,
 )
-from hfoptim.param_groups import decay_groups, layer_decay_groups, param_groups_muon
-from hfoptim.registry import get_optimizer_class, get_optimizer_info, list_optimizers
-from hfoptim.timm import auto_group_layers, optimizer_kwargs, param_groups_layer_decay, param_groups_weight_decay
+from hfoptim.param_groups.options import param_groups_options
+from hfoptim.param_groups.selection import decay_groups, layer_decay_groups, param_groups_muon
+from hfoptim.param_groups.timm import (
+    auto_group_layers,
+    optimizer_kwargs,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
+from hfoptim.registry.catalogue import OptimInfo
+from hfoptim.registry.lookup import get_optimizer_class, get_optimizer_info, list_optimizers
+from hfoptim.training.accumulator import GradientAccumulator
+from hfoptim.training.gradient_release import prepare_for_gradient_release, remove_gradient_release
 from hfoptim.wrappers import SAM, CombinedOptimizer, Lookahead
 
 if TYPE_CHECKING:

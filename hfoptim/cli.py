@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from hfoptim.catalogue import OptimInfo
+    from hfoptim.registry.catalogue import OptimInfo
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 # Under a list with names that transformers has, too.
@@ -135,8 +135,8 @@ def list_names(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'adam*'.")] = "",
 ) -> None:
     """List the optimizers."""
-    from hfoptim.registry import get_optimizer_info, list_optimizers
-    from hfoptim.transformers_names import optimizer_names
+    from hfoptim.registry.lookup import get_optimizer_info, list_optimizers
+    from hfoptim.registry.transformers_names import optimizer_names
 
     found = [str(name) for name in list_optimizers(pattern)]
     if not found:
@@ -158,7 +158,7 @@ def list_names(
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.")]) -> None:
     """Explain one optimizer: what it does, its options, its source, the state it keeps."""
-    from hfoptim.registry import get_optimizer_info
+    from hfoptim.registry.lookup import get_optimizer_info
 
     try:
         found = get_optimizer_info(name)
@@ -197,7 +197,7 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
 
 def _in_a_trainer(found: OptimInfo) -> str:
     """What to write in TrainingArguments, and what not."""
-    from hfoptim.transformers_names import optimizer_names
+    from hfoptim.registry.transformers_names import optimizer_names
 
     theirs = [f"optim={name!r}" for name in (found.name, *found.aliases) if name in optimizer_names()]
     name = f"hfoptim_{found.name}" if found.name in optimizer_names() else found.name
@@ -217,7 +217,7 @@ def _state(name: str) -> list[str]:
     """What a step leaves in the state of a matrix and of a vector: names, shapes, bytes per entry."""
     import torch
 
-    from hfoptim.registry import get_optimizer_class
+    from hfoptim.registry.lookup import get_optimizer_class
 
     named = [("weight", torch.nn.Parameter(torch.ones(256, 128))), ("bias", torch.nn.Parameter(torch.ones(256)))]
     for _, param in named:
@@ -250,7 +250,7 @@ def list_schedules(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     import schedules
-    from hfoptim.transformers_names import schedule_names
+    from hfoptim.registry.transformers_names import schedule_names
 
     grid = Table()
     grid.add_column("name", no_wrap=True)

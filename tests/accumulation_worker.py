@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import profile
 
-from hfoptim.accumulation import GradientAccumulator
+from hfoptim.training.accumulator import GradientAccumulator
 
 # Lengths of the sequences of each micro-batch: WINDOWS[window][rank][micro-batch][sequence]. Token counts differ
 # between ranks; one micro-batch has no token; in the last window one process has no micro-batch at all.

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
 import hfoptim
-from hfoptim.measurement import MEASURED, StepMeasurement
+from hfoptim.training.step_metrics import MEASURED, StepMeasurement
 
 Numbers = list[dict[str, float]]
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfoptim.accumulation import GradientAccumulator
+from hfoptim.training.accumulator import GradientAccumulator
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:

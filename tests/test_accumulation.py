@@ -12,8 +12,8 @@ from ragged import make_model, ragged_batch, state_of, token_loss, tokens_in
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfoptim.accumulation import GradientAccumulator
-from hfoptim.gradient_sums import GradientSums
+from hfoptim.training.accumulator import GradientAccumulator
+from hfoptim.training.gradient_sums import GradientSums
 
 
 def grads_of(model: nn.Module) -> list[Tensor | None]:

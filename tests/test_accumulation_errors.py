@@ -7,7 +7,7 @@ import torch
 from ragged import make_model, ragged_batch, state_of, token_loss
 from torch import nn
 
-from hfoptim.accumulation import GradientAccumulator
+from hfoptim.training.accumulator import GradientAccumulator
 
 BAD_CALLS = {
     "shape": ([torch.ones(3), torch.ones(2)], ValueError, "Gradient 0 has shape \\(3,\\), expected \\(2,\\)"),

@@ -135,7 +135,7 @@ def test_the_other_runners_step_alike(options):
     mine, other = (parameters(("large", "matrix", "vector")) for _ in range(2))
     start = values(mine)
     if options.get("fused"):
-        from hfoptim.engine.runners import compiled
+        from hfoptim.engine.backends import compiled
 
         if compiled.missing("cpu"):
             pytest.skip(compiled.missing("cpu"))
@@ -155,11 +155,11 @@ def test_the_other_runners_step_alike(options):
 
 
 def test_the_runner_is_chosen_by_the_whole_model(monkeypatch):
-    from hfoptim.engine import runners
+    from hfoptim.engine import backends
 
     seen = []
-    choose = runners.choose
-    monkeypatch.setattr(runners, "choose", lambda g, device, numel: seen.append(numel) or choose(g, device, numel))
+    choose = backends.choose
+    monkeypatch.setattr(backends, "choose", lambda g, device, numel: seen.append(numel) or choose(g, device, numel))
     model, optimizer = released()
     model(torch.randint(7, (2, 3))).sum().backward()
     assert seen == [sum(p.numel() for group in optimizer.param_groups for p in group["params"])] * 2  # one per group

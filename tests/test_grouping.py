@@ -29,9 +29,9 @@ from transformers import (
 
 import hfoptim
 from hfoptim import CombinedOptimizer, create_optimizer_v2, param_groups_options
-from hfoptim.grouping import OPTIONS, Grouping
-from hfoptim.param_groups import head_names, layer_depths
-from hfoptim.registry import group_defaults, option_names
+from hfoptim.param_groups.options import OPTIONS, Grouping
+from hfoptim.param_groups.selection import head_names, layer_depths
+from hfoptim.registry.lookup import group_defaults, option_names
 
 
 def gpt2(tied=True):

@@ -21,62 +21,31 @@ HEAVY = ("transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "
 MAY_IMPORT = {
     "schedules": {"schedules"},
     "hfoptim.engine": {"hfoptim.engine"},
+    "hfoptim.param_groups": {"hfoptim.engine.checks", "hfoptim.engine.parameter_names", "hfoptim.param_groups"},
     "hfoptim.optimizers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.param_groups"},
     # SAM takes the name of an optimizer, and asks the registry when it is made, not before.
     "hfoptim.wrappers.sam": {"hfoptim.engine", "hfoptim.wrappers", "hfoptim.registry"},
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
-    "hfoptim.group_matcher": set(),
-    "hfoptim.layers": {"hfoptim.engine.names", "hfoptim.group_matcher"},
-    "hfoptim.param_groups": {
-        "hfoptim.engine.checks",
-        "hfoptim.engine.names",
-        "hfoptim.group_matcher",
-        "hfoptim.layers",
-    },
-    "hfoptim.timm": {
-        "hfoptim.engine.checks",
-        "hfoptim.engine.names",
-        "hfoptim.group_matcher",
-        "hfoptim.param_groups",
-    },
-    "hfoptim.grouping": {
-        "hfoptim.engine.checks",
-        "hfoptim.engine.names",
-        "hfoptim.group_matcher",
-        "hfoptim.param_groups",
-    },
-    "hfoptim.measurement": {"hfoptim.engine"},
-    "hfoptim.accumulation": {"hfoptim.engine", "hfoptim.gradient_sums"},
-    "hfoptim.gradient_sums": {"hfoptim.engine"},
-    "hfoptim.catalogue": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
-    "hfoptim.registry": {"hfoptim.catalogue", "hfoptim.engine", "hfoptim.wrappers"},
-    "hfoptim.assembly": {
+    "hfoptim.training": {"hfoptim.engine", "hfoptim.training"},
+    "hfoptim.registry": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.registry", "hfoptim.wrappers"},
+    "hfoptim.factory": {
         "hfoptim.engine",
-        "hfoptim.grouping",
-        "hfoptim.param_groups",
-        "hfoptim.registry",
-        "hfoptim.wrappers",
-    },
-    "hfoptim.create": {
-        "hfoptim.assembly",
-        "hfoptim.engine.checks",
-        "hfoptim.group_matcher",
+        "hfoptim.factory",
         "hfoptim.optimizers",
         "hfoptim.param_groups",
         "hfoptim.registry",
+        "hfoptim.wrappers",
         "schedules",
     },
     "hfoptim.trainer": {
-        "hfoptim.trainer",
-        "hfoptim.assembly",
-        "hfoptim.catalogue",
-        "hfoptim.registry",
-        "hfoptim.optimizers",
-        "hfoptim.wrappers",
-        "hfoptim.grouping",
-        "hfoptim.measurement",
-        "hfoptim.param_groups",
         "hfoptim.engine",
+        "hfoptim.factory",
+        "hfoptim.optimizers",
+        "hfoptim.param_groups",
+        "hfoptim.registry",
+        "hfoptim.trainer",
+        "hfoptim.training",
+        "hfoptim.wrappers",
         "schedules",
     },
     "hfoptim.compare": {"hfoptim", "schedules"},
@@ -90,11 +59,7 @@ OUTSIDE = {
     "schedules": {"torch", "typing_extensions"},
     "hfoptim.engine": {"torch", "typing_extensions"},
     "hfoptim.optimizers": {"torch", "typing_extensions"},
-    "hfoptim.group_matcher": {"torch"},
-    "hfoptim.layers": {"torch"},
     "hfoptim.param_groups": {"torch"},
-    "hfoptim.timm": {"torch"},
-    "hfoptim.grouping": {"torch"},
     "hfoptim.registry": {"torch", "typing_extensions"},
 }
 
@@ -154,7 +119,7 @@ def test_the_walk_sees_modules_and_imports():
     assert {"hfoptim", "schedules", "hfoptim.engine.optimizer", "hfoptim.registry", "hfoptim.optimizers.lion"} <= set(
         MODULES
     )
-    assert "hfoptim.engine.runners.compiled" in imported("hfoptim.engine.runners", MODULES["hfoptim.engine.runners"])
+    assert "hfoptim.engine.backends.compiled" in imported("hfoptim.engine.backends", MODULES["hfoptim.engine.backends"])
     assert "hfoptim.optimizers.adam" in imported("hfoptim.optimizers.lion", MODULES["hfoptim.optimizers.lion"])
     assert "schedules.curves" in imported("schedules.learning_rate", MODULES["schedules.learning_rate"])
     assert "torch" in imported("hfoptim.engine.rule", MODULES["hfoptim.engine.rule"])

@@ -44,9 +44,9 @@ from transformers import (
 )
 
 from hfoptim import create_optimizer_v2, layer_decay_groups, param_groups_options
-from hfoptim.group_matcher import matched_layers
-from hfoptim.layers import layer_places
-from hfoptim.param_groups import head_names, layer_depths, layer_scales
+from hfoptim.param_groups.group_matcher import matched_layers
+from hfoptim.param_groups.layers import layer_places
+from hfoptim.param_groups.selection import head_names, layer_depths, layer_scales
 
 TEXT = {
     **{"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8},

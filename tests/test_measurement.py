@@ -11,10 +11,10 @@ from torch import nn
 
 import hfoptim
 from hfoptim.engine import ELEMENT, MATRIX, rule
-from hfoptim.engine.kernels import native
+from hfoptim.engine.backends import eager_tiled
+from hfoptim.engine.codegen import native
 from hfoptim.engine.report import Report
-from hfoptim.engine.runners import passes
-from hfoptim.measurement import (
+from hfoptim.training.step_metrics import (
     MEASURED,
     StepMeasurement,
     check_quantities,
@@ -180,7 +180,7 @@ def test_a_measured_step_is_the_step(cls, options):
     assert ours.report is None
     assert not ours._optimizer_step_pre_hooks
     assert not ours._optimizer_step_post_hooks
-    assert ours._seats is not None  # the steps after it are found again
+    assert ours._cached_slots is not None  # the steps after it are found again
 
 
 def test_one_step_is_measured_and_its_copies_go():
@@ -260,8 +260,8 @@ RUNNERS = {
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_trust_ratios_of_lamb(runner, clip, monkeypatch):
     if runner == "pieces":
-        monkeypatch.setattr(passes, "LARGE", 8)
-        monkeypatch.setattr(passes, "PIECE", 3)
+        monkeypatch.setattr(eager_tiled, "LARGE", 8)
+        monkeypatch.setattr(eager_tiled, "PIECE", 3)
     params, plain = parameters(torch.float64), parameters(torch.float64, seed=1)
     params[0].data.mul_(3.0)  # for a ratio above 1
     groups = [{"params": params}, {"params": plain, "weight_decay": 0.0}]  # without decay there is no ratio
@@ -282,8 +282,8 @@ def test_trust_ratios_of_lamb(runner, clip, monkeypatch):
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_trust_ratios_of_lars(runner, monkeypatch):
     if runner == "pieces":
-        monkeypatch.setattr(passes, "LARGE", 8)
-        monkeypatch.setattr(passes, "PIECE", 3)
+        monkeypatch.setattr(eager_tiled, "LARGE", 8)
+        monkeypatch.setattr(eager_tiled, "PIECE", 3)
     params = parameters(torch.float64)
     options = {"weight_decay": 0.1, "trust_coeff": 0.02, "eps": 1e-8, "momentum": 0.9}
     for clip in (False, True):

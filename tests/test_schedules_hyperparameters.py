@@ -14,8 +14,8 @@ from torch import nn
 import hfoptim
 import schedules
 from hfoptim import prepare_for_gradient_release
-from hfoptim.engine.kernels import native
-from hfoptim.engine.runners import compiled
+from hfoptim.engine.backends import compiled
+from hfoptim.engine.codegen import native
 from schedules import absolute, cosine, linear, schedule_hyperparameter
 
 CURVE = linear(10).floor(0.2)

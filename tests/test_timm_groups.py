@@ -20,8 +20,8 @@ from test_grouping import Vit, bert, gpt2
 from torch import nn
 
 import hfoptim
-import hfoptim.timm
-from hfoptim.param_groups import decayed_names
+import hfoptim.param_groups.timm
+from hfoptim.param_groups.selection import decayed_names
 
 
 class Timms(Vit):
@@ -294,13 +294,13 @@ def test_what_timm_does_not_look_at():
 
 
 def test_layers_that_timm_does_not_know_are_said(caplog):
-    with caplog.at_level(logging.WARNING, logger="hfoptim.timm"):
+    with caplog.at_level(logging.WARNING, logger="hfoptim.param_groups.timm"):
         groups = hfoptim.param_groups_layer_decay(bert())
     assert {group["lr_scale"] for group in groups} == {1.0}
     assert "layer_decay has no effect: BertForSequenceClassification has no group_matcher" in caplog.text
     assert "hfoptim.layer_decay_groups" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="hfoptim.timm"):
+    with caplog.at_level(logging.INFO, logger="hfoptim.param_groups.timm"):
         hfoptim.param_groups_layer_decay(Timms(), verbose=True)
     assert '"layer_0_no_decay"' in caplog.text
     assert '"blocks.2.mlp.weight"' in caplog.text

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import hfoptim
 from hfoptim import create_optimizer_v2, decay_groups, param_groups_muon, param_groups_options
-from hfoptim.engine.names import aligned, bare, bare_names, bare_names_of, matched, searched, unwrapped
-from hfoptim.param_groups import decayed_names, head_names, layer_scales
+from hfoptim.engine.parameter_names import aligned, bare, bare_names, bare_names_of, matched, searched, unwrapped
+from hfoptim.param_groups.selection import decayed_names, head_names, layer_scales
 
 
 class Block(nn.Module):

@@ -183,7 +183,7 @@ def parse_optimizers(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         CompareError: A name is unknown (the closest ones are listed), there is none, or the Trainer cannot use it.
     """
-    from hfoptim.registry import get_optimizer_info
+    from hfoptim.registry.lookup import get_optimizer_info
 
     found: dict[str, None] = {}
     for part in ",".join(names).split(","):
@@ -233,7 +233,7 @@ def default_grid(name: str) -> tuple[float, ...]:
     """
     if name in DEFAULT_GRIDS:
         return DEFAULT_GRIDS[name]
-    from hfoptim.registry import get_optimizer_class
+    from hfoptim.registry.lookup import get_optimizer_class
 
     rate = default_lr(get_optimizer_class(name))
     if rate is None:

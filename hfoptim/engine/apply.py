@@ -73,7 +73,7 @@ class Plan:
             "kahan": kahan,
             "plain": (kahan or rounding is Rounding.NEAREST) and all(how is storage.FULL for how in kept),
             "ordered": rounding is Rounding.STOCHASTIC or any(how.bits or how.stochastic for how in kept),
-            "keys": (*keys, rounding.keeps) if rounding.keeps else tuple(keys),
+            "keys": (*keys, rounding.residual) if rounding.residual else tuple(keys),
         }.items():
             object.__setattr__(self, name, value)
 
@@ -103,7 +103,7 @@ def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     if decay is Decay.NONE:
         return {}
     weight_decay = float(group["weight_decay"])
-    if decay in (Decay.COUPLED, Decay.INSIDE) or plan.rule.scaled:
+    if decay in (Decay.COUPLED, Decay.INSIDE) or plan.rule.returns_step_size:
         return {"weight_decay": weight_decay}
     lr = float(group["lr"])
     if decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER):
@@ -150,7 +150,7 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
     weight, grad = entering(plan, h, grad, param)
     state = [s.to(plan.dtype) for s in state]
     update, *new_state = plan.rule.fn(grad, weight, *state, h)
-    if plan.rule.scaled:
+    if plan.rule.returns_step_size:
         size, *new_state = new_state
     # A state that moves on to another's place must not be overwritten before it is read.
     new_state = [new.clone() if any(new is old for old in state) else new for new in new_state]
@@ -158,8 +158,8 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
         # Cautious Optimizers, arXiv 2411.16085: drop what points against the gradient, keep the mean step size.
         mask = ((update * grad) > 0).to(plan.dtype)
         update = update * (mask / mask.mean().clamp(min=1e-3))
-    new = weight - update if plan.rule.scaled else add_scaled(weight, update, -h.lr)
+    new = weight - update if plan.rule.returns_step_size else add_scaled(weight, update, -h.lr)
     if plan.decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED):
         decayed = new if plan.decay is Decay.DECOUPLED_AFTER else weight
-        new = add_scaled(new, decayed, -(size * h.weight_decay) if plan.rule.scaled else -h.decay)
+        new = add_scaled(new, decayed, -(size * h.weight_decay) if plan.rule.returns_step_size else -h.decay)
     return (new, *new_state)

@@ -11,17 +11,18 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, checks, peers, runners, sharding, steady, storage
+from hfoptim.engine import backends, bucket_cache, checks, peer_options, storage
 from hfoptim.engine.ambient import leave_undisturbed, undisturbed
 from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, placed, row_of, totals_of
+from hfoptim.engine.checkpoints import loading
+from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.rule import Rule
-from hfoptim.engine.runners import sharded
-from hfoptim.engine.work import Work, add_sums, ensure_state, placed, row_of, totals_of
 
 if TYPE_CHECKING:
     from hfoptim.engine.report import Report
-    from hfoptim.engine.runners.release import Release
+    from hfoptim.training.gradient_release import Release
 
 DOUBLE_PRECISION = (torch.float64, torch.complex128)
 
@@ -48,7 +49,7 @@ class Place(NamedTuple):
 class Survey(NamedTuple):
     """What the step of one parameter takes from all of them: the runner of each group and device, and the places."""
 
-    runners: dict[tuple[int, str], runners.Runner]
+    backends: dict[tuple[int, str], backends.Runner]
     places: dict[Tensor, Place]
 
 
@@ -120,15 +121,15 @@ class RuleOptimizer(Optimizer):
     # How many coefficients `betas` has.
     beta_count: ClassVar[int] = 2
     # Entries of a group that change from step to step and that no choice of a rule depends on.
-    moving: ClassVar[frozenset[str]] = frozenset({"lr"})
+    per_step_options: ClassVar[frozenset[str]] = frozenset({"lr"})
     # The buckets of the last step; neither saved nor copied.
-    _seats: list[steady.Seat] | None = None
-    _work: list[Work]
+    _cached_slots: list[bucket_cache.CachedSlot] | None = None
+    _bucket_steps: list[BucketStep]
     _options: list[list[Any]]
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
     absent_from_peers: ClassVar[frozenset[str]] = frozenset()
     # State, of a parameter's shape, that is there at times only.
-    occasional_state: ClassVar[frozenset[str]] = storage.RESTS
+    occasional_state: ClassVar[frozenset[str]] = storage.RESIDUALS
     # Whether a schedule that lowers lr works against this class.
     wants_constant_lr: ClassVar[bool] = False
     # Whether lr must be the same in all groups, or 0.
@@ -139,7 +140,7 @@ class RuleOptimizer(Optimizer):
     report: Report | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
-        given = peers.without_flags(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
+        given = peer_options.without_flags(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
         self.defaults = {**defaults, **ENGINE_DEFAULTS, **given}
         self.check_group(self.defaults)
         super().__init__(params, self.defaults)
@@ -173,10 +174,10 @@ class RuleOptimizer(Optimizer):
             checks.flag(name, group[name])
         for name in ("foreach", "fused", "kahan_sum"):
             checks.flag(name, group[name], optional=True)
-        for name in peers.FLAGS:
+        for name in peer_options.FLAGS:
             # torch puts `differentiable` into the defaults of whatever it unpickles.
             if name in group and (name not in self.defaults or name == "differentiable"):
-                checks.unavailable(name, group[name], peers.FLAGS[name])
+                checks.unavailable(name, group[name], peer_options.FLAGS[name])
         _check_precision(group)
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach=True and fused=True exclude each other; give one of them")
@@ -219,7 +220,7 @@ class RuleOptimizer(Optimizer):
 
         Hyper-parameters are Python's own numbers and tuples, also where somebody wrote others into the groups.
         """
-        return checkpoint.portable(super().state_dict())
+        return loading.portable(super().state_dict())
 
     @leave_undisturbed
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -231,7 +232,7 @@ class RuleOptimizer(Optimizer):
         Raises:
             ValueError: it is another optimizer's, or its groups, parameters or shapes are not these; nothing changed.
         """
-        checkpoint.load(unmasked(self), state_dict)
+        loading.load(unmasked(self), state_dict)
 
     def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
         """Whether a hyper-parameter of a peer's checkpoint that this class has not changes nothing at that value.
@@ -279,7 +280,7 @@ class RuleOptimizer(Optimizer):
                 self._step(entries)
         return loss
 
-    def before_buckets(self, totals: dict[str, Any]) -> None:
+    def on_step_start(self, totals: dict[str, Any]) -> None:
         """Called once per step, before any parameter moves; overridden where groups carry numbers from step to step.
 
         Args:
@@ -291,52 +292,54 @@ class RuleOptimizer(Optimizer):
     def _step(self, entries: list[_Entry]) -> None:
         """Step the parameters given."""
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
-        seats, self._seats = self._seats, None
-        work = self._again(seats, entries) if seats else None
+        slots, self._cached_slots = self._cached_slots, None
+        work = self._reuse(slots, entries) if slots else None
         if work is None:
-            seats, work = None, self._collect(entries)
+            slots, work = None, self._collect(entries)
         totals = totals_of(work)
-        self.before_buckets(totals)
+        self.on_step_start(totals)
         self._run(work, totals)
-        self._seats = seats or self._seat(entries, work)
-        for seat in self._seats or ():
-            seat.version = seat.step._version
-            seat.bucket.rows[seat.place][1] = seat.step  # gradients are not kept alive; this one is never read
+        self._cached_slots = slots or self._keep(entries, work)
+        for slot in self._cached_slots or ():
+            slot.version = slot.step._version
+            slot.bucket.rows[slot.place][1] = slot.step  # gradients are not kept alive; this one is never read
 
-    def _again(self, seats: list[steady.Seat], entries: list[_Entry]) -> list[Work] | None:
+    def _reuse(self, slots: list[bucket_cache.CachedSlot], entries: list[_Entry]) -> list[BucketStep] | None:
         """The last step's buckets with the gradients of this one; None where they do not fit any more."""
-        if len(seats) != len(entries):
+        if len(slots) != len(entries):
             return None
-        if steady.options_of(self.param_groups, self.moving) != self._options:
+        if bucket_cache.options_of(self.param_groups, self.per_step_options) != self._options:
             return None
-        for seat, (index, param, grad) in zip(seats, entries, strict=True):
-            if not seat.holds(index, param, grad, self.state):
+        for slot, (index, param, grad) in zip(slots, entries, strict=True):
+            if not slot.holds(index, param, grad, self.state):
                 return None
-        for seat, entry in zip(seats, entries, strict=True):
-            seat.bucket.rows[seat.place][1] = entry[2]
-        for item in self._work:
+        for slot, entry in zip(slots, entries, strict=True):
+            slot.bucket.rows[slot.place][1] = entry[2]
+        for item in self._bucket_steps:
             item.advance()
-        return self._work
+        return self._bucket_steps
 
-    def _seat(self, entries: list[_Entry], work: list[Work]) -> list[steady.Seat] | None:
+    def _keep(self, entries: list[_Entry], work: list[BucketStep]) -> list[bucket_cache.CachedSlot] | None:
         """The buckets as they can be kept for the next step, if they are of plain, real tensors."""
-        if any(item.whole or sharding.is_dtensor(param) for item in work for param in item.params):
+        if any(item.whole or dtensor.is_dtensor(param) for item in work for param in item.params):
             return None
         found = {param: (item, place) for item in work for place, param in enumerate(item.params)}
-        seats = []
+        slots = []
         for index, param, grad in entries:
             if param.is_complex():
                 return None
             item, place = found[param]
             keys, step = item.bucket.plan.keys, item.steps[place]
-            seats.append(
-                steady.Seat(index, param, self.state[param], keys, item.bucket, place, step, step._version, grad.dtype)
+            slots.append(
+                bucket_cache.CachedSlot(
+                    index, param, self.state[param], keys, item.bucket, place, step, step._version, grad.dtype
+                )
             )
-        self._work = work
-        self._options = steady.options_of(self.param_groups, self.moving)
-        return seats
+        self._bucket_steps = work
+        self._options = bucket_cache.options_of(self.param_groups, self.per_step_options)
+        return slots
 
-    def _run(self, work: list[Work], totals: dict[str, Any]) -> None:
+    def _run(self, work: list[BucketStep], totals: dict[str, Any]) -> None:
         for item in work:
             item.bucket.scalars = self._scalars(item, totals)
             if self.report is not None:
@@ -376,11 +379,11 @@ class RuleOptimizer(Optimizer):
             return False
         if any(group["lr"] is None or float(group["lr"]) != 0.0 for group in self.param_groups):
             return False
-        sums: dict[sharding.Groups, dict[str, Tensor]] = {}
+        sums: dict[dtensor.Groups, dict[str, Tensor]] = {}
         for _, param, grad in entries:
-            size = sharding.local(sharding.aligned(grad.detach(), param)).abs().sum(dtype=torch.float64)
-            add_sums(sums.setdefault(sharding.groups_of(param), {}), {"grad": size})
-        return bool(sharding.sum_over_ranks(sums)["grad"] == 0.0)
+            size = dtensor.local(dtensor.aligned(grad.detach(), param)).abs().sum(dtype=torch.float64)
+            add_sums(sums.setdefault(dtensor.groups_of(param), {}), {"grad": size})
+        return bool(dtensor.sum_over_ranks(sums)["grad"] == 0.0)
 
     def _survey(self) -> Survey:
         numel: dict[str, int] = {}
@@ -390,13 +393,13 @@ class RuleOptimizer(Optimizer):
                 places[param] = Place(index, position, len(places))
                 numel[param.device.type] = numel.get(param.device.type, 0) + param.numel()
         choice = {
-            (index, device): runners.choose(group, device, total)
+            (index, device): backends.choose(group, device, total)
             for index, group in enumerate(self.param_groups)
             for device, total in numel.items()
         }
         return Survey(choice, places)
 
-    def _collect(self, entries: list[_Entry], survey: Survey | None = None) -> list[Work]:
+    def _collect(self, entries: list[_Entry], survey: Survey | None = None) -> list[BucketStep]:
         """Sort parameters into buckets, creating state where there is none."""
         survey = survey or self._survey()
         planned = []
@@ -407,28 +410,28 @@ class RuleOptimizer(Optimizer):
                     f"{name} was made in torch.inference_mode(), outside of which nothing can be written to it; make "
                     f"or load the model under torch.no_grad() instead"
                 )
-            run = survey.runners[index, param.device.type]
+            run = survey.backends[index, param.device.type]
             plan = self._plan(param, self.param_groups[index], run)
-            run = runners.for_scope(run, plan.scope)
+            run = backends.for_scope(run, plan.scope)
             planned.append((index, run, plan, param, grad, ensure_state(plan, param, self.state[param])))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
-        work: dict[tuple[Any, ...], Work] = {}
+        work: dict[tuple[Any, ...], BucketStep] = {}
         for (index, run, plan, param, grad, state), count in zip(planned, counts, strict=True):
             # State loaded from elsewhere may be kept in another dtype for some of the parameters.
             dtypes = tuple(state[name].dtype for name in plan.rule.state)
-            row = row_of(plan, param, sharding.aligned(grad, param), state)
-            whole = sharding.is_dtensor(param) and sharded.takes(plan, row)
-            layout = sharding.layout(param)
+            row = row_of(plan, param, dtensor.aligned(grad, param), state)
+            whole = dtensor.is_dtensor(param) and sharded.takes(plan, row)
+            layout = dtensor.layout(param)
             key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole)
             if key not in work:
-                groups = sharding.groups_of(param)
-                work[key] = Work(self.param_groups[index], int(count) + 1, run, Bucket(plan), groups, whole)
+                groups = dtensor.groups_of(param)
+                work[key] = BucketStep(self.param_groups[index], int(count) + 1, run, Bucket(plan), groups, whole)
             work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
 
-    def _plan(self, param: Tensor, group: dict[str, Any], run: runners.Runner) -> Plan:
+    def _plan(self, param: Tensor, group: dict[str, Any], run: backends.Runner) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
-        decays = runners.compiled.compiles(run) or group.get("weight_decay", 0.0) != 0.0
+        decays = backends.compiled.compiles(run) or group.get("weight_decay", 0.0) != 0.0
         rule = self.rule_for(param, group)
         return plan_of(
             rule,
@@ -440,7 +443,7 @@ class RuleOptimizer(Optimizer):
             storage.storages(rule, param, group),
         )
 
-    def _scalars(self, item: Work, totals: dict[str, Tensor]) -> dict[str, Any]:
+    def _scalars(self, item: BucketStep, totals: dict[str, Tensor]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
         scalars = decay_scalars(item.bucket.plan, item.group)
         scalars |= rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)

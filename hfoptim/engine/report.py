@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine.apply import Plan
+from hfoptim.engine.backends import eager_tiled
 from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine.bucket_step import BucketStep
+from hfoptim.engine.distributed import sharded
 from hfoptim.engine.rule import Probe
-from hfoptim.engine.runners import passes, sharded
-from hfoptim.engine.work import Work
 
 
 class Report:
@@ -30,7 +31,7 @@ class Report:
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
 
-    def take(self, item: Work) -> None:
+    def take(self, item: BucketStep) -> None:
         """Note the numbers of a bucket that is about to be stepped."""
         bucket = item.bucket
         if bucket.plan.rule.report is None:
@@ -53,7 +54,7 @@ def _plain(asked: Bucket) -> Iterator[dict[str, list[Tensor]]]:
     assert report is not None
     with asked.occupied().shaped() as bucket:
         for index, row in enumerate(bucket.rows):
-            found = passes.probed(bucket, row)
+            found = eager_tiled.probed(bucket, row)
             if found is None:
                 (found,) = each_row(bucket.chosen([index]), report)
             yield {name: [number] for name, number in found.items()}

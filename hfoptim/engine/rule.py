@@ -144,7 +144,7 @@ class Rule:
     state: Mapping[str, State] = field(default_factory=dict)
     per_step: PerStep = _nothing
     probe: Probe | None = None
-    scaled: bool = False
+    returns_step_size: bool = False
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None
     report: Callable[..., dict[str, Any]] | None = None
 
@@ -171,7 +171,7 @@ def rule(
     *,
     per_step: PerStep = _nothing,
     probe: Probe | None = None,
-    scaled: bool = False,
+    returns_step_size: bool = False,
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
     report: Callable[..., dict[str, Any]] | None = None,
     **state: State,
@@ -179,7 +179,7 @@ def rule(
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        return Rule(fn, scope, state, per_step, probe, scaled, shape, report)
+        return Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report)
 
     return decorate
 

@@ -111,7 +111,7 @@ def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_mom
     fn.__name__ = "adafactor_vector" if factored is None else "adafactor_matrix"
     first = {"exp_avg": zeros} if first_moment else {}
     parameter = {"RMS": scalar} if scale_parameter else {}
-    return Rule(fn, TENSOR, {**second, **first, **parameter}, _per_step, scaled=True)
+    return Rule(fn, TENSOR, {**second, **first, **parameter}, _per_step, returns_step_size=True)
 
 
 class Adafactor(RuleOptimizer):

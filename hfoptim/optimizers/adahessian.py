@@ -22,7 +22,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag, integer, number
-from hfoptim.engine.sharding import is_dtensor
+from hfoptim.engine.distributed.dtensor import is_dtensor
 from hfoptim.optimizers.adam import moment_rates
 
 SEED = 2147483647

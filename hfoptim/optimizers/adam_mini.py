@@ -27,7 +27,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag, group_dict, integer
-from hfoptim.engine.names import bare, bare_names
+from hfoptim.engine.parameter_names import bare, bare_names
 from hfoptim.optimizers.adam import corrected, moments_step
 
 logger = logging.getLogger(__name__)

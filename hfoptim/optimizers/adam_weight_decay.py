@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
 from hfoptim.engine.checks import flag, group_dict, integer, number, strings
 from hfoptim.engine.checks import learning_rate as check_lr
-from hfoptim.engine.names import bare_names, searched
+from hfoptim.engine.parameter_names import bare_names, searched
 from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -101,7 +101,7 @@ class AdamWeightDecay(RuleOptimizer):
         transformers 4.34, `optimization_tf.AdamWeightDecay`; Keras `Adam`; Loshchilov and Hutter, arXiv 1711.05101.
     """
 
-    moving = frozenset({"lr", "iterations"})
+    per_step_options = frozenset({"lr", "iterations"})
     absent_from_peers = frozenset(_CLIPS) | {"amsgrad", "iterations"}
 
     def __init__(
@@ -191,7 +191,7 @@ class AdamWeightDecay(RuleOptimizer):
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adam_weight_decay(next((name for name in _CLIPS if group[name] is not None), None), group["amsgrad"])
 
-    def before_buckets(self, totals: Mapping[str, Tensor]) -> None:
+    def on_step_start(self, totals: Mapping[str, Tensor]) -> None:
         if callable(self.learning_rate):
             for group in self.param_groups:
                 rate = number("learning_rate's value", self.learning_rate(group["iterations"]))

@@ -16,9 +16,9 @@ from typing_extensions import Unpack
 from hfoptim.engine import ELEMENT, MATRIX, EngineOptions, Rule, RuleOptimizer, bias_correction, ema, nonnegative, zeros
 from hfoptim.engine.ambient import float32_products_are_exact
 from hfoptim.engine.checks import closest, entries, flag, integer, number
-from hfoptim.engine.names import bare
+from hfoptim.engine.parameter_names import bare
 from hfoptim.optimizers.adam import corrected, moments, moments_step
-from hfoptim.param_groups import is_hidden_matrix
+from hfoptim.param_groups.selection import is_hidden_matrix
 
 Triple = tuple[float, float, float]
 

@@ -28,7 +28,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag, group_dict, integer, number, plain, warn
-from hfoptim.engine.sharding import is_dtensor
+from hfoptim.engine.distributed.dtensor import is_dtensor
 from hfoptim.optimizers.adam import moment_rates
 
 # The estimate is one for all groups: these options are, too, and these numbers are kept in every group.
@@ -172,7 +172,7 @@ class Prodigy(RuleOptimizer):
         konstmish/prodigy (prodigyopt 1.1).
     """
 
-    moving = frozenset({"lr", "d", "d_max", "d_hat", "d_numerator", "d_denom", "k"})
+    per_step_options = frozenset({"lr", "d", "d_max", "d_hat", "d_numerator", "d_denom", "k"})
     absent_from_peers = frozenset({"d_hat", "d_denom"})
     one_lr = True
 
@@ -294,7 +294,7 @@ class Prodigy(RuleOptimizer):
             for group in self.param_groups
         )
 
-    def before_buckets(self, totals: dict[str, Any]) -> None:
+    def on_step_start(self, totals: dict[str, Any]) -> None:
         first, sharded = self.param_groups[0], self._is_sharded()
         if totals:
             sums = torch.stack([totals["numerator"], totals["denominator"]])

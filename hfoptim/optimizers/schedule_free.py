@@ -25,8 +25,8 @@ from hfoptim.engine import (
 )
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import flag, integer
-from hfoptim.engine.sharding import local
-from hfoptim.engine.storage.bits import join_float32
+from hfoptim.engine.distributed.dtensor import local
+from hfoptim.engine.storage.rounding import join_float32
 
 
 def _weight(group: Mapping[str, Any]) -> float:
@@ -51,7 +51,7 @@ def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-@rule(ELEMENT, per_step=_per_step, scaled=True, z=clone, exp_avg_sq=nonnegative)
+@rule(ELEMENT, per_step=_per_step, returns_step_size=True, z=clone, exp_avg_sq=nonnegative)
 def schedule_free(grad: Any, param: Any, z: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any, Any]:
     """z takes Adam's step without momentum; the parameter is pulled towards z as the average moves."""
     exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
@@ -104,7 +104,7 @@ class AdamWScheduleFree(RuleOptimizer):
         Defazio et al., The Road Less Scheduled, arXiv 2405.15682; facebookresearch/schedule_free (schedulefree 1.4).
     """
 
-    moving = frozenset({"lr", "k", "weight_sum", "lr_max", "scheduled_lr"})
+    per_step_options = frozenset({"lr", "k", "weight_sum", "lr_max", "scheduled_lr"})
     rule = schedule_free
     decay = Decay.INSIDE
     numbers = ("eps", "weight_decay", "r", "weight_lr_power")
@@ -170,7 +170,7 @@ class AdamWScheduleFree(RuleOptimizer):
                 "optimizer.train() before the forward pass"
             )
 
-    def before_buckets(self, totals: dict[str, Any]) -> None:
+    def on_step_start(self, totals: dict[str, Any]) -> None:
         self._refuse_evaluation_mode()  # gradient release steps before `step`
         for group in self.param_groups:
             group["k"] += 1

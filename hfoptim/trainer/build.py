@@ -22,14 +22,15 @@ from typing import Any
 import torch
 
 import schedules
-from hfoptim import assembly, registry
+from hfoptim import registry
 from hfoptim.engine import unwrap
-from hfoptim.engine.runners.release import releasable
-from hfoptim.grouping import OPTIONS as GROUPING_OPTIONS
-from hfoptim.grouping import Grouping
+from hfoptim.factory import grouped
 from hfoptim.optimizers import Adafactor, AdafactorSchedule
+from hfoptim.param_groups.options import OPTIONS as GROUPING_OPTIONS
+from hfoptim.param_groups.options import Grouping
 from hfoptim.trainer import defaults
 from hfoptim.trainer.options import fit, parse_options
+from hfoptim.training.gradient_release import releasable
 from hfoptim.wrappers import CombinedOptimizer
 from schedules.checking import with_some_steps
 from schedules.checks import did_you_mean
@@ -80,7 +81,7 @@ class Choice:
                 f"choose another optimizer here"
             )
         registry.check_options(name, options, also=GROUPING_OPTIONS)
-        grouping, options = assembly.take_grouping(name, options, fit)
+        grouping, options = grouped.take_grouping(name, options, fit)
         for other in grouping.others:
             cls.make(other, {})
         own = own_defaults(name)
@@ -116,7 +117,7 @@ class Choice:
             changed["lr"] = 1e-3  # they may
         kwargs = registry.resolve_options(self.name, {**changed, **self.options})
         try:
-            made = registry.trial(registry.get_optimizer_info(self.name).opt_class, kwargs)
+            made = registry.dummy(registry.get_optimizer_info(self.name).opt_class, kwargs)
         except (TypeError, ValueError) as error:
             if args is None:
                 raise
@@ -125,7 +126,7 @@ class Choice:
             releasable(made)
         others = {other: Choice.make(other, {}).resolve(args) for other in self.grouping.others}
         if self.grouping:
-            assembly.check_grouping(self.grouping, chosen_kwargs(self.name, kwargs, others))
+            grouped.check_grouping(self.grouping, chosen_kwargs(self.name, kwargs, others))
         if args is not None:
             self._refuse_mixed_rates(kwargs.get("lr", own["lr"]), others)
         lr_given = "lr" in changed or "lr" in self.options or self.options.get("relative_step", False)
@@ -213,7 +214,7 @@ def own_defaults(name: str) -> Mapping[str, Any]:
     """
     info = registry.get_optimizer_info(name)
     signature = inspect.signature(info.opt_class).parameters
-    made = registry.trial(info.opt_class, registry.resolve_options(name, {})).defaults
+    made = registry.dummy(info.opt_class, registry.resolve_options(name, {})).defaults
     return {
         option: made.get(option, getattr(signature.get(option), "default", None))
         for option in registry.option_names(name)

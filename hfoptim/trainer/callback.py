@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 
 import schedules
 from hfoptim.engine import unwrap
-from hfoptim.measurement import check_quantities
 from hfoptim.trainer import build, checkpoints, making, methods, private, release
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 from hfoptim.trainer.names import our_schedule
 from hfoptim.trainer.options import parse_options
+from hfoptim.training.step_metrics import check_quantities
 
 
 class OptimizerCallback(TrainerCallback):
@@ -43,7 +43,7 @@ class OptimizerCallback(TrainerCallback):
         log (None): what of the optimizer goes into the Trainer's log: True for all, or names of quantities, see
             `OptimizerMonitor`. None: nothing.
         **options: the optimizer's own options, such as `betas`, `momentum`, `foreach`; and those by which parameters
-            differ: `layer_decay`, `head_lr`, `param_options`, see `hfoptim.grouping.Grouping`.
+            differ: `layer_decay`, `head_lr`, `param_options`, see `hfoptim.param_groups.options.Grouping`.
 
     Raises:
         ValueError: an unknown optimizer, schedule, hyper-parameter, option or quantity, a value out of range, or

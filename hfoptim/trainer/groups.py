@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.optimizers import AdamMini
-from hfoptim.param_groups import ParamGroups, split_hidden_matrices
+from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from hfoptim import assembly, registry
+from hfoptim import registry
+from hfoptim.factory import grouped
 from hfoptim.optimizers import AdamMini
-from hfoptim.param_groups import ParamGroups, split_hidden_matrices
+from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
 from hfoptim.trainer import private
 from hfoptim.trainer.build import Resolved, chosen_kwargs, own_defaults
 from hfoptim.trainer.groups import Places, made_by
@@ -83,7 +84,7 @@ def _completing(
 
 
 def _decays_by_patterns(resolved: Resolved) -> bool:
-    return any(resolved.kwargs.get(option) for option in assembly.DECAY_PATTERNS)
+    return any(resolved.kwargs.get(option) for option in grouped.DECAY_PATTERNS)
 
 
 def _grouped(
@@ -96,7 +97,7 @@ def _grouped(
     decayed = set(names if _decays_by_patterns(resolved) else private.decay_parameter_names(named, trainer))
     main = resolved.choice.name
     chosen = chosen_kwargs(main, resolved.all_kwargs, resolved.others)
-    divided = assembly.group_params(named, decayed, resolved.choice.grouping, chosen)
+    divided = grouped.group_params(named, decayed, resolved.choice.grouping, chosen)
     places = Places(named, decayed, owner=trainer)
     if len(divided) == 1:
         cls: Any = registry.get_optimizer_info(main).opt_class
@@ -110,7 +111,7 @@ def _grouped(
             owned: dict[str, ParamGroups] = {name: [] for name in divided}
             for group in groups:
                 owned[group.pop("optimizer", main)].append(group)
-            cls, params, own = assembly.make_grouped({name: own for name, own in owned.items() if own}, chosen)
+            cls, params, own = grouped.make_grouped({name: own for name, own in owned.items() if own}, chosen)
             return cls(params, **own, **given)
 
         made = _completing(resolved, places, args, CombinedOptimizer, make)

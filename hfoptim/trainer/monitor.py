@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from hfoptim.engine.sharding import is_dtensor
-from hfoptim.measurement import (
+from hfoptim.engine.distributed.dtensor import is_dtensor
+from hfoptim.trainer import private
+from hfoptim.training.step_metrics import (
     MEASURED,
     READ,
     StepMeasurement,
@@ -21,7 +22,6 @@ from hfoptim.measurement import (
     noted_rates,
     read_groups,
 )
-from hfoptim.trainer import private
 
 logger = logging.getLogger(__name__)
 

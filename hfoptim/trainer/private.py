@@ -24,7 +24,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hfoptim.engine.names import bare_names_of
+from hfoptim.engine.parameter_names import bare_names_of
 
 __all__ = [
     "SAVING",

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hfoptim.engine import RuleOptimizer, unwrap
-from hfoptim.engine.runners.release import is_released, prepare_for_gradient_release, remove_gradient_release
 from hfoptim.trainer import private
+from hfoptim.training.gradient_release import is_released, prepare_for_gradient_release, remove_gradient_release
 
 
 class Releasing(TrainerCallback):

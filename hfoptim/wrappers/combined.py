@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import checkpoint, checks, unwrap_all
-from hfoptim.engine.correspondence import ordered_groups
+from hfoptim.engine import checks, unwrap_all
+from hfoptim.engine.checkpoints import loading
+from hfoptim.engine.checkpoints.correspondence import ordered_groups
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.wrapper import hooked_load, hooked_state_dict
 
@@ -177,7 +178,7 @@ class CombinedOptimizer(Optimizer):
             total += len(ours)
         for number, part in zip(numbers, parts, strict=True):
             state.update({number.get(key, key): value for key, value in part["state"].items()})
-        return checkpoint.portable({"state": dict(sorted(state.items(), key=_ordinal)), "param_groups": groups})
+        return loading.portable({"state": dict(sorted(state.items(), key=_ordinal)), "param_groups": groups})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict.

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import integer, number
-from hfoptim.engine.sharding import local
+from hfoptim.engine.distributed.dtensor import local
 from hfoptim.wrappers.wrapper import Wrapper
 
 SLOW, SLOW_MOMENTUM = "lookahead_slow_buff", "lookahead_slow_momentum"

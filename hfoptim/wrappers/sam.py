@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from hfoptim.engine import unmasked, unwrap
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import dense, flag, number
-from hfoptim.engine.sharding import Groups, aligned, groups_of, local, sum_over_ranks
+from hfoptim.engine.distributed.dtensor import Groups, aligned, groups_of, local, sum_over_ranks
 from hfoptim.wrappers.wrapper import Wrapper
 
 OLD = "old_p"

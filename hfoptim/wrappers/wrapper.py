@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from hfoptim.engine import checkpoint, checks, clone, sharding, unmasked, unwrap
+from hfoptim.engine import checks, clone, unmasked, unwrap
 from hfoptim.engine.ambient import lasting, leave_undisturbed
-from hfoptim.engine.correspondence import described, ordered_groups
+from hfoptim.engine.checkpoints import loading
+from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
+from hfoptim.engine.distributed import dtensor
 
 
 class Wrapper(Optimizer):
@@ -150,7 +152,7 @@ class Wrapper(Optimizer):
             kept = {name: tensors[param] for name, tensors in self.kept.items() if param in tensors}
             if kept:
                 state[key] = {**state.get(key, {}), **kept}
-        return checkpoint.portable({**state_dict, "state": state})
+        return loading.portable({**state_dict, "state": state})
 
     @leave_undisturbed
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -198,7 +200,7 @@ class Wrapper(Optimizer):
                 f"{tuple(param.shape)}"
             )
         value = lasting(value)
-        return sharding.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
+        return dtensor.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
 
 
 def hooked_state_dict(optimizer: Optimizer, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import torch
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import Decay, plan_of
+from hfoptim.engine.backends import compiled, loop
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.rule import TENSOR, Rule
-from hfoptim.engine.runners import compiled, loop
 from hfoptim.engine.storage import Rounding
 
 
@@ -51,7 +51,7 @@ def bucket_of(
                 continue
             noise = torch.randn(tensor.shape, generator=g, dtype=torch.float64)
             tensor.copy_(noise if place < 2 else noise.abs() + 0.1)
-        if rounding.keeps:
+        if rounding.residual:
             row.append(torch.zeros_like(param, dtype=rounding.remainder or dtype))
         bucket.rows.append(row)
         bucket.seeds.append(storage.row_seed(7, number))

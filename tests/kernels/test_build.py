@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfoptim.engine.kernels import build
+from hfoptim.engine.codegen import build
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 
@@ -40,7 +40,7 @@ print(build.folder(), out[0])
 """
 STEPS = """
 import torch, hfoptim
-from hfoptim.engine.kernels import native
+from hfoptim.engine.codegen import native
 torch.manual_seed(0)
 params = [torch.nn.Parameter(torch.randn(5, 7)), torch.nn.Parameter(torch.randn(3))]
 for cls in (hfoptim.AdamW, hfoptim.Lamb):

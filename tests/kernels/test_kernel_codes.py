@@ -11,11 +11,11 @@ from rows import bucket_of, by_kernel, by_loop, refuse
 
 import hfoptim
 from hfoptim.engine import storage
-from hfoptim.engine.kernels import build, native
+from hfoptim.engine.backends import compiled
+from hfoptim.engine.codegen import build, native
 from hfoptim.engine.rule import ELEMENT, TENSOR, nonnegative, zeros
-from hfoptim.engine.runners import compiled
 from hfoptim.engine.storage import Format, Rounding, Storage
-from hfoptim.engine.storage.blocks import unpack
+from hfoptim.engine.storage.quantization import unpack
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 
@@ -285,7 +285,7 @@ def test_every_float_is_rounded_as_by_the_definition(rounding, monkeypatch):
     assert torch.equal(bits(mine.rows[0][0]), bits(other.rows[0][0]))
     if rounding is Rounding.KAHAN:
         torch.testing.assert_close(mine.rows[0][2], other.rows[0][2], rtol=0.0, atol=0.0, equal_nan=True)
-    elif rounding.keeps:
+    elif rounding.residual:
         assert torch.equal(mine.rows[0][2], other.rows[0][2])
 
 

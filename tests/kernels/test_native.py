@@ -10,8 +10,9 @@ from rows import assert_near, bucket_of, by_kernel, by_loop
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import Decay, plan_of
-from hfoptim.engine.kernels import build, native
-from hfoptim.engine.kernels.cpp.writer import GROUP
+from hfoptim.engine.backends import compiled
+from hfoptim.engine.codegen import build, native
+from hfoptim.engine.codegen.cpp.writer import GROUP
 from hfoptim.engine.rule import (
     ELEMENT,
     TENSOR,
@@ -25,7 +26,6 @@ from hfoptim.engine.rule import (
     zeros,
     zeros_without,
 )
-from hfoptim.engine.runners import compiled
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 

@@ -8,10 +8,10 @@ import torch
 import hfoptim
 from hfoptim.engine import storage
 from hfoptim.engine.apply import Decay, plan_of
-from hfoptim.engine.kernels import native
-from hfoptim.engine.kernels.trace import Untraceable
+from hfoptim.engine.backends import loop
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, scalar, zeros, zeros_without
-from hfoptim.engine.runners import loop
 
 
 def of_optimizer(cls, shape, dtype=torch.float32, name="w", **options):

@@ -9,8 +9,8 @@ import torch
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import Decay, plan_of
-from hfoptim.engine.kernels import native
-from hfoptim.engine.kernels.trace import Graph, Symbol, Untraceable
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.trace import Graph, Symbol, Untraceable
 from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, ema, rms, zeros, zeros_without
 
 # Of the dimension with each label.

@@ -10,7 +10,7 @@ import torch
 
 import hfoptim
 from hfoptim.engine import storage
-from hfoptim.engine.kernels import triton
+from hfoptim.engine.codegen import triton
 
 SHAPES = [(7,), (40, 60), (), (3, 5, 2), (2500,)]
 

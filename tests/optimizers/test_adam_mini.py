@@ -14,7 +14,7 @@ from cases.adam_mini import NAMED
 from harness import SMALL, assert_goes_on_like, assert_moved, assert_same, parameters, through_disk, train, values
 
 import hfoptim
-from hfoptim.engine.runners import compiled
+from hfoptim.engine.backends import compiled
 
 MODEL = {"dim": 4, "n_heads": 2}  # heads of 8 entries
 

@@ -154,7 +154,7 @@ def test_a_step_is_the_same_in_every_state_compiled_and_coded(state, name):
 @pytest.mark.parametrize("state", ["autocast_bfloat16", "inference_mode", "default_device"])
 @pytest.mark.parametrize("name", ["adamw", "lamb", "prodigy"])
 def test_a_compiled_step_is_the_same_in_the_states_that_reach_furthest(name, state):
-    from hfoptim.engine.runners import compiled
+    from hfoptim.engine.backends import compiled
 
     if compiled.missing("cpu"):
         pytest.skip(f"needs {compiled.missing('cpu')}")
@@ -422,7 +422,7 @@ WITHOUT_SUMS = {
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("adahessian", "lbfgs")])
 def test_another_number_of_threads(name):
     """A run that goes on with another number of threads: the same bits without sums, rounding apart with them."""
-    from hfoptim.engine.runners import compiled
+    from hfoptim.engine.backends import compiled
 
     runners = [{"foreach": True}]
     if name in ("adamw", "lamb", "adafactor") and compiled.missing("cpu") is None:

@@ -30,11 +30,11 @@ from harness import (
 )
 from torch._dynamo.utils import counters
 
-from hfoptim.engine import runners
-from hfoptim.engine.kernels import build as libraries
-from hfoptim.engine.kernels import native
+from hfoptim.engine import backends
+from hfoptim.engine.backends import compiled, loop
+from hfoptim.engine.codegen import build as libraries
+from hfoptim.engine.codegen import native
 from hfoptim.engine.rule import ELEMENT
-from hfoptim.engine.runners import compiled, loop
 
 pytestmark = pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}")
 # Layouts for variants that are not compiled with their own: of every number of dimensions, some of them with gaps.
@@ -333,19 +333,19 @@ def test_small_models_are_not_compiled_unless_asked_for():
 def test_large_models_are_compiled_where_a_compiler_is_at_hand(monkeypatch):
     group = {"fused": None, "foreach": None}
     small, large = 1000, 1 << 40
-    assert runners.choose(group, "cpu", large) is compiled.run
-    assert runners.choose(group, "cpu", small) is not compiled.run
+    assert backends.choose(group, "cpu", large) is compiled.run
+    assert backends.choose(group, "cpu", small) is not compiled.run
     for options in ({"fused": False}, {"foreach": True}, {"foreach": False}):
-        assert runners.choose({**group, **options}, "cpu", large) is not compiled.run
-    assert runners.choose({**group, "fused": True}, "cpu", small) is compiled.run_as_asked
+        assert backends.choose({**group, **options}, "cpu", large) is not compiled.run
+    assert backends.choose({**group, "fused": True}, "cpu", small) is compiled.run_as_asked
     monkeypatch.setattr(compiled, "missing", lambda device_type: "a C++ compiler")
-    assert runners.choose(group, "cpu", large) is runners.choose(group, "cpu", small)
+    assert backends.choose(group, "cpu", large) is backends.choose(group, "cpu", small)
 
 
 def test_a_model_is_large_or_small_by_all_of_its_parameters(monkeypatch):
     taken = []
     monkeypatch.setattr(compiled, "run", lambda bucket: taken.append(len(bucket.rows)) or loop.run(bucket))
-    monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 100)
+    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 100)
     params = {f"{i}": torch.nn.Parameter(torch.ones(10)) for i in range(10)}
     train(LION.cls(list(params.items())), params, range(1, 2))
     assert taken == [10]
@@ -370,5 +370,5 @@ def test_what_is_missing_is_the_compiler(monkeypatch):
     monkeypatch.setattr(compiled.build, "missing", compiled.build.missing.__wrapped__)
     assert compiled.missing("cpu") == "a C++ compiler (g++ or clang++)"
     params = parameters(("matrix",))
-    monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1)
+    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
     train(LION.cls(list(params.items())), params, range(1, 3))  # by another runner

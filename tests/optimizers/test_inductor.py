@@ -9,7 +9,7 @@ from cases.adam import ADAMW
 from harness import SMALL, assert_follows, assert_moved, feed, flattened, parameters, set_lr, train, values
 from torch._dynamo.utils import counters
 
-from hfoptim.engine.runners import compiled, inductor
+from hfoptim.engine.backends import compiled, inductor
 
 pytestmark = pytest.mark.skipif(
     inductor.missing("cpu") is not None, reason=f"torch.compile needs {inductor.missing('cpu')}"

@@ -6,7 +6,7 @@ from cases import ENTRIES
 from harness import feed, parameters
 
 from hfoptim.engine import RuleOptimizer
-from hfoptim.engine.runners import passes
+from hfoptim.engine.backends import eager_tiled
 
 LAYOUTS = ("vector", "matrix", "row", "column", "conv", "transposed", "large", "stack", "conv_wide")
 VARIANTS = [
@@ -31,8 +31,8 @@ def steps(entry, name, dtype, runner):
 @pytest.mark.parametrize(("entry", "name"), VARIANTS, ids=lambda x: getattr(x, "name", x))
 def test_pieces_make_no_difference(entry, name, runner, monkeypatch):
     whole, one = steps(entry, name, torch.float64, runner)
-    monkeypatch.setattr(passes, "LARGE", 1)
-    monkeypatch.setattr(passes, "PIECE", 100)
+    monkeypatch.setattr(eager_tiled, "LARGE", 1)
+    monkeypatch.setattr(eager_tiled, "PIECE", 100)
     pieces, other = steps(entry, name, torch.float64, runner)
     for key, param in whole.items():
         torch.testing.assert_close(pieces[key], param, rtol=1e-12, atol=1e-14)
@@ -41,15 +41,15 @@ def test_pieces_make_no_difference(entry, name, runner, monkeypatch):
 
 
 def test_the_rules_with_reductions_do_go_piece_by_piece(monkeypatch):
-    monkeypatch.setattr(passes, "LARGE", 1)
+    monkeypatch.setattr(eager_tiled, "LARGE", 1)
     taken = set()
-    run = passes._Step.run
+    run = eager_tiled._Step.run
 
     def counted(self):
         taken.add(self.plan.rule.name)
         run(self)
 
-    monkeypatch.setattr(passes._Step, "run", counted)
+    monkeypatch.setattr(eager_tiled._Step, "run", counted)
     for entry, name in VARIANTS:
         if entry.name in ("lamb", "lars", "novograd", "adafactor", "adam_mini"):
             steps(entry, name, torch.float32, "loop")

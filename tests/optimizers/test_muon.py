@@ -34,8 +34,8 @@ from transformers import (
 )
 
 import hfoptim
+from hfoptim.engine.backends import compiled, matrix
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.runners import compiled, matrix
 from hfoptim.optimizers import muon
 
 USUAL = ((3.4445, -4.7750, 2.0315),) * 5

@@ -48,7 +48,7 @@ def options_of(name):
     """Every option of a name that is a number or numbers, with a value."""
     first = {**registry.group_defaults(name), **registry.resolve_options(name, {})}
     if registry.engine_class_of(registry.get_optimizer_info(name).opt_class) is None:
-        first |= registry.trial(registry.get_optimizer_info(name).opt_class, {}).defaults
+        first |= registry.dummy(registry.get_optimizer_info(name).opt_class, {}).defaults
     more = {option: value for option, value in MORE.items() if option in first}
     chosen = {**first, **more, **OF_NAME.get(name, {}), **OF_NAME.get(name.split("_", 1)[-1], {})}
     kept = {k: v for k, v in chosen.items() if k not in ENGINE_DEFAULTS and v is not None and not isinstance(v, str)}
@@ -114,7 +114,7 @@ def test_every_number_of_every_optimizer(name, form):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])  # torch's own takes one group
 def test_every_number_in_a_group(name, form):
     class_of = registry.get_optimizer_info(name).opt_class
-    own = registry.trial(class_of, registry.resolve_options(name, {})).param_groups[0]
+    own = registry.dummy(class_of, registry.resolve_options(name, {})).param_groups[0]
     options = {option: value for option, value in options_of(name).items() if option in own}
     given = {option: given_as(form, value) for option, value in options.items()}
     ours, plainly = build(name, given, groups=True), build(name, options, groups=True)
@@ -233,7 +233,7 @@ def test_text_in_factories_patterns_and_wrappers():
     assert {(g["lookahead_k"], g["lookahead_alpha"]) for g in muon.param_groups} == {(3, 0.25)}
     assert_plain(muon.own)
     assert hfoptim.SAM(model.parameters(), "sgd", rho="0.1", lr="0.1").param_groups[0]["rho"] == 0.1
-    groups = hfoptim.grouping.param_groups_options(model, lr="0.1", weight_decay="0.01", head_lr=None)
+    groups = hfoptim.param_groups.param_groups_options(model, lr="0.1", weight_decay="0.01", head_lr=None)
     assert {group["lr"] for group in groups} == {0.1}
     optimizer, schedule = hfoptim.create_optimizer(
         model, "1e-3", "10", "2", min_lr_ratio="0.1", weight_decay_rate="0.01", power="1.0"

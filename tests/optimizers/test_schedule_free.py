@@ -10,7 +10,7 @@ import torch
 from harness import assert_follows, assert_goes_on_like, assert_same, feed, parameters, through_disk, train, values
 
 import hfoptim
-from hfoptim.engine.runners.release import prepare_for_gradient_release
+from hfoptim.training.gradient_release import prepare_for_gradient_release
 
 LAYOUTS = ("scalar", "vector", "matrix", "conv", "transposed", "channels_last", "gaps")
 OPTIONS = {"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 5}

@@ -28,7 +28,7 @@ def pair(**options):
 def both(made, t, only=None):
     for place, (params, optimizer) in enumerate(made):
         if place == 1:
-            optimizer._seats = None
+            optimizer._cached_slots = None
         feed(params, t, only=only)
         optimizer.step()
 
@@ -114,7 +114,7 @@ def test_gradients_of_another_dtype_or_layout():
     for t in range(1, 6):
         for place, (params, optimizer) in enumerate(made):
             if place == 1:
-                optimizer._seats = None
+                optimizer._cached_slots = None
             feed(params, t)
             if t == 3:
                 grad = params["conv"].grad
@@ -211,5 +211,5 @@ def test_copies_start_afresh():
     params, optimizer = pair()[0]
     feed(params, 1)
     optimizer.step()
-    assert copy.deepcopy(optimizer)._seats is None
+    assert copy.deepcopy(optimizer)._cached_slots is None
     assert "_seats" not in optimizer.__getstate__()

@@ -14,9 +14,9 @@ from cases.lamb import LAMB
 from cases.lion import LION
 from harness import assert_same, feed, parameters, train, values
 
-from hfoptim.engine import runners
-from hfoptim.engine.kernels import build, native
-from hfoptim.engine.runners import compiled, passes
+from hfoptim.engine import backends
+from hfoptim.engine.backends import compiled, eager_tiled
+from hfoptim.engine.codegen import build, native
 
 REDUCING = [
     pytest.param(entry, variant, id=f"{entry.name}-{name}")
@@ -43,7 +43,7 @@ def no_compiler(monkeypatch):
 @pytest.mark.parametrize(("entry", "variant"), REDUCING)
 def test_large_tensors_of_every_dtype(entry, variant, dtype, no_compiler, monkeypatch):
     # Every runner goes through the trace of a rule for tensors that count as large.
-    monkeypatch.setattr(passes, "LARGE", 1)
+    monkeypatch.setattr(eager_tiled, "LARGE", 1)
     assert build.compiler() is None
     for options in ({"foreach": False}, {"foreach": True}, {}):
         params = parameters(("vector", "matrix", "wide"), dtype)
@@ -55,10 +55,10 @@ def test_large_tensors_of_every_dtype(entry, variant, dtype, no_compiler, monkey
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_float16_goes_piece_by_piece_whatever_the_compiler_knows(dtype, no_compiler, monkeypatch):
-    monkeypatch.setattr(passes, "LARGE", 1)
+    monkeypatch.setattr(eager_tiled, "LARGE", 1)
     taken = []
-    step = passes._Step.run
-    monkeypatch.setattr(passes._Step, "run", lambda self: taken.append(self) or step(self))
+    step = eager_tiled._Step.run
+    monkeypatch.setattr(eager_tiled._Step, "run", lambda self: taken.append(self) or step(self))
     params = parameters(("matrix", "wide"), dtype)
     train(LAMB.cls(list(params.items())), params, range(1, 3))
     assert len(taken) >= 4
@@ -80,7 +80,7 @@ def test_float16_is_not_compiled_for_by_a_compiler_that_does_not_know_it(monkeyp
 
 
 def test_the_speed_that_is_lost_is_told_once(no_compiler, monkeypatch):
-    monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1)
+    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
     params = parameters(("matrix", "wide"))
     with pytest.warns(UserWarning, match=r"without compiled kernels.*need a C\+\+ compiler"):
         train(LION.cls(list(params.items())), params, range(1, 4))
@@ -91,7 +91,7 @@ def test_the_speed_that_is_lost_is_told_once(no_compiler, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(LION.cls(list(params.items()), fused=False), params, range(6, 8))
-        monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1 << 40)  # small models are stepped so anyway
+        monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1 << 40)  # small models are stepped so anyway
         train(LION.cls(list(params.items())), params, range(8, 10))
 
 
@@ -116,7 +116,7 @@ def test_a_compiler_that_fails_for_a_kernel(name, monkeypatch):
     cls = {"lion": LION, "lamb": LAMB}[name].cls
     monkeypatch.setattr(native, "_kernels", {})
     monkeypatch.setattr(build, "load", fails)
-    monkeypatch.setitem(runners.COMPILE_FROM, "cpu", 1)
+    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
     compiled.warn_uncompiled.cache_clear()
     mine, other = parameters(("matrix", "wide")), parameters(("matrix", "wide"))
     with pytest.warns(UserWarning, match=r"without compiled kernels(?s:.*)No space left on device") as caught:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfoptim.engine import storage
-from hfoptim.engine.storage.bits import join_float32, split_float32, stochastic_bfloat16
+from hfoptim.engine.storage.rounding import join_float32, split_float32, stochastic_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -108,9 +108,9 @@ def test_stochastic_rounding_goes_by_logical_order_and_by_the_index():
 
 def test_sixteen_bits_more_are_exact():
     x = numbers()
-    number, rest = split_float32(x, torch.int16)
-    assert (number.dtype, rest.dtype) == (torch.bfloat16, torch.int16)
-    assert torch.equal(join_float32(number, rest).view(torch.int32), x.view(torch.int32))
+    number, residual = split_float32(x, torch.int16)
+    assert (number.dtype, residual.dtype) == (torch.bfloat16, torch.int16)
+    assert torch.equal(join_float32(number, residual).view(torch.int32), x.view(torch.int32))
 
 
 def test_the_bfloat16_part_is_the_nearest():
@@ -124,10 +124,10 @@ def test_the_bfloat16_part_is_the_nearest():
 def test_eight_bits_more_are_twenty_four_in_all():
     x = numbers()
     x = x[(x.abs() < 3.3e38) & (x.abs() > 1e-30)]
-    number, rest = split_float32(x, torch.int8)
-    assert (number.dtype, rest.dtype) == (torch.bfloat16, torch.int8)
+    number, residual = split_float32(x, torch.int8)
+    assert (number.dtype, residual.dtype) == (torch.bfloat16, torch.int8)
     assert torch.equal(number, split_float32(x, torch.int16)[0])
-    error = (join_float32(number, rest).view(torch.int32) - x.view(torch.int32)).abs()
+    error = (join_float32(number, residual).view(torch.int32) - x.view(torch.int32)).abs()
     assert error.max() <= 255  # of 2^16; at the upper end of the remainder's range, else half of 2^8
     assert (error <= 128).float().mean() > 0.99
 
@@ -136,10 +136,10 @@ def test_what_is_not_finite_stays_so():
     odd = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan])
     payload = torch.tensor([0x7FFFFFFF, -1, 0x7F800001], dtype=torch.int32).view(torch.float32)
     for kept in (torch.int8, torch.int16):
-        number, rest = split_float32(torch.cat([odd, payload]), kept)
+        number, residual = split_float32(torch.cat([odd, payload]), kept)
         assert torch.equal(number[:2].float(), odd[:2])
         assert number[2:].isnan().all()
-        back = join_float32(number, rest)
+        back = join_float32(number, residual)
         assert torch.equal(back[:2], odd[:2])
         assert back[2:].isnan().all()
 
@@ -148,8 +148,8 @@ def test_a_remainder_that_belongs_to_another_number_does_no_harm():
     # A user may write the parameter: weights are loaded, rows are set to zero.
     written = torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0e38, 1e-40], dtype=torch.bfloat16)
     for kept, least in ((torch.int8, -128), (torch.int16, -32768)):
-        for rest in (least, -1, 0, 1, -least - 1):
-            back = join_float32(written, torch.full((6,), rest, dtype=kept))
+        for residual in (least, -1, 0, 1, -least - 1):
+            back = join_float32(written, torch.full((6,), residual, dtype=kept))
             assert back.isfinite().all()
             assert (back.sign() * written.float().sign() >= 0).all()
             assert ((back - written.float()).abs() <= written.float().abs() / 128 + 1e-38).all()

@@ -10,7 +10,7 @@ import torch
 
 from hfoptim.engine import storage
 from hfoptim.engine.storage import Format, Storage
-from hfoptim.engine.storage.blocks import dequantize, pack, quantize, unpack
+from hfoptim.engine.storage.quantization import dequantize, pack, quantize, unpack
 
 CPU = torch.device("cpu")
 KINDS = [Storage(form, signed) for form in (Format.Q8, Format.Q4) for signed in (True, False)]

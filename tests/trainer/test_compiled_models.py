@@ -6,7 +6,7 @@ from resuming import parameters, same
 from test_parameter_options import untied  # noqa: F401  a fixture
 from transformers import Trainer
 
-from hfoptim.engine.names import bare
+from hfoptim.engine.parameter_names import bare
 from hfoptim.trainer import OptimizerCallback
 
 

@@ -106,7 +106,7 @@ def test_numbers_as_text_reach_the_optimizer_from_every_place():
     chosen = OptimizerCallback(
         "lion", lr="1e-6", param_options=patterns, schedule="polynomial", schedule_kwargs={"lr_end": "1e-7"}, **options
     ).choice
-    made = build.registry.trial(chosen.optimizer_class, chosen.options).param_groups[0]
+    made = build.registry.dummy(chosen.optimizer_class, chosen.options).param_groups[0]
     assert (made["lr"], made["betas"], made["weight_decay"]) == (1e-6, (0.9, 0.98), 1e-2)
     assert chosen.grouping.layer_decay == 0.5
     assert chosen.grouping.param_options["*.bias"]["lr"] == 1e-5

@@ -3,20 +3,12 @@
 The formats are defined here, in eager operations; a kernel that knows them does the same in one pass.
 """
 
-from hfoptim.engine.storage.bits import (
-    join_float32,
-    random_bits,
-    row_seed,
-    split_float32,
-    state_seed,
-    stochastic_bfloat16,
-)
 from hfoptim.engine.storage.codebooks import code_values, codebook, midpoints
-from hfoptim.engine.storage.convert import converted, fit_rest, fits, inits, is_coded, kept_as
+from hfoptim.engine.storage.convert import converted, fit_residual, fits, inits, is_coded, kept_as
 from hfoptim.engine.storage.formats import (
     COMPRESS_FROM,
     FULL,
-    RESTS,
+    RESIDUALS,
     Format,
     Rounding,
     Storage,
@@ -26,6 +18,14 @@ from hfoptim.engine.storage.formats import (
     rounding_of,
     scale_name,
     storages,
+)
+from hfoptim.engine.storage.rounding import (
+    join_float32,
+    random_bits,
+    row_seed,
+    split_float32,
+    state_seed,
+    stochastic_bfloat16,
 )
 from hfoptim.engine.storage.rows import (
     Row,
@@ -41,7 +41,7 @@ from hfoptim.engine.storage.rows import (
 __all__ = [
     "COMPRESS_FROM",
     "FULL",
-    "RESTS",
+    "RESIDUALS",
     "Format",
     "Rounding",
     "Row",
@@ -55,7 +55,7 @@ __all__ = [
     "encode_param",
     "encode_state",
     "exact_dtype",
-    "fit_rest",
+    "fit_residual",
     "fits",
     "full",
     "inits",

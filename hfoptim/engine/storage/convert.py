@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine.rule import Rule
-from hfoptim.engine.storage.blocks import quantize
 from hfoptim.engine.storage.codebooks import codebook
 from hfoptim.engine.storage.formats import (
     FULL,
-    RESTS,
+    RESIDUALS,
     Format,
     Rounding,
     Storage,
@@ -23,6 +22,7 @@ from hfoptim.engine.storage.formats import (
     matrix_shape,
     scale_name,
 )
+from hfoptim.engine.storage.quantization import quantize
 from hfoptim.engine.storage.rows import decode_state, sections
 
 Init = Callable[[Tensor, torch.dtype], Tensor]
@@ -139,15 +139,15 @@ def _encoded(storage: Storage, values: Tensor) -> list[Tensor]:
     return [codes, scale]
 
 
-def fit_rest(rounding: Rounding, state: dict[str, Any]) -> None:
+def fit_residual(rounding: Rounding, state: dict[str, Any]) -> None:
     """Bring the rest of a parameter's rounding, where there is one, into the form of that rounding.
 
     Another kind's is taken away: of a parameter that was rounded otherwise in between it would be a wrong one.
     """
-    for name in RESTS - {rounding.keeps}:
+    for name in RESIDUALS - {rounding.residual}:
         state.pop(name, None)
-    wanted, rest = rounding.remainder, state.get("remainder")
-    if wanted is not None and rest is not None and rest.dtype is not wanted:
-        wide = rest.to(torch.int32)
+    wanted, residual = rounding.remainder, state.get("remainder")
+    if wanted is not None and residual is not None and residual.dtype is not wanted:
+        wide = residual.to(torch.int32)
         wide = wide << 8 if wanted is torch.int16 else ((wide + 128) >> 8).clamp_(max=127)
         state["remainder"] = wide.to(wanted)

@@ -39,12 +39,12 @@ class Rounding(enum.Enum):
         remainder: dtype of a rest that is a remainder, bits to be put behind those of the parameter; else None.
     """
 
-    keeps: str | None
+    residual: str | None
     remainder: torch.dtype | None
 
-    def __new__(cls, value: str, keeps: str | None = None, remainder: torch.dtype | None = None) -> Rounding:
+    def __new__(cls, value: str, residual: str | None = None, remainder: torch.dtype | None = None) -> Rounding:
         member = object.__new__(cls)
-        member._value_, member.keeps, member.remainder = value, keeps, remainder
+        member._value_, member.residual, member.remainder = value, residual, remainder
         return member
 
     NEAREST = ("nearest",)
@@ -54,7 +54,7 @@ class Rounding(enum.Enum):
     REMAINDER16 = ("remainder16", "remainder", torch.int16)
 
 
-RESTS = frozenset(rounding.keeps for rounding in Rounding if rounding.keeps)
+RESIDUALS = frozenset(rounding.residual for rounding in Rounding if rounding.residual)
 
 
 @dataclass(frozen=True)

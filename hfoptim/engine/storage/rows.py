@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfoptim.engine.storage.bits import join_float32, split_float32, state_seed, stochastic_bfloat16
-from hfoptim.engine.storage.blocks import dequantize, quantize
 from hfoptim.engine.storage.formats import FULL, Rounding, Storage, ceil_div
+from hfoptim.engine.storage.quantization import dequantize, quantize
+from hfoptim.engine.storage.rounding import join_float32, split_float32, state_seed, stochastic_bfloat16
 
 if TYPE_CHECKING:
     from hfoptim.engine.apply import Plan
@@ -29,18 +29,18 @@ class Row(NamedTuple):
     param: Any
     grad: Any
     states: list[list[Any]]
-    rest: Any
+    residual: Any
 
 
 def split(plan: Plan, row: Sequence[Any]) -> Row:
     """A row (of tensors, or of anything in their places) by its parts."""
     param, grad, *tensors = row
-    rest = tensors.pop() if plan.rounding.keeps else None
+    residual = tensors.pop() if plan.rounding.residual else None
     states = []
     for storage in plan.storage:
         states.append(tensors[: storage.tensors])
         tensors = tensors[storage.tensors :]
-    return Row(param, grad, states, rest)
+    return Row(param, grad, states, residual)
 
 
 def decode(plan: Plan, row: Row) -> tuple[Tensor, list[Tensor]]:
@@ -48,7 +48,7 @@ def decode(plan: Plan, row: Row) -> tuple[Tensor, list[Tensor]]:
 
     What a cast to the compute dtype is enough for comes as it is; values of codes come in the shape of the parameter.
     """
-    weight = join_float32(row.param, row.rest) if plan.rounding.remainder else row.param
+    weight = join_float32(row.param, row.residual) if plan.rounding.remainder else row.param
     return weight, [decode_state(s, kept, row.param.shape) for s, kept in zip(plan.storage, row.states, strict=True)]
 
 
@@ -90,18 +90,18 @@ def encode_param(plan: Plan, row: Row, weight: Tensor, seed: int, start: int) ->
     elif rounding is Rounding.STOCHASTIC:
         param.copy_(stochastic_bfloat16(weight, seed, start))
     elif rounding is Rounding.KAHAN:
-        number, rest = kahan(weight, row.rest, param.dtype)
+        number, residual = kahan(weight, row.residual, param.dtype)
         param.copy_(number)
-        row.rest.copy_(rest)
+        row.residual.copy_(residual)
     else:
-        number, rest = split_float32(weight, row.rest.dtype)
+        number, residual = split_float32(weight, row.residual.dtype)
         param.copy_(number)
-        row.rest.copy_(rest)
+        row.residual.copy_(residual)
 
 
-def kahan(weight: Any, rest: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+def kahan(weight: Any, residual: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     """(weight plus rest, rounded; the new rest), both in `dtype`; for tensors and `TensorList`s."""
-    weight = weight + rest.to(weight.dtype)
+    weight = weight + residual.to(weight.dtype)
     rounded = weight.to(dtype)
     return rounded, (weight - rounded.to(weight.dtype)).to(dtype)
 
@@ -135,7 +135,7 @@ def cut(plan: Plan, tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[lis
     sizes = [1, 1]
     for storage in plan.storage:
         sizes += [8 // storage.bits, storage.block] if storage.bits else [1]
-    sizes += [1] * (row.rest is not None)
+    sizes += [1] * (row.residual is not None)
     if all(tensor.is_contiguous() for tensor in tensors):
         matrices = [t.view(rows, ceil_div(columns, size)) for t, size in zip(tensors, sizes, strict=True)]
         for top, bottom, left, right in sections(rows, columns, limit, max(block, 1)):

@@ -1,0 +1,195 @@
+"""Large tensors of rules with reductions, piece by piece: what an eager step allocates in between stays small.
+
+Run as it is written, a rule that needs the norm of its update holds several arrays of the parameter's size. Here its
+schedule, made for generated kernels (`engine/kernels`), is carried out by torch's own operations, some rows at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine import storage
+from hfoptim.engine.apply import Plan
+from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.layout import PARAM
+from hfoptim.engine.codegen.schedule import Program, Time
+from hfoptim.engine.codegen.trace import Node
+from hfoptim.engine.rule import Scope
+
+# Entries from which a tensor is worth it, and entries of a piece.
+LARGE = 1 << 22
+PIECE = 1 << 20
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    **{"neg": torch.neg, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign, "exp": torch.exp, "log": torch.log},
+    **{"tanh": torch.tanh, "isfinite": torch.isfinite, "not": torch.logical_not},
+}
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **{"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow},
+    **{"max": torch.maximum, "min": torch.minimum, "gt": torch.gt, "ge": torch.ge, "lt": torch.lt, "le": torch.le},
+    **{"eq": torch.eq, "ne": torch.ne, "and": torch.logical_and, "or": torch.logical_or},
+}
+
+
+def run(bucket: Bucket) -> Bucket:
+    """Step the large tensors of a bucket in place; gives the bucket of those that are left."""
+    plan = bucket.plan
+    if plan.scope is not Scope.TENSOR or not plan.plain:
+        return bucket
+    left = Bucket(plan, [], bucket.scalars, [])
+    for index, row in enumerate(bucket.rows):
+        program = _program(bucket, row) if row[0].numel() >= LARGE else None
+        if program is None:
+            left.rows.append(row)
+            left.seeds += bucket.seeds[index : index + 1]
+        else:
+            _Step(plan, program, row, bucket.scalars).run()
+    return left
+
+
+def _program(bucket: Bucket, row: list[Tensor]) -> Program | None:
+    found = native.traced(bucket.plan, tuple(bucket.scalars), row)
+    return found[0] if found is not None and _usable(found[0], row) else None
+
+
+def probed(bucket: Bucket, row: list[Tensor]) -> dict[str, Tensor] | None:
+    """What the probe of the bucket's rule gives for a large tensor; None where it is not to be had piece by piece."""
+    plan = bucket.plan
+    if plan.scope is not Scope.TENSOR or not plan.plain or row[0].numel() < LARGE:
+        return None
+    found = native.traced(plan, tuple(bucket.scalars), row, probe=True)
+    if found is None or not _usable(found[0], row):
+        return None
+    program, _, names = found
+    step = _Step(plan, program, row, bucket.scalars)
+    step.run()
+    return {name: step.known[i] for name, i in zip(names, program.results, strict=True)}
+
+
+def _usable(program: Program, row: list[Tensor]) -> bool:
+    # More than two axes: a piece would have to be whole batches.
+    return program.axes < 3 and all(t.is_contiguous() for t in row)
+
+
+class _Step:
+    """One step of one tensor, seen as rows of columns; a flat one as many rows of one column."""
+
+    def __init__(self, plan: Plan, program: Program, row: list[Tensor], scalars: dict[str, Any]) -> None:
+        self.plan, self.program, self.scalars = plan, program, scalars
+        self.nodes, self.kinds, self.times = program.nodes, program.kinds, program.times
+        shape = row[0].shape
+        self.sizes = dict(enumerate(shape))
+        rows = math.prod(shape[label] for label in program.merged[0]) if program.axes == 2 else 1
+        parts = storage.split(plan, row)
+        self.residual = None if parts.residual is None else parts.residual.view(rows, -1)
+        self.tensors = [row[0].view(rows, -1), row[1].view(rows, -1), *(tensors[0] for tensors in parts.states)]
+        self.row_shape = (rows, shape.numel() // rows)
+        loads = {node.value: self.kinds[i] for i, node in enumerate(self.nodes) if node.op == "load"}
+        forms = {"full": (rows, -1), "row": (-1, 1), "column": (1, -1), "scalar": ()}
+        self.tensors = [t.view(forms[loads.get(i, "full")]) for i, t in enumerate(self.tensors)]
+        # Values that are there for the whole tensor, and sums that the running pass adds to.
+        self.known: dict[int, Tensor] = {}
+        self.sums: dict[int, Tensor] = {}
+        # Values of all rows, which later passes may read.
+        self.row_values: dict[int, Tensor] = {}
+
+    def run(self) -> None:
+        live = sorted(self.program.live)
+        for phase in range(self.program.phases):
+            for i in live:
+                if self.times[i] == (phase, 0) and self.kinds[i] in ("scalar", "column"):
+                    self.known[i] = self.sums.pop(i) if i in self.sums else self._value(i, self.known, slice(None))
+            for store in self.program.stores:
+                if store.time[0] == phase and self.kinds[store.node] in ("scalar", "column"):
+                    self.tensors[store.position].copy_(self.known[store.node])
+            if self.program.walks(phase):
+                for where in self._pieces():
+                    self._pass(phase, where)
+
+    def _pieces(self) -> Iterator[tuple[slice, slice]]:
+        rows, columns = self.row_shape
+        if self.program.axes == 1:
+            yield from ((slice(None), slice(start, start + PIECE)) for start in range(0, columns, PIECE))
+        else:
+            step = max(1, PIECE // columns)
+            yield from ((slice(start, start + step), slice(None)) for start in range(0, rows, step))
+
+    def _pass(self, phase: int, where: tuple[slice, slice]) -> None:
+        values = dict(self.known)
+        for sub in range(self.program.subs(phase)):
+            time: Time = (phase, sub)
+            for i in sorted(self.program.live):
+                if self.kinds[i] == "row" and self.times[i] == time and i not in values:
+                    values[i] = self._value(i, values, where)
+                elif self.kinds[i] == "row" and self.times[i][0] < phase and i not in values:
+                    values[i] = self.row_values[i][where[0]]
+            full = dict(values)
+            for i, index in self.program.reads(time).items():
+                full[i] = self.tensors[index][where].to(self.plan.dtype)
+            for i in self.program.expand(time, self.program.roots(time))[0]:
+                full[i] = self._value(i, full, where)
+            for i in self.program.reductions(time, "full"):
+                self._reduce(i, full[self.nodes[i].args[0]], values)
+            for i in self.program.reductions(time, "row"):
+                self._reduce(i, values[self.nodes[i].args[0]], values)
+            for store in self.program.stored(time, "full"):
+                self._write(store.position, where, full[store.node])
+        self._keep_rows(phase, where, values)
+
+    def _reduce(self, i: int, value: Tensor, values: dict[int, Tensor]) -> None:
+        """Reduce a piece: along its rows for good, else into a sum over all pieces."""
+        if self.kinds[i] == "row":
+            reduce = torch.sum if self.nodes[i].op == "sum" else torch.amax
+            values[i] = reduce(value, 1, keepdim=True)
+            return
+        part = value.sum(0, keepdim=True) if self.kinds[i] == "column" else value.sum()
+        self.sums[i] = self.sums[i] + part if i in self.sums else part
+
+    def _keep_rows(self, phase: int, where: tuple[slice, slice], values: dict[int, Tensor]) -> None:
+        for i, value in values.items():
+            if self.kinds[i] == "row" and self.times[i][0] == phase:
+                kept = self.row_values.setdefault(i, value.new_empty(self.row_shape[0], 1))
+                kept[where[0]] = value
+        for store in self.program.stores:
+            if self.kinds[store.node] == "row" and store.time[0] == phase:
+                self.tensors[store.position][where[0]] = values[store.node].to(self.tensors[store.position].dtype)
+
+    def _write(self, position: int, where: tuple[slice, slice], value: Tensor) -> None:
+        target = self.tensors[position][where]
+        if position == PARAM and self.residual is not None:
+            rounded, residual = storage.kahan(value, self.residual[where], target.dtype)
+            self.residual[where] = residual
+            value = rounded
+        target.copy_(value)
+
+    def _value(self, i: int, values: dict[int, Tensor], where: Any) -> Tensor:
+        node = self.nodes[i]
+        if node.op == "load":
+            tensor = self.tensors[node.value]
+            rows = where[0] if isinstance(where, tuple) and self.kinds[i] == "row" else slice(None)
+            return (tensor[rows] if tensor.ndim else tensor).to(self.plan.dtype).clone()
+        if node.op in ("scalar", "number", "size"):
+            return self._number(node)
+        args = [values[a] for a in node.args]
+        if node.op in _UNARY:
+            return _UNARY[node.op](args[0])
+        if node.op == "where":
+            return torch.where(args[0], args[1], args[2])
+        if node.op == "round":
+            return args[0].to(node.value).to(self.plan.dtype)
+        return _BINARY[node.op](args[0], args[1])
+
+    def _number(self, node: Node) -> Tensor:
+        value = self.scalars[node.value] if node.op == "scalar" else node.value
+        if node.op == "size":
+            value = math.prod(self.sizes[label] for label in node.value)
+        if isinstance(value, Tensor):
+            return value
+        device = self.tensors[0].device
+        return torch.tensor(float(value), dtype=self.plan.dtype, device=device)

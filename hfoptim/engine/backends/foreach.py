@@ -1,0 +1,73 @@
+"""The multi-tensor runner: the same rule over lists of tensors, through `torch._foreach_*`.
+
+Element-wise rules are cut into pieces that stay in the cache, other rules into runs of whole tensors, so that what is
+allocated in between stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from hfoptim.engine import storage
+from hfoptim.engine.apply import Plan, moved
+from hfoptim.engine.backends import eager_tiled
+from hfoptim.engine.bucket import Bucket, Piece, piece_size, pieces
+from hfoptim.engine.storage import Rounding, Row
+from hfoptim.engine.tensor_list import TensorList
+
+
+def run(bucket: Bucket) -> None:
+    """Step every tensor of the bucket in place."""
+    plan, h = bucket.plan, bucket.hyper()
+    bucket = eager_tiled.run(bucket)
+    for batch in _batches(bucket):
+        rows = [storage.split(plan, piece.row) for piece in batch]
+        weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
+        grads = TensorList([row.grad for row in rows])
+        columns = [TensorList(column) for column in zip(*states, strict=True)]
+        new, *new_states = moved(plan, h, grads, TensorList(weights), columns)
+        for index, values in enumerate(new_states):
+            if values is not None:
+                _write_state(plan, index, batch, rows, values)
+        _write_params(plan, batch, rows, new)
+
+
+def _write_state(plan: Plan, index: int, batch: list[Piece], rows: list[Row], values: TensorList) -> None:
+    kept = plan.storage[index]
+    if kept.copied:
+        torch._foreach_copy_([row.states[index][0] for row in rows], values.tensors)
+        return
+    for piece, row, value in zip(batch, rows, values, strict=True):
+        storage.encode_state(kept, row.states[index], value, storage.state_seed(piece.seed, index), piece.start)
+
+
+def _write_params(plan: Plan, batch: list[Piece], rows: list[Row], new: TensorList) -> None:
+    params = [row.param for row in rows]
+    if plan.rounding is Rounding.NEAREST:
+        torch._foreach_copy_(params, new.tensors)
+    elif plan.rounding is Rounding.KAHAN:
+        residuals = [row.residual for row in rows]
+        rounded, new_residuals = storage.kahan(new, TensorList(residuals), params[0].dtype)
+        torch._foreach_copy_(params, rounded.tensors)
+        torch._foreach_copy_(residuals, new_residuals.tensors)
+    else:
+        for piece, row, weight in zip(batch, rows, new, strict=True):
+            storage.encode_param(plan, row, weight, piece.seed, piece.start)
+
+
+def _batches(bucket: Bucket) -> Iterator[list[Piece]]:
+    """Pieces put together until they have as many entries as the device takes at once."""
+    limit = piece_size(bucket) if bucket.rows else 0
+    batch: list[Piece] = []
+    filled = 0
+    for piece in pieces(bucket):
+        numel = piece.row[0].numel()
+        if batch and filled + numel > limit:
+            yield batch
+            batch, filled = [], 0
+        batch.append(piece)
+        filled += numel
+    if batch:
+        yield batch

@@ -1,0 +1,192 @@
+"""The compiled runner: the same rule under torch.compile, one fused kernel per tensor.
+
+Element-wise rules see flat views, so that one compilation serves every shape. Scalars enter packed in one tensor: a
+Python float would recompile whenever it changes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.apply import Plan, step_in_place
+from hfoptim.engine.backends import loop
+from hfoptim.engine.bucket import Bucket, flat
+from hfoptim.engine.rule import Scope, hyper_type
+
+# Element-wise, smaller tensors are copied together and stepped in one call: a call costs as much time as it takes to
+# copy about this many entries to and fro.
+PACK_BELOW = 1 << 15
+GRAD = 1  # the gradient's place in a row
+
+# Element-wise kernels step as many tensors per call: entering a compiled function costs some 40 microseconds of Python.
+SHARE = 4
+_FILLER = 64
+
+# A kernel traced at one of these shapes (by number of dimensions) is valid for all: no size is 0, 1 or equal to
+# another, and there are enough entries that the compiler decides to run it on all cores.
+_TRACE_SHAPES = ((), (1 << 18,), (1021, 2039), (509, 1021, 3), (127, 509, 3, 5), (61, 127, 3, 5, 7))
+
+# Reductions over as few entries as this or fewer are compiled for themselves; the loop takes them.
+_FEW = 1 << 12
+
+
+def run(bucket: Bucket) -> None:
+    """Step every tensor of the bucket in place; what no kernel takes (sizes 0 and 1, gaps in memory) by the loop."""
+    names = tuple(name for name, value in bucket.scalars.items() if not isinstance(value, Tensor))
+    device = bucket.device
+    packed = torch.tensor([bucket.scalars[name] for name in names], dtype=bucket.plan.dtype, device="cpu")
+    if device.type != "cpu":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    tensor_scalars = {name: value for name, value in bucket.scalars.items() if isinstance(value, Tensor)}
+    rows, small, left_over = _sort(bucket)
+    columns = [torch.cat(column) for column in zip(*small, strict=True)]
+    if columns:
+        rows.append(columns)
+    compiled: dict[int, Kernel] = {}
+    for together in _calls(bucket.plan, rows):
+        tensors = together[0]
+        ndim = tensors[0].ndim
+        if ndim not in compiled:
+            signature = tuple((t.dtype, t.ndim) for t in tensors)
+            compiled[ndim] = kernel(bucket.plan, device, names, tuple(tensor_scalars), signature)
+            compiled[ndim].ready(bucket.plan, packed, tensor_scalars, tensors)
+        compiled[ndim].function(packed, list(tensor_scalars.values()), together)
+    if columns:
+        sizes = [row[0].numel() for row in small]
+        for i, column in enumerate(columns):
+            if i != GRAD:
+                torch._foreach_copy_([row[i] for row in small], list(column.split(sizes)))
+    if left_over:
+        loop.run(Bucket(bucket.plan, left_over, bucket.scalars))
+
+
+def _calls(plan: Plan, rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """The rows by kernel call: several element-wise ones share one, each other has its own."""
+    if plan.scope is not Scope.ELEMENT:
+        yield from ([row] for row in rows)
+        return
+    for start in range(0, len(rows), SHARE):
+        together = rows[start : start + SHARE]
+        # One kernel for any number of rows: the missing ones are throw-away tensors.
+        while len(together) < SHARE:
+            together.append([torch.zeros(_FILLER, dtype=t.dtype, device=t.device) for t in rows[0]])
+        yield together
+
+
+def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor]]]:
+    """The bucket's rows: those with a kernel call of their own, small ones to be packed, those left to the loop."""
+    large: list[list[Tensor]] = []
+    small: list[list[Tensor]] = []
+    left_over: list[list[Tensor]] = []
+    for row in bucket.rows:
+        views = _views(bucket.plan, row)
+        if views is None:
+            left_over.append(row)
+        elif bucket.plan.scope is Scope.ELEMENT and row[0].numel() < PACK_BELOW:
+            small.append(views)
+        else:
+            large.append(views)
+    # Sizes 0 and 1 would be compiled for themselves, packed as well as alone.
+    if sum(row[0].numel() for row in small) < 2:
+        return large, [], [*left_over, *small]
+    return large, small, left_over
+
+
+def _views(plan: Plan, row: list[Tensor]) -> list[Tensor] | None:
+    """A row in the form its kernel takes, or None."""
+    if plan.scope is Scope.ELEMENT:
+        return flat(row)
+    shape = row[0].shape
+    takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and row[0].numel() > _FEW
+    return row if takes and all(t.is_contiguous() for t in row) else None
+
+
+@dataclass
+class Kernel:
+    """A compiled step for one plan and one signature of tensors."""
+
+    function: Callable[..., None]
+    traced: bool = field(default=False)
+
+    def ready(self, plan: Plan, packed: Tensor, tensor_scalars: dict[str, Tensor], tensors: list[Tensor]) -> None:
+        """Compile once, on throw-away tensors whose sizes all differ, so that no size is taken for another."""
+        if self.traced:
+            return
+        shapes: list[tuple[int, ...]] = [_TRACE_SHAPES[tensors[0].ndim]]
+        if plan.scope is Scope.ELEMENT:
+            shapes = [(shapes[0][0] + i,) for i in range(SHARE)]
+        rows = []
+        for shape in shapes:
+            param = torch.zeros(shape, dtype=tensors[0].dtype, device=tensors[0].device)
+            dtypes = [t.dtype for t in tensors[2:]]
+            state = [init(param, dtype) for init, dtype in zip(plan.rule.state.values(), dtypes, strict=False)]
+            compensation = [torch.zeros_like(param)] if plan.kahan else []
+            rows.append([param, torch.zeros_like(param, dtype=tensors[1].dtype), *state, *compensation])
+        self.function(packed, list(tensor_scalars.values()), rows)
+        self.traced = True
+
+
+_kernels: dict[Any, Kernel] = {}
+
+
+def kernel(
+    plan: Plan,
+    device: torch.device,
+    names: tuple[str, ...],
+    tensor_names: tuple[str, ...],
+    signature: tuple[tuple[torch.dtype, int], ...],
+) -> Kernel:
+    """The kernel for a plan and a signature (dtype and number of dimensions of each tensor); made once."""
+    key = (plan, device, names, tensor_names, signature)
+    if key not in _kernels:
+        _kernels[key] = Kernel(_compile(plan, names, tensor_names))
+    return _kernels[key]
+
+
+def _compile(plan: Plan, names: tuple[str, ...], tensor_names: tuple[str, ...]) -> Callable[..., None]:
+    hyper = hyper_type((*names, *tensor_names))
+
+    def step(packed: Tensor, tensor_scalars: list[Tensor], rows: list[list[Tensor]]) -> None:
+        h = hyper(*packed.unbind(), *tensor_scalars)
+        for row in rows:
+            step_in_place(plan, h, row)
+
+    # Dynamo keeps its cache, and counts its limit of recompilations, per code object: every kernel has its own.
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
+    # Kahan's term is what a cast to the parameter's dtype loses; the compiler takes such a cast for superfluous.
+    options: dict[str, Any] | None = {"emulate_precision_casts": True} if plan.kahan else None
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
+
+
+def compilations() -> int:
+    """How many kernels this process has compiled."""
+    return sum(k.traced for k in _kernels.values())
+
+
+@cache
+def missing(device_type: str) -> str | None:
+    """What torch.compile lacks on this machine for a device type, or None when it can be used."""
+    if device_type != "cpu":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            return f"Triton for {device_type}"
+    # For a GPU too: Triton builds its launchers with a C compiler.
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "cl"]
+    if device_type != "cpu":
+        compilers += [os.environ.get("CC"), "gcc", "clang"]
+    if not any(name and shutil.which(name) for name in compilers):
+        return "a C++ compiler (g++ or clang++)"
+    if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        return "the C headers of Python (Python.h)"
+    return None

@@ -1,0 +1,117 @@
+"""One step of one bucket in the making: its rows, the state they need, the sums it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine import backends, storage
+from hfoptim.engine.apply import Plan, decay_scalars
+from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine.distributed import dtensor, sharded
+from hfoptim.engine.rule import Scope
+
+
+@dataclass
+class BucketStep:
+    """A bucket with what it takes to step it: its group, the step's number, its runner and its step counters."""
+
+    group: dict[str, Any]
+    t: int
+    run: backends.Runner
+    bucket: Bucket
+    groups: dtensor.Groups
+    whole: bool
+    params: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+    ordinals: list[int] = field(default_factory=list)
+
+    def advance(self) -> None:
+        """Go on to the next step with the same rows, of plain tensors."""
+        self.t += 1
+        if self.bucket.plan.ordered:
+            self.bucket.seeds = [storage.row_seed(self.t, ordinal) for ordinal in self.ordinals]
+
+    def add(self, own: Tensor, row: list[Tensor], step: Tensor, ordinal: int) -> None:
+        self.params.append(own)
+        self.ordinals.append(ordinal)
+        param = row[0]
+        if not self.whole:
+            row = [dtensor.local(t) for t in row]
+        if param.is_complex():
+            row = [torch.view_as_real(t) if t.is_complex() else t for t in row]
+        self.bucket.rows.append(row)
+        if self.bucket.plan.ordered:
+            start = 0 if self.whole else dtensor.start(param)
+            self.bucket.seeds.append(storage.row_seed(self.t, ordinal, start))
+        self.steps.append(step)
+
+
+def row_of(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> list[Tensor]:
+    """A parameter's row; DTensors where it is sharded."""
+    # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
+    return [param.detach(), grad.detach(), *(state[key] for key in plan.keys)]
+
+
+def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed."""
+    if param.is_complex() and plan.scope is not Scope.ELEMENT:
+        raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
+    if "step" not in state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+    dtype = storage.exact_dtype(param.dtype)
+    for name, kept in zip(plan.rule.state, plan.storage, strict=True):
+        if name not in state:
+            for key, init in storage.inits(kept, plan.rule, name).items():
+                state[key] = dtensor.new_state(init, param, dtype)
+        elif not storage.fits(kept, state[name], param.shape):
+            state.update(dtensor.converted(kept, plan.rule, name, state, param))
+            if not kept.bits:
+                state.pop(storage.scale_name(name), None)
+    storage.fit_residual(plan.rounding, state)
+    residual = plan.rounding.residual
+    if residual and residual not in state:
+        dtype = plan.rounding.remainder or param.dtype
+        state[residual] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    return state
+
+
+def placed(scalars: dict[str, Any], bucket: Bucket) -> dict[str, Any]:
+    """The scalars for a bucket, with tensors on its device and in what it computes in: sums of all tensors have one."""
+    device, dtype = bucket.device, bucket.plan.dtype
+    return {name: value.to(device, dtype) if isinstance(value, Tensor) else value for name, value in scalars.items()}
+
+
+def totals_of(work: list[BucketStep]) -> dict[str, Tensor]:
+    """The rules' probes, summed over all tensors and ranks, on the device of the first of them."""
+    sums: dict[dtensor.Groups, dict[str, Tensor]] = {}
+    for item in work:
+        plan = item.bucket.plan
+        probe = plan.rule.probe
+        if probe is None:
+            continue
+        scalars = {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
+        scalars = placed(scalars, item.bucket)
+        bucket, groups = Bucket(plan, item.bucket.rows, scalars), item.groups
+        if item.whole:
+            values = sharded.probed(bucket)
+            if values is not None:
+                add_sums(sums.setdefault(groups, {}), values)
+                continue
+            bucket, groups = sharded.gathered(bucket), ()
+        with bucket.shaped() as bucket:
+            if backends.compiled.compiles(item.run):
+                values, bucket = backends.compiled.probe(bucket, item.run)
+                add_sums(sums.setdefault(groups, {}), values)
+            for values in each_row(bucket, probe.fn):
+                add_sums(sums.setdefault(groups, {}), values)
+    return dtensor.sum_over_ranks(sums)
+
+
+def add_sums(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value

@@ -1,0 +1,274 @@
+"""From a plan to a compiled function: trace, schedule, write, compile. Each once."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine import storage
+from hfoptim.engine.apply import Plan, entering, moved
+from hfoptim.engine.codegen import build, cpp
+from hfoptim.engine.codegen.layout import Layout, Slot
+from hfoptim.engine.codegen.schedule import Program, schedule
+from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable
+from hfoptim.engine.rule import Scope, hyper_type
+
+# Fewer entries are not worth waking other threads for.
+_ONE_THREAD = 1 << 15
+# Sizes of a stand-in parameter, all different, so that a state's dimensions can be told apart by them.
+_SIZES = (7, 11, 13, 17, 19, 23, 29, 31)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function for rows of one plan and one kind of shape.
+
+    Args:
+        step: the compiled function.
+        program: what it does.
+        names: the scalars it takes.
+        results: names of the sums it hands back: a probe's.
+    """
+
+    step: Any
+    program: Program
+    names: tuple[str, ...]
+    results: tuple[str, ...] = ()
+
+    @property
+    def flat(self) -> bool:
+        """Whether rows are seen as one run of entries, whose order does not matter."""
+        return self.program.axes == 1
+
+    def loops(self, shape: torch.Size, numel: int) -> tuple[int, int, int]:
+        """(batches, rows, columns) for a parameter as the rule sees it."""
+        if self.flat:
+            return 1, 1, numel
+        sizes = [math.prod(shape[label] for label in labels) for labels in self.program.merged]
+        return 1 if len(sizes) == 2 else sizes[0], sizes[-2], sizes[-1]
+
+
+@dataclass
+class Call:
+    """Rows for one compiled function, in the form it takes them.
+
+    Args:
+        kernel: of the first row; the others' have the same function.
+        scales: the place of the first tensor of scales in a row, 0 where there is none.
+    """
+
+    kernel: Kernel
+    scales: int
+    table: array[int] = field(default_factory=lambda: array("Q"))
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    seeds: array[int] = field(default_factory=lambda: array("I"))
+    entries: int = 0
+
+    def add(self, kernel: Kernel, row: Sequence[Tensor], seed: int) -> None:
+        """Take a row."""
+        shape = row[0].shape
+        numel = shape.numel()
+        code_rows = len(row[self.scales]) if self.scales else 1
+        self.table.extend([tensor.data_ptr() for tensor in row])
+        self.sizes.extend((*kernel.loops(shape, numel), code_rows, numel // code_rows))
+        self.seeds.append(seed)
+        self.entries += numel
+
+    def run(self, scalars: Mapping[str, Any]) -> dict[str, float]:
+        """Step the rows; or probe them, and give the sums."""
+        values = array("d", [float(scalars[name]) for name in self.kernel.names])
+        threads = 1 if self.entries < _ONE_THREAD else torch.get_num_threads()
+        sums = array("d", [0.0] * len(self.kernel.results))
+        addresses = [a.buffer_info()[0] for a in (self.sizes, self.table, values, self.seeds)]
+        self.kernel.step(len(self.seeds), *addresses, threads, sums.buffer_info()[0])
+        return dict(zip(self.kernel.results, sums, strict=True))
+
+
+def scales_place(plan: Plan) -> int:
+    """The place in a row of the first tensor of scales; 0 where there is none."""
+    place = 2
+    for kept in plan.storage:
+        if kept.bits:
+            return place + 1
+        place += kept.tensors
+    return 0
+
+
+_programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | None] = {}
+# None where no kernel is generated; the compiler's error where it fails.
+_kernels: dict[Any, Kernel | RuntimeError | None] = {}
+
+
+def _key(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Any:
+    # What is said of a tensor's shape: which of its dimensions are of size 1. Element-wise, not even that.
+    kind = None if shapeless(plan, probe) else tuple(size == 1 for size in row[0].shape)
+    return plan, names, kind, tuple(t.dtype for t in row), probe
+
+
+def traced(
+    plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False
+) -> tuple[Program, Layout, tuple[str, ...]] | None:
+    """What `program_of` gives for rows like this one, traced once; None where it raises Untraceable."""
+    key = _key(plan, names, row, probe)
+    if key not in _programs:
+        try:
+            _programs[key] = program_of(plan, names, row, probe)
+        except Untraceable:
+            _programs[key] = None
+    return _programs[key]
+
+
+def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False) -> Kernel | None:
+    """The kernel for rows like this one; None where none can be generated.
+
+    Args:
+        plan: the plan.
+        names: of the scalars, in the order of `h`.
+        row: tensors in the shape that the rule sees.
+        probe: the kernel of the rule's probe instead of its step.
+
+    Raises:
+        RuntimeError: the compiler fails.
+    """
+    key = _key(plan, names, row, probe)
+    if key not in _kernels:
+        _kernels[key] = _kernel(plan, names, row, probe)
+    found = _kernels[key]
+    if isinstance(found, RuntimeError):
+        raise RuntimeError(str(found))
+    return found
+
+
+def _kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Kernel | RuntimeError | None:
+    found = traced(plan, names, row, probe)
+    if found is None:
+        return None
+    program, layout, results = found
+    if _uses_float16(program, layout) and not build.has_float16():
+        return None
+    try:
+        return Kernel(build.load(cpp.generate(program, layout, names, _codebook)), program, names, results)
+    except RuntimeError as error:
+        return error
+
+
+def _uses_float16(program: Program, layout: Layout) -> bool:
+    rounded = (node.value for node in program.nodes if node.op == "round")
+    return any(slot.kept == "float16" for slot in layout.slots) or torch.float16 in rounded
+
+
+def shapeless(plan: Plan, probe: bool) -> bool:
+    """Whether rows of all shapes have the same kernel."""
+    return plan.scope is Scope.ELEMENT and not probe
+
+
+def program_of(
+    plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False
+) -> tuple[Program, Layout, tuple[str, ...]]:
+    """A plan's rule or probe, traced for parameters like that of a row, and scheduled; and the names of its results.
+
+    Raises:
+        Untraceable: the rule does what no kernel is generated for.
+    """
+    layout = layout_of(plan, row)
+    graph = Graph()
+    h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
+    shapes = _shapes(plan, storage.split(plan, row), shapeless(plan, probe))
+    param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
+    if probe:
+        assert plan.rule.probe is not None
+        weight, grad = entering(plan, h, grad, param)
+        sums = plan.rule.probe.fn(grad, weight, *state, h)
+        outputs: dict[int, int] = {}
+        results = [_symbol(value).index for value in sums.values()]
+    else:
+        sums, results = {}, []
+        new = moved(plan, h, grad, param, state)
+        outputs = {i + 1 if i else 0: _symbol(value).index for i, value in enumerate(new) if value is not None}
+    program = schedule(graph, outputs, layout.exact(), results)
+    loads = {node.value: program.kinds[i] for i, node in enumerate(program.nodes) if node.op == "load"}
+    if any(program.kinds[store.node] != loads[store.position] for store in program.stores):
+        raise Untraceable("a new state of another shape than the old")
+    if layout.coded and program.axes != 1:
+        raise Untraceable("codes together with reductions along rows")
+    return program, layout, tuple(sums)
+
+
+def _symbol(value: Any) -> Symbol:
+    if not isinstance(value, Symbol):
+        raise Untraceable(f"a rule that returns a {type(value).__name__}")
+    return value
+
+
+def layout_of(plan: Plan, row: Sequence[Tensor]) -> Layout:
+    """Where a row's values are and how they are kept."""
+    parts = storage.split(plan, row)
+    slots = [
+        Slot(0, _dtype(parts.param), plan.rounding is storage.Rounding.STOCHASTIC),
+        Slot(1, _dtype(parts.grad)),
+    ]
+    position = 2
+    for salt, (kept, tensors) in enumerate(zip(plan.storage, parts.states, strict=True), start=1):
+        name = _dtype(tensors[0])
+        if kept.bits:
+            name = f"{kept.bits}bit" + ("" if kept.signed else "_unsigned")
+        slots.append(Slot(position, name, kept.stochastic, salt))
+        position += kept.tensors
+    compute = "float64" if plan.dtype is torch.float64 else "float32"
+    return Layout(compute, tuple(slots), plan.rounding.value, len(row))
+
+
+def _codebook(kept: str) -> list[float]:
+    values = storage.codebook(int(kept[0]), not kept.endswith("unsigned"), torch.device("cpu"))
+    numbers: list[float] = values.tolist()
+    return numbers
+
+
+def _dtype(tensor: Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in ("float32", "float64", "bfloat16", "float16", "uint8"):
+        raise Untraceable(f"tensors of {name}")
+    return name
+
+
+def _shapes(plan: Plan, row: storage.Row, shapeless: bool) -> list[Shape]:
+    """Labels for the dimensions of parameter, gradient and states, as the rule sees them."""
+    shape = row.param.shape
+    if shapeless:
+        matrix = torch.empty(_SIZES[:2], device="meta")
+        if any(init(matrix, torch.float32).shape != matrix.shape for init in plan.rule.state.values()):
+            raise Untraceable("an element-wise rule with state of another shape than the parameter's")
+        return [(0,)] * (2 + len(row.states))
+    own: Shape = tuple(None if size == 1 else label for label, size in enumerate(shape))
+    if shape.numel() == 1:
+        own = (0, *own[1:])
+    out = [own, own]
+    for init, tensors, kept in zip(plan.rule.state.values(), row.states, plan.storage, strict=True):
+        state = tensors[0].shape
+        if kept.bits or state == shape:
+            out.append(own)
+        elif len(state) == len(shape) and all(s in (1, n) for s, n in zip(state, shape, strict=True)):
+            out.append(tuple(None if size == 1 else label for label, size in enumerate(state)))
+        elif plan.rule.shape is None and len(shape) <= len(_SIZES):
+            # Which dimensions a smaller state has shows on a parameter whose sizes all differ.
+            stand_in = [1 if size == 1 else other for size, other in zip(shape, _SIZES, strict=False)]
+            made = init(torch.empty(stand_in, device="meta"), torch.float32).shape
+            if not {1, *stand_in}.issuperset(made):
+                raise Untraceable("a state with dimensions that are not the parameter's")
+            out.append(tuple(None if size == 1 else stand_in.index(size) for size in made))
+        elif state.numel() == 1:
+            out.append((None,) * len(state))
+        else:
+            raise Untraceable("a state whose shape does not follow from the parameter's")
+    return out
+
+
+def compiled() -> int:
+    """How many kernels this process has."""
+    return sum(isinstance(kernel, Kernel) for kernel in _kernels.values())

@@ -1,0 +1,1 @@
+"""Tensors divided among ranks."""

@@ -1,0 +1,320 @@
+"""The runner for parameters that are divided among ranks and rules that look at whole tensors.
+
+A rule of reductions runs on the local parts, with the reductions of all tensors of a batch in one all-reduce. Any other
+is run on whole tensors: each goes to one rank, its owner, and the results come back, with one all-to-all each way.
+Element-wise rules do not come here: the engine gives other runners the local parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from hfoptim.engine import storage
+from hfoptim.engine.apply import Plan, entering, moved
+from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine.distributed.dtensor import Groups, cuts, follows, groups_of, in_rows, local, part_of, span, whole_of
+from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
+from hfoptim.engine.rule import Scope
+from hfoptim.engine.tensor_list import TensorList
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+GRAD = 1  # the gradient's place in a row
+
+# Entries of the parameters that a rank has in work at once; their gradients, state and results come on top.
+BATCH = 1 << 24
+# Messages mix dtypes; what begins at a multiple of this can be viewed as any of them.
+ALIGNMENT = 16
+
+# Plans and shapes found to need whole tensors.
+_whole_only: set[Any] = set()
+
+Row = list[Any]
+Function = Callable[..., dict[str, Any]]
+
+
+def takes(plan: Plan, row: Row) -> bool:
+    """Whether a row is for this runner: sharded, and its local part cannot be stepped as a tensor by itself."""
+    divided = cuts(row[0])
+    if not divided:
+        return False
+    if plan.ordered and not in_rows(row):
+        return True
+    if plan.scope is Scope.MATRIX and not plan.caution:
+        # Such rules work on the last two dimensions: a stack may be divided between matrices.
+        shape, shaped = row[0].shape, plan.rule.shape
+        return max(divided) >= -2 or (shaped is not None and tuple(shaped(shape)) != shape)
+    return plan.scope is not Scope.ELEMENT
+
+
+def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
+    """Step every tensor of the bucket in place.
+
+    Args:
+        bucket: its rows hold DTensors with one mesh and one way of being divided, and what is not divided.
+        whole: the runner for whole tensors.
+    """
+    groups = groups_of(bucket.rows[0][0])
+    for batch in _batches(bucket, groups):
+        if _in_parts(batch, groups):
+            continue
+        if len(groups) == 1:
+            _at_owners(batch, whole, groups[0])
+        else:
+            _everywhere(batch, whole)
+
+
+def _batches(bucket: Bucket, groups: Groups) -> Iterator[Bucket]:
+    """The rows, the largest first, in batches that give each rank about as much to do and no more than `BATCH`."""
+    ranks = math.prod(dist.get_world_size(group) for group in groups)
+    sizes = [row[0].numel() for row in bucket.rows]
+    batch: list[int] = []
+    filled = 0
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if len(batch) >= ranks and filled + sizes[i] > BATCH * ranks:
+            yield bucket.chosen(batch)
+            batch, filled = [], 0
+        batch.append(i)
+        filled += sizes[i]
+    yield bucket.chosen(batch)
+
+
+# -- on the local parts ----------------------------------------------------------------------------------------------
+
+
+def _in_parts(bucket: Bucket, groups: Groups) -> bool:
+    """Step the local parts; False, with nothing changed, where the rule needs whole tensors."""
+    kind = (bucket.plan, frozenset(row[0].ndim for row in bucket.rows))
+    lists = _lists(bucket, groups)
+    if lists is None or kind in _whole_only:
+        return False
+    params, grads, *states = lists
+    try:
+        new, *new_states = moved(bucket.plan, bucket.hyper(), grads, params, states)
+    except Unshardable:
+        _whole_only.add(kind)
+        return False
+    for i, row in enumerate(bucket.rows):
+        part = storage.split(bucket.plan, [local(t) for t in row])
+        values = [
+            None if state is None else state.parts.tensors[i].reshape(kept[0].shape)
+            for state, kept in zip(new_states, part.states, strict=True)
+        ]
+        storage.encode(bucket.plan, part, new.parts.tensors[i].reshape(part.param.shape), values, 0, 0)
+    return True
+
+
+def probed(bucket: Bucket) -> dict[str, Tensor] | None:
+    """The sums of a rule's probe over the local parts; None where it needs whole tensors."""
+    probe = bucket.plan.rule.probe
+    sums = None if probe is None else _of_parts(bucket, (), probe.fn)
+    return None if sums is None else {name: torch.stack(values).sum() for name, values in sums.items()}
+
+
+def numbers(bucket: Bucket, function: Function) -> Iterator[dict[str, list[Tensor]]]:
+    """What a function gives for each tensor: the same on every rank.
+
+    Args:
+        bucket: as for `run`; its tensors are only read.
+        function: `(grad, param, *state, h) -> {name: 0-d tensor}`.
+
+    Yields:
+        For some of the tensors, by name, a number each.
+    """
+    groups = groups_of(bucket.rows[0][0])
+    for batch in _batches(bucket, groups):
+        found = _of_parts(batch, groups, function)
+        if found is not None:
+            yield found
+            continue
+        for index in range(len(batch.rows)):
+            with gathered(batch.chosen([index])).shaped() as whole:
+                yield {name: [value] for values in each_row(whole, function) for name, value in values.items()}
+
+
+def _of_parts(bucket: Bucket, groups: Groups, function: Function) -> dict[str, list[Tensor]] | None:
+    """By name, what a function gives for each tensor from its local part; None where it needs whole tensors.
+
+    Args:
+        bucket: the bucket.
+        groups: those over which reductions go; none where the local parts' are wanted.
+        function: `(grad, param, *state, h) -> {name: 0-d tensor}`.
+    """
+    plan, lists = bucket.plan, _lists(bucket, groups)
+    if lists is None:
+        return None
+    params, grads, *states = lists
+    try:
+        h = bucket.hyper()
+        weights, grads = entering(plan, h, grads, params)
+        found = function(grads, weights, *(state.to(plan.dtype) for state in states), h)
+    except Unshardable:
+        return None
+    return {name: value.parts.tensors for name, value in found.items()}
+
+
+def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:
+    """Parameters, gradients and each state, in the shape that the rule sees; None where it needs whole tensors."""
+    plan = bucket.plan
+    if plan.scope is Scope.MATRIX or not plan.plain:
+        return None
+    rows = []
+    for row in bucket.rows:
+        part = storage.split(plan, row)
+        tensors = [part.param, part.grad, *(kept[0] for kept in part.states)]
+        seen = [(local(t), cuts(t)) for t in tensors] if plan.rule.shape is None else _as_seen(plan.rule.shape, tensors)
+        if seen is None:
+            return None
+        rows.append(seen)
+    return [
+        ShardedList(TensorList([part for part, _ in column]), [own for _, own in column], groups)
+        for column in zip(*rows, strict=True)
+    ]
+
+
+def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], row: Row) -> list[tuple[Tensor, Cuts]] | None:
+    """The local parts of a row, in the shape that the rule sees, with their cuts; None where that mixes their rows."""
+    own = row[0].shape
+    if list(cuts(row[0])) != [-len(own)] or follows(shape, own, 0) != 0:
+        return None
+    here = (local(row[0]).shape[0], *shape(own)[1:])
+    return [
+        (local(t).reshape(here), {-len(here): cuts(t)[-len(own)]}) if t.shape == own else (local(t), cuts(t))
+        for t in row
+    ]
+
+
+# -- on whole tensors ------------------------------------------------------------------------------------------------
+
+
+def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGroup) -> None:
+    """Gather each row on the rank that owns it, step it there, send every rank its parts of the results."""
+    ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
+    owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, len(ranks))]
+    divided = [[t for row in share.rows for t in row if cuts(t)] for share in owned]
+    received = _exchange(
+        [[local(t) for t in tensors] for tensors in divided],
+        [[(_part_shape(t, ranks, r), t.dtype) for t in divided[me]] for r in ranks],
+        group,
+        bucket.device,
+    )
+    gathered = iter([torch.cat(parts, _dim(t)) for t, *parts in zip(divided[me], *received, strict=True)])
+    rows = [[next(gathered) if cuts(t) else local(t) for t in row] for row in owned[me].rows]
+    if rows:
+        with Bucket(bucket.plan, rows, bucket.scalars, owned[me].seeds).shaped() as shaped:
+            whole(shaped)
+    results = [[t for row in share.rows for t in _results(row)] for share in owned]
+    new = [t for row in rows for t in _results(row)]
+    returned = _exchange(
+        [[_part(value, t, ranks, r) for t, value in zip(results[me], new, strict=True)] for r in ranks],
+        [[(local(t).shape, t.dtype) for t in tensors] for tensors in results],
+        group,
+        bucket.device,
+    )
+    for tensors, values in zip(results, returned, strict=True):
+        for tensor, value in zip(tensors, values, strict=True):
+            local(tensor).copy_(value)
+
+
+def _everywhere(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
+    """Gather each row on all ranks, which all step it: for tensors that several dimensions of a mesh divide."""
+    everything = gathered(bucket)
+    with everything.shaped() as shaped:
+        whole(shaped)
+    for row, full in zip(bucket.rows, everything.rows, strict=True):
+        for tensor, value in zip(_results(row), _results(full), strict=True):
+            if cuts(tensor):
+                local(tensor).copy_(part_of(value, tensor.device_mesh, tensor.placements))
+
+
+def gathered(bucket: Bucket) -> Bucket:
+    """The bucket with whole tensors, on every rank."""
+    rows = [[whole_of(t) if cuts(t) else local(t) for t in row] for row in bucket.rows]
+    return Bucket(bucket.plan, rows, bucket.scalars, bucket.seeds)
+
+
+def _results(row: Row) -> Row:
+    """What a step writes."""
+    return row[:GRAD] + row[GRAD + 1 :]
+
+
+def _assign(rows: list[Row], ranks: int) -> list[list[int]]:
+    """The rows by the rank that owns them: each to the one with the least to do so far. The same on every rank."""
+    owned: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for i, row in enumerate(rows):
+        owner = loads.index(min(loads))
+        owned[owner].append(i)
+        loads[owner] += row[0].numel()
+    return owned
+
+
+def _dim(tensor: Tensor) -> int:
+    """The dimension in which a tensor is divided."""
+    (dim,) = cuts(tensor)
+    return dim
+
+
+def _part_shape(tensor: Tensor, ranks: Sequence[int], rank: int) -> torch.Size:
+    shape = list(tensor.shape)
+    shape[_dim(tensor)] = span(shape[_dim(tensor)], len(ranks), rank)[1]
+    return torch.Size(shape)
+
+
+def _part(value: Tensor, tensor: Tensor, ranks: Sequence[int], rank: int) -> Tensor:
+    """What a rank has of a value for `tensor`: its part, or all of it."""
+    if not cuts(tensor):
+        return value
+    dim = _dim(tensor)
+    return value.narrow(dim, *span(value.shape[dim], len(ranks), rank))
+
+
+def _exchange(
+    outgoing: list[list[Tensor]],
+    incoming: list[list[tuple[torch.Size, torch.dtype]]],
+    group: ProcessGroup,
+    device: torch.device,
+) -> list[list[Tensor]]:
+    """Send `outgoing[r]` to each rank r, in one all-to-all.
+
+    Args:
+        outgoing: tensors of any shapes and dtypes.
+        incoming: the shapes and dtypes of what each rank sends here.
+        group: the ranks.
+        device: of all tensors.
+
+    Returns:
+        What each rank sent.
+    """
+    messages = [[_bytes(t) for t in tensors] for tensors in outgoing]
+    lengths = [[_length(shape, dtype) for shape, dtype in kinds] for kinds in incoming]
+    received = torch.empty(sum(map(sum, lengths)), dtype=torch.uint8, device=device)
+    dist.all_to_all_single(
+        received,
+        torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(m for sent in messages for m in sent)]),
+        [sum(each) for each in lengths],
+        [sum(m.numel() for m in sent) for sent in messages],
+        group=group,
+    )
+    pieces = iter(received.split([length for each in lengths for length in each]))
+    return [
+        [next(pieces)[: shape.numel() * dtype.itemsize].view(dtype).view(shape) for shape, dtype in kinds]
+        for kinds in incoming
+    ]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A tensor's memory, filled up to the alignment."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % ALIGNMENT))
+
+
+def _length(shape: torch.Size, dtype: torch.dtype) -> int:
+    return -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT

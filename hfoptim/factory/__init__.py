@@ -1,0 +1,1 @@
+"""From a model or named parameters and a name to an optimizer."""

@@ -1,0 +1,16 @@
+"""Which parameters take which options: layers, weight decay, heads, hidden matrices, options by pattern."""
+
+from hfoptim.param_groups.options import param_groups_options
+from hfoptim.param_groups.selection import decay_groups, head_names, layer_decay_groups, param_groups_muon
+from hfoptim.param_groups.timm import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
+
+__all__ = [
+    "auto_group_layers",
+    "decay_groups",
+    "head_names",
+    "layer_decay_groups",
+    "param_groups_layer_decay",
+    "param_groups_muon",
+    "param_groups_options",
+    "param_groups_weight_decay",
+]

@@ -1,0 +1,248 @@
+"""Names to optimizers: list them, look them up, and the options they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, checks, peer_options
+from hfoptim.engine.checks import closest
+from hfoptim.registry.catalogue import ENTRIES, WRAPPERS, OptimInfo
+from hfoptim.wrappers import around
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+_INFOS = {info.name: info for info in ENTRIES}
+_NAMES = {_key(alias): info.name for info in ENTRIES for alias in (info.name, *info.aliases)}
+# What may stand in front of a name.
+_WRAPPERS = {info.name: info for info in WRAPPERS}
+
+
+def canonical_name(name: str) -> str:
+    """The registry's spelling of a name given in any case, with `-`, `_` or neither.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: unknown; the message has the closest names.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"optimizer name {name!r} is a {type(name).__name__}, expected a string such as 'adamw'")
+    key, known = _key(name), [*_INFOS, *_aliases()]
+    if key in _NAMES:
+        return _NAMES[key]
+    for prefix in _WRAPPERS:
+        if key.removeprefix(prefix) in _NAMES:
+            return f"{prefix}_{_NAMES[key.removeprefix(prefix)]}"
+        if key == prefix:
+            raise ValueError(f"{name!r} goes around another optimizer; write its name behind: '{prefix}_sgd'")
+        if key.startswith(prefix):
+            known = [f"{prefix}_{inner}" for inner in known]
+    raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), known)}")
+
+
+def _aliases() -> list[str]:
+    return [alias for info in ENTRIES for alias in info.aliases]
+
+
+def get_optimizer_info(name: str) -> OptimInfo:
+    """The registry's entry for a name.
+
+    Raises:
+        ValueError: unknown name; the message has the closest ones.
+    """
+    name = canonical_name(name)
+    return _INFOS[name] if name in _INFOS else _wrapped(*name.split("_", 1))
+
+
+@functools.cache
+def _wrapped(prefix: str, name: str) -> OptimInfo:
+    """The entry of an optimizer with another one around it."""
+    info, around_it = _INFOS[name], _WRAPPERS[prefix]
+    return dataclasses.replace(
+        info,
+        name=f"{prefix}_{name}",
+        opt_class=around(around_it.wrapper, info.opt_class),
+        description=f"{around_it.wrapper.__name__} around {name}: {around_it.description}",
+        source=around_it.source,
+        aliases=(),
+        needs_closure=info.needs_closure or around_it.needs_closure,
+    )
+
+
+def engine_class_of(opt_class: type[Optimizer]) -> type[RuleOptimizer] | None:
+    """The class that runs on the engine: this one, or the one inside it; None for an optimizer of torch's."""
+    inner: type[Optimizer] = getattr(opt_class, "inner", opt_class)
+    return inner if issubclass(inner, RuleOptimizer) else None
+
+
+def list_optimizers(
+    filter: str | list[str] = "", exclude_filters: list[str] | None = None, with_description: bool = False
+) -> list[str] | list[tuple[str, str]]:
+    """Names of the optimizers there are, sorted.
+
+    Args:
+        filter (default ""): a pattern or several, with the wildcards `*`, `?`, `[...]`; one without wildcards matches
+            every name that contains it. Empty: all.
+        exclude_filters (None): patterns of names to leave out.
+        with_description (False): give (name, description) pairs.
+
+    Returns:
+        The names, or pairs.
+    """
+    include = [filter] if isinstance(filter, str) else list(filter) or [""]
+    names = [name for name in sorted(_INFOS) if any(_matches(name, pattern) for pattern in include)]
+    names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude_filters or ())]
+    return [(name, _INFOS[name].description) for name in names] if with_description else names
+
+
+def _matches(name: str, pattern: str) -> bool:
+    pattern = pattern.lower().replace("-", "_")
+    return fnmatch(name, pattern) if set(pattern) & set("*?[") else pattern in name
+
+
+def get_optimizer_class(name: str, bind_defaults: bool = True) -> type[Optimizer] | functools.partial[Optimizer]:
+    """The class of an optimizer.
+
+    Args:
+        name: its name.
+        bind_defaults (default True): give a partial with the arguments that the name stands for ("sgd": momentum 0.9,
+            nesterov), where there are any.
+
+    Returns:
+        The class, or a partial of it.
+
+    Raises:
+        ValueError: unknown name; the message has the closest ones.
+    """
+    info = get_optimizer_info(name)
+    return functools.partial(info.opt_class, **info.defaults) if bind_defaults and info.defaults else info.opt_class
+
+
+def option_names(name: str) -> list[str]:
+    """The options an optimizer takes, its own first, then the engine's, where it runs on that."""
+    opt_class = get_optimizer_info(name).opt_class
+    parameters = inspect.signature(opt_class).parameters.values()
+    own = [p.name for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD]
+    return [*own, *ENGINE_DEFAULTS] if engine_class_of(opt_class) else own
+
+
+def check_options(name: str, options: Mapping[str, Any], also: Iterable[str] = ()) -> None:
+    """Check that an optimizer takes all the options given.
+
+    Args:
+        name: its name.
+        options: the options.
+        also (default ()): further options to name in the message.
+
+    Raises:
+        ValueError: it does not; the message says what the option is called here, or names the closest ones.
+    """
+    known = [*option_names(name), *also]
+    on_engine = engine_class_of(get_optimizer_info(name).opt_class) is not None
+    for option in options:
+        if option not in known and not (
+            on_engine and option in peer_options.FLAGS
+        ):  # their values decide, in the constructor
+            raise ValueError(f"{canonical_name(name)} has no option {option!r}; {peer_options.hint(option, known)}")
+
+
+def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments to construct an optimizer with that is chosen by name: the name's own, then the given ones.
+
+    Raises:
+        ValueError: unknown name or option.
+        TypeError: for an optimizer of torch's, a value that is no number where one is wanted.
+    """
+    info = get_optimizer_info(name)
+    check_options(name, options)
+    engine_class = engine_class_of(info.opt_class)
+    if engine_class is None:
+        options = _as_numbers(info.opt_class, options)
+    return {**info.defaults, **_following(name, options), **options}
+
+
+def _following(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that follow from the options given, where an optimizer is chosen by name."""
+    engine_class = engine_class_of(get_optimizer_info(name).opt_class)
+    return engine_class.defaults_by_name(options) if engine_class else {}
+
+
+def _as_numbers(opt_class: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with Python's own numbers, for a class that keeps in its groups what it is given."""
+    found = dict(options)
+    for option, parameter in inspect.signature(opt_class).parameters.items():
+        default = parameter.default
+        if option == "lr" and found.get("lr") is not None:
+            found["lr"] = checks.learning_rate("lr", found["lr"])
+        elif option in found and isinstance(default, (int, float)) and not isinstance(default, bool):
+            number = checks.number(option, found[option], -math.inf)
+            found[option] = checks.integer(option, found[option], 0) if isinstance(default, int) else number
+        elif option in found:
+            found[option] = checks.portable(checks.plain(found[option]))
+    return found
+
+
+def complete_groups(name: str, params: Any, options: Mapping[str, Any]) -> Any:
+    """Parameters as they are, and groups of them with what follows from their own options, as from options by name.
+
+    Adafactor's own steps are switched off by an lr, whether it is given for all parameters or for a group of them.
+
+    Args:
+        name: the optimizer's name.
+        params: parameters, named parameters, or dicts that define parameter groups.
+        options: the constructor's arguments, from `resolve_options`. What they ask for beyond the name stays.
+    """
+    if isinstance(params, (torch.Tensor, dict, set, str)) or not isinstance(params, Iterable):
+        return params  # the constructor says what is wrong with it
+    bound = get_optimizer_info(name).defaults
+
+    def completed(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        for option, value in _following(name, entry).items():
+            if option not in options or options[option] == bound.get(option):
+                entry.setdefault(option, value)
+        return entry
+
+    return [completed(entry) for entry in params]
+
+
+def dummy(opt_class: type[Optimizer], options: Mapping[str, Any], *groups: Mapping[str, Any]) -> Optimizer:
+    """Make an optimizer for one small parameter, and one for each of the groups, to have its values checked.
+
+    The parameters are named and matrices, as some optimizers need them.
+    """
+
+    def param(place: int) -> list[Any]:
+        return [(f"weight{place}", nn.Parameter(torch.zeros(2, 2, dtype=torch.float32, device="cpu")))]
+
+    create: Callable[..., Optimizer] = opt_class
+    # What it warns of is said when the optimizer itself is made.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return create([{"params": param(place), **group} for place, group in enumerate([{}, *groups])], **options)
+
+
+# Where a whole optimizer is of one mind.
+_OF_THE_WHOLE = ("gradient_release",)
+
+
+@functools.cache
+def group_defaults(name: str) -> Mapping[str, Any]:
+    """The options of an optimizer that may differ between its parameter groups, with their defaults."""
+    name = canonical_name(name)
+    group = dummy(get_optimizer_info(name).opt_class, resolve_options(name, {})).param_groups[0]
+    return {option: group[option] for option in option_names(name) if option in group and option not in _OF_THE_WHOLE}

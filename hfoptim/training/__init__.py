@@ -1,0 +1,1 @@
+"""Around a training step: accumulation, gradients released inside of backward, step metrics."""
