@@ -30,7 +30,7 @@ from hfoptim.engine.storage.rounding import join_float32
 
 
 def _weight(group: Mapping[str, Any]) -> float:
-    """What the step that `before_buckets` has just counted weighs in the average."""
+    """What the step that `on_step_start` has just counted weighs in the average."""
     return float(group["k"] ** group["r"] * group["lr_max"] ** group["weight_lr_power"])
 
 

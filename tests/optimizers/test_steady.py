@@ -212,4 +212,4 @@ def test_copies_start_afresh():
     feed(params, 1)
     optimizer.step()
     assert copy.deepcopy(optimizer)._cached_slots is None
-    assert "_seats" not in optimizer.__getstate__()
+    assert "_cached_slots" not in optimizer.__getstate__()
