@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from hfoptim.engine import Rule, RuleOptimizer
 
 Make = Callable[[torch.Generator, torch.dtype], Tensor]
+Params = dict[str, nn.Parameter]
 
 
 def _shape(*shape: int) -> Make:

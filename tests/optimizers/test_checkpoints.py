@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import dataclasses
 
 import peers
 import pytest
 import torch
 from cases import ENTRIES
+from cases.adam import ADAMW
+from fingerprints import NAMES, cannot_be_told_apart, fingerprint, made, of_state_dict, others
 from harness import (
     assert_goes_on_like,
     assert_moved,
@@ -23,6 +25,7 @@ from harness import (
 )
 
 import hfoptim
+from hfoptim.engine import ENGINE_DEFAULTS
 
 VARIANTS = [
     pytest.param(entry, variant, id=f"{entry.name}-{name}")
@@ -36,17 +39,10 @@ PEERS = [
     for entry in ENTRIES
     for i, checkpoint in enumerate(entry.checkpoints)
 ]
-NAMES = ("matrix", "vector", "conv")
 
 
 def build(entry, variant, params):
     return entry.cls(list(params.items()), **variant.options)
-
-
-def first(entry):
-    """An optimizer with the entry's first options, over three named parameters."""
-    params = parameters(NAMES)
-    return params, build(entry, next(iter(entry.variants.values())), params)
 
 
 def assert_refused(optimizer, params, state_dict, match):
@@ -207,36 +203,71 @@ def test_the_step_count_stays_exact_for_low_precision_parameters(entry, variant)
 # -- another optimizer's, another model's -----------------------------------------------------------------------------
 
 
-def _state_names(entry):
-    params, optimizer = first(entry)
-    train(optimizer, params, range(1, 2))
-    return {name: set(optimizer.state[param]) for name, param in params.items()}
+def assert_told_from(source, target, saved, into):
+    """The state_dict of another optimizer is refused, and leaves everything as it was."""
+    other = made(source, saved)[1]
+    params, optimizer = made(target, into)
+    assert_refused(optimizer, params, other.state_dict(), f"not one of {target.cls.__name__}|parameter groups")
 
 
-PAIRS = [pytest.param(a, b, id=f"{a.name}-to-{b.name}") for a, b in itertools.permutations(ENTRIES, 2)]
+@every_entry
+def test_a_state_dict_has_the_options_and_the_state_that_the_class_declares(entry):
+    # What other optimizers tell it by: see fingerprints.py.
+    params, optimizer = made(entry, 2)
+    found = fingerprint(entry)
+    assert found == of_state_dict(through_disk(optimizer.state_dict()))
+    assert found.options == set(optimizer.defaults) - {*ENGINE_DEFAULTS, "differentiable"}
+    assert sum(found.groups) == len(found.state) == len(params)
+    for (name, param), state in zip(params.items(), by_parameter(optimizer, params, found), strict=True):
+        group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+        rule = optimizer.rule_for(param, group)
+        declared = {key: tuple(rule.first(key, param.detach(), param.dtype).shape) for key in rule.state}
+        assert dict(state) == {"step": (), **declared}, name
 
 
-@pytest.mark.parametrize("into", ["fresh", "stepped"])
-@pytest.mark.parametrize("saved", ["fresh", "stepped"])
-@pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_the_state_dict_of_another_optimizer_is_refused(source, target, saved, into):
-    theirs, other = first(source)
-    if saved == "stepped":
-        train(other, theirs, range(1, 3))
-    params, optimizer = first(target)
-    if into == "stepped":
-        train(optimizer, params, range(1, 3))
-    state_dict = other.state_dict()
-    if _state_names(source) == _state_names(target):
-        # Moments by the same names: either refused, or loaded such that a step works with the loaded numbers.
-        try:
-            optimizer.load_state_dict(state_dict)
-        except ValueError:
-            return
-        train(optimizer, params, range(3, 4))
-        assert optimizer.param_groups[0]["betas"] == other.param_groups[0]["betas"]
-        return
-    assert_refused(optimizer, params, state_dict, f"not one of {target.cls.__name__}|parameter groups")
+def by_parameter(optimizer, params, found):
+    """The fingerprint's state in the order of the parameters, which groups may have changed."""
+    order = [param for group in optimizer.param_groups for param in group["params"]]
+    return [found.state[next(i for i, p in enumerate(order) if p is param)] for param in params.values()]
+
+
+@every_entry
+def test_the_state_dict_of_another_optimizer_is_refused(entry):
+    for saved in (0, 2):
+        for other in others(entry, saved > 0):
+            assert_told_from(other, entry, saved, 0)
+            assert_told_from(other, entry, saved, 2)
+
+
+class Twin(hfoptim.AdamW):
+    """An optimizer of another name whose state_dicts are AdamW's."""
+
+
+@pytest.mark.parametrize("saved", [0, 2], ids=["fresh", "stepped"])
+def test_a_state_dict_that_cannot_be_told_from_ones_own_is_obeyed(saved):
+    # Moments by the same names, and no option more: what is loaded holds.
+    twin = dataclasses.replace(ADAMW, name="twin", cls=Twin)
+    assert fingerprint(ADAMW) == fingerprint(twin)
+    for source, target in [(twin, ADAMW), (ADAMW, twin), *cannot_be_told_apart(saved > 0)]:
+        state_dict = through_disk(made(source, saved)[1].state_dict())
+        params, optimizer = made(target, 2)
+        optimizer.load_state_dict(state_dict)
+        for mine, theirs in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+            for option in fingerprint(source).options:
+                assert_same(mine[option], theirs[option])
+        assert_same(optimizer.state_dict()["state"], state_dict["state"])
+        train(optimizer, params, range(3, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [0, 2], ids=["fresh", "stepped"])
+@every_entry
+def test_the_state_dict_of_every_other_optimizer_is_refused(entry, saved):
+    alike = {(source.name, target.name) for source, target in cannot_be_told_apart(saved > 0)}
+    for source in ENTRIES:
+        if source is not entry and (source.name, entry.name) not in alike:
+            assert_told_from(source, entry, saved, 0)
+            assert_told_from(source, entry, saved, 2)
 
 
 @pytest.mark.parametrize("stepped", [0, 2])
@@ -253,7 +284,7 @@ def test_the_state_dict_of_an_unrelated_torch_optimizer_is_refused(entry, make, 
     theirs = parameters(NAMES)
     other = make(list(theirs.values()))
     train(other, theirs, range(1, 1 + stepped))
-    params, optimizer = first(entry)
+    params, optimizer = made(entry)
     train(optimizer, params, range(1, 2))
     assert_refused(optimizer, params, other.state_dict(), "not one of|parameter groups")
 
@@ -347,7 +378,7 @@ def test_named_parameters_in_another_order_load_by_name(entry, variant):
 
 @every_entry
 def test_other_names_are_refused(entry):
-    params, optimizer = first(entry)
+    params, optimizer = made(entry)
     train(optimizer, params, range(1, 3))
     other = dict(zip(("matrix", "vector", "kernel"), parameters(NAMES).values(), strict=True))
     renamed = build(entry, next(iter(entry.variants.values())), other)
