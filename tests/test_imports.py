@@ -120,7 +120,9 @@ def test_the_walk_sees_modules_and_imports():
         MODULES
     )
     assert "hfoptim.engine.backends.compiled" in imported("hfoptim.engine.backends", MODULES["hfoptim.engine.backends"])
-    assert "hfoptim.optimizers.adam" in imported("hfoptim.optimizers.lion", MODULES["hfoptim.optimizers.lion"])
+    assert "hfoptim.optimizers.shared.moments" in imported(
+        "hfoptim.optimizers.lion", MODULES["hfoptim.optimizers.lion"]
+    )
     assert "schedules.curves" in imported("schedules.learning_rate", MODULES["schedules.learning_rate"])
     assert "torch" in imported("hfoptim.engine.rule", MODULES["hfoptim.engine.rule"])
 

@@ -338,8 +338,8 @@ def test_reports_name_what_they_like():
             lambda grad, param, h: (grad.sign(),)
         )
 
-        def __init__(self, params, lr=0.1):
-            super().__init__(params, {"lr": lr, "weight_decay": 0.0})
+        lr: float = hfoptim.engine.hyper(0.1, "learning rate")
+        weight_decay: float = hfoptim.engine.hyper(0.0, "weight decay")
 
     params = parameters()
     optimizer = Signed(params)

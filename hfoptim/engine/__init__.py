@@ -1,7 +1,9 @@
 """The engine: runs any rule over many parameters. Knows no optimizer by name."""
 
 from hfoptim.engine.apply import Decay
-from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, RuleOptimizer, unmasked, unwrap, unwrap_all
+from hfoptim.engine.declaration import Name, RuleOptimizer
+from hfoptim.engine.hyperparameters import Hyper, hyper
+from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, unmasked, unwrap, unwrap_all
 from hfoptim.engine.rule import (
     ELEMENT,
     MATRIX,
@@ -29,6 +31,8 @@ __all__ = [
     "TENSOR",
     "Decay",
     "EngineOptions",
+    "Hyper",
+    "Name",
     "Probe",
     "Rule",
     "RuleOptimizer",
@@ -38,6 +42,7 @@ __all__ = [
     "bias_correction",
     "clone",
     "ema",
+    "hyper",
     "nonnegative",
     "rms",
     "rule",

@@ -11,7 +11,7 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -121,6 +121,21 @@ def strings(name: str, value: Any) -> list[str]:
         if not isinstance(entry, str):
             raise TypeError(f"{name} holds {entry!r}, a {type(entry).__name__}, expected strings")
     return [str(entry) for entry in found]
+
+
+def choice(name: str, value: Any, choices: Collection[str] = ()) -> str:
+    """`value` as text, if it is one of `choices`; any text where there are none.
+
+    Raises:
+        TypeError: no text.
+        ValueError: another one; the message has the closest.
+    """
+    if not isinstance(value, str):
+        expected = f"one of {', '.join(choices)}" if choices else "text"
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected {expected}")
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; {closest(value, choices)}")
+    return str(value)
 
 
 def flag(name: str, value: Any, optional: bool = False) -> None:

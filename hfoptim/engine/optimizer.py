@@ -1,4 +1,4 @@
-"""`RuleOptimizer`: the one torch.optim.Optimizer that runs every rule of the catalogue."""
+"""`EngineOptimizer`: the one torch.optim.Optimizer that runs every rule of the catalogue."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ ENGINE_DEFAULTS: dict[str, Any] = {
 }
 
 
-class RuleOptimizer(Optimizer):
+class EngineOptimizer(Optimizer):
     """Runs a rule over many parameters. Subclasses give the rule, its hyper-parameters and where weight decay enters.
 
     Args:
@@ -128,6 +128,11 @@ class RuleOptimizer(Optimizer):
     _options: list[list[Any]]
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
     absent_from_peers: ClassVar[frozenset[str]] = frozenset()
+    # Those in their checkpoints that this class has not: the value at which one changes nothing here, or a function
+    # `(optimizer, value, group) -> bool` that says whether it does not.
+    peer_flags: ClassVar[Mapping[str, Any]] = {}
+    # What their state is called here; None for state that is left out where the rule has none of that name.
+    peer_state: ClassVar[Mapping[str, str | None]] = {}
     # State, of a parameter's shape, that is there at times only.
     occasional_state: ClassVar[frozenset[str]] = storage.RESIDUALS
     # Whether a schedule that lowers lr works against this class.
@@ -141,7 +146,7 @@ class RuleOptimizer(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
         given = peer_options.without_flags(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
-        self.defaults = {**defaults, **ENGINE_DEFAULTS, **given}
+        self.defaults = {**defaults, **ENGINE_DEFAULTS, **defaults, **given}
         self.check_group(self.defaults)
         super().__init__(params, self.defaults)
 
@@ -241,10 +246,11 @@ class RuleOptimizer(Optimizer):
             name, value: the peer's hyper-parameter.
             group: the group as it will be, with the peer's entries.
         """
-        return False
+        neutral = self.peer_flags.get(name)
+        return bool(neutral(self, value, group)) if callable(neutral) else name in self.peer_flags and value is neutral
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-        """Turn a peer's saved state of one parameter into ours. Subclasses whose peer keeps no `step` override it."""
+        """Turn a peer's saved state of one parameter into ours, where `peer_state` does not suffice."""
         return state
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ from hfoptim.engine import (
 )
 from hfoptim.engine.checks import betas as check_betas
 from hfoptim.engine.checks import entries, flag, group_dict, number
+from hfoptim.engine.optimizer import EngineOptimizer
 
 
 def relative_step(t: int, group: Mapping[str, Any]) -> float:
@@ -206,7 +207,7 @@ class Adafactor(RuleOptimizer):
             "warmup_init": warmup_init,
             "min_dim_size_to_factor": min_dim_size_to_factor,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; `lr` and `relative_step` are checked against each other here, where a user set them.

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, State
+from hfoptim.engine.optimizer import EngineOptimizer
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -85,7 +86,7 @@ class Adagrad(RuleOptimizer):
             "initial_accumulator_value": initial_accumulator_value,
             "eps": eps,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adagrad(group["initial_accumulator_value"])

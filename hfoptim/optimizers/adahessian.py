@@ -23,7 +23,8 @@ from hfoptim.engine import (
 )
 from hfoptim.engine.checks import flag, integer, number
 from hfoptim.engine.distributed.dtensor import is_dtensor
-from hfoptim.optimizers.adam import moment_rates
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.optimizers.shared.moments import moment_rates
 
 SEED = 2147483647
 
@@ -135,7 +136,7 @@ class Adahessian(RuleOptimizer):
             "n_samples": n_samples,
             "avg_conv_kernel": avg_conv_kernel,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     @property
     def is_second_order(self) -> bool:

@@ -27,8 +27,9 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag, group_dict, integer
+from hfoptim.engine.optimizer import EngineOptimizer
 from hfoptim.engine.parameter_names import bare, bare_names
-from hfoptim.optimizers.adam import corrected, moments_step
+from hfoptim.optimizers.shared.moments import corrected, moments_step
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class AdamMini(RuleOptimizer):
             "n_kv_heads": n_kv_heads,
             "verbose": verbose,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -15,8 +15,10 @@ from typing_extensions import Unpack
 from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
 from hfoptim.engine.checks import flag, group_dict, integer, number, strings
 from hfoptim.engine.checks import learning_rate as check_lr
+from hfoptim.engine.optimizer import EngineOptimizer
 from hfoptim.engine.parameter_names import bare_names, searched
-from hfoptim.optimizers.adam import folded, moments, moments_step, torch_flag_is_neutral
+from hfoptim.optimizers.shared.moments import folded, moments, moments_step
+from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
@@ -102,6 +104,7 @@ class AdamWeightDecay(RuleOptimizer):
     """
 
     per_step_options = frozenset({"lr", "iterations"})
+    peer_flags = {"correct_bias": True, **TORCH_ADAM}
     absent_from_peers = frozenset(_CLIPS) | {"amsgrad", "iterations"}
 
     def __init__(
@@ -144,7 +147,8 @@ class AdamWeightDecay(RuleOptimizer):
             "global_clipnorm": global_clipnorm,
             "iterations": 0,
         }
-        super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults, **options)
+        params = params.named_parameters() if isinstance(params, nn.Module) else params
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("name", "learning_rate", "include_in_weight_decay", "exclude_from_weight_decay")
@@ -182,11 +186,6 @@ class AdamWeightDecay(RuleOptimizer):
             group[name] = number(name, group[name])
             if group[name] == 0.0:
                 raise ValueError(f"{name}=0 would erase every gradient, expected a number above 0, or None")
-
-    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
-        if name == "correct_bias":
-            return value is True
-        return torch_flag_is_neutral(name, value, group, decoupled=True)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adam_weight_decay(next((name for name in _CLIPS if group[name] is not None), None), group["amsgrad"])

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
 from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from hfoptim.engine import (
     ELEMENT,
     Decay,
-    EngineOptions,
+    Name,
     add_scaled,
     bias_correction,
     ema,
+    hyper,
     nonnegative,
     rule,
     zeros,
 )
-from hfoptim.engine.checks import flag
-from hfoptim.optimizers.decoupling import FullyDecoupling
+from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -82,56 +80,23 @@ class Adan(FullyDecoupling):
 
     Author, timm, optimi and pytorch_optimizer agree. `caution` masks the whole update; timm's masks m alone.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-3): learning rate; the paper's are 5 to 10 times AdamW's.
-        betas (0.98, 0.92, 0.99): decay rates of m, d and n, each in [0, 1).
-        eps (1e-8): added to the bias-corrected root of n, >= 0.
-        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
-        no_prox (False): decay as AdamW does, instead of the proximal step.
-        decouple_lr (False): fully decoupled weight decay; wants a much smaller `weight_decay`, since lr no longer
-            multiplies it.
-        max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
-    Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option.
-
     Source:
         Xie et al., arXiv 2208.06677; sail-sg/Adan; timm 1.0, `timm.optim.Adan`; `decouple_lr` after optimi.Adan 0.3.
     """
 
     rule = adan
-    beta_count = 3
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        no_prox: bool = False,
-        *,
-        decouple_lr: bool = False,
-        max_lr: float | None = None,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "no_prox": no_prox,
-            "decouple_lr": decouple_lr,
-            "max_lr": max_lr,
-        }
-        super().__init__(params, defaults, **options)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        flag("no_prox", group["no_prox"])
+    names = (
+        Name("adan", paper="https://arxiv.org/abs/2208.06677"),
+        Name("adanw", "Adan with AdamW's weight decay", options={"no_prox": True}),
+    )
+    lr: float = hyper(1e-3, "learning rate; the paper's are 5 to 10 times AdamW's")
+    betas: tuple[float, float, float] = hyper((0.98, 0.92, 0.99), "decay rates of m, d and n")
+    eps: float = hyper(1e-8, "added to the bias-corrected root of n")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
+    no_prox: bool = hyper(False, "decay as AdamW does, instead of the proximal step")
+    _: KW_ONLY
+    decouple_lr: bool = DECOUPLE_LR
+    max_lr: float | None = MAX_LR
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         # The proximal step decays what the update has left.

@@ -21,6 +21,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import number
+from hfoptim.engine.optimizer import EngineOptimizer
 
 # The author's code adds this to a beta before taking its logarithm.
 _LOG_EPS = 1e-8
@@ -127,7 +128,7 @@ class AdEMAMix(RuleOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)

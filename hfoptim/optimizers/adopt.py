@@ -11,8 +11,9 @@ from typing_extensions import Unpack
 
 from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, ema, nonnegative, rule, zeros
 from hfoptim.engine.checks import flag, number
-from hfoptim.optimizers.adam import moment_rates
-from hfoptim.optimizers.lamb import timm_decay_is_plain
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.optimizers.shared.moments import moment_rates
+from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -73,6 +74,7 @@ class Adopt(RuleOptimizer):
     """
 
     rule = adopt
+    peer_flags = TIMM_DECAY
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class Adopt(RuleOptimizer):
             "weight_decay": weight_decay,
             "decoupled": decoupled,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
@@ -103,6 +105,3 @@ class Adopt(RuleOptimizer):
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED
-
-    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
-        return timm_decay_is_plain(name, value)

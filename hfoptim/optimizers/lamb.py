@@ -27,8 +27,10 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag, number
-from hfoptim.optimizers.adam import moment_rates
+from hfoptim.engine.optimizer import EngineOptimizer
 from hfoptim.optimizers.adam_weight_decay import squared_norm
+from hfoptim.optimizers.shared.moments import moment_rates
+from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 
 def adapts(group: Mapping[str, Any]) -> bool:
@@ -154,6 +156,7 @@ class Lamb(RuleOptimizer):
     """
 
     decay = Decay.INSIDE
+    peer_flags = TIMM_DECAY
 
     def __init__(
         self,
@@ -180,7 +183,7 @@ class Lamb(RuleOptimizer):
             "trust_clip": trust_clip,
             "always_adapt": always_adapt,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
@@ -194,11 +197,3 @@ class Lamb(RuleOptimizer):
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         clipped = group["max_grad_norm"] is not None
         return lamb(adapts(group), clipped, group["grad_averaging"], group["trust_clip"])
-
-    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
-        return timm_decay_is_plain(name, value)
-
-
-def timm_decay_is_plain(name: str, value: Any) -> bool:
-    """Whether a flag of timm's newer classes leaves weight decay where the paper has it."""
-    return name == "max_lr_snapshot" or (name in ("decoupled_decay", "corrected_weight_decay") and value is False)

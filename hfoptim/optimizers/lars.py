@@ -8,13 +8,10 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from hfoptim.engine import TENSOR, Decay, EngineOptions, Rule, RuleOptimizer, add_scaled
-from hfoptim.engine.checks import flag, number
+from hfoptim.engine import TENSOR, Decay, Name, Rule, add_scaled, hyper
 from hfoptim.optimizers.lamb import adapts, unless_zero
-from hfoptim.optimizers.sgd import SGD
+from hfoptim.optimizers.shared.momentum import Momentum
 
 
 @cache
@@ -53,7 +50,7 @@ def lars(descent: Rule, trust_clip: bool) -> Rule:
     return Rule(fn, TENSOR, descent.state, per_step, report=report)
 
 
-class Lars(SGD):
+class Lars(Momentum):
     """Gradient descent whose step is, tensor by tensor, a fixed share of the parameter: for large batches.
 
     With g the gradient, p the parameter:
@@ -71,63 +68,42 @@ class Lars(SGD):
     dimensions, always, and has no eps; optax divides by |g + weight_decay p| and has lr inside the buffer; apex' LARC
     adapts without weight decay, too.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1.0): learning rate.
-        momentum (0.0): decay rate of the buffer, >= 0.
-        dampening (0.0): share of the gradient kept out of the buffer, in [0, 1].
-        weight_decay (0.0): L2 penalty.
-        nesterov (False): Nesterov's momentum; needs momentum > 0 and no dampening.
-        trust_coeff (0.001): norm of a step at lr 1, as a share of the parameter's, > 0.
-        eps (1e-8): added to the divisor of the trust ratio, >= 0.
-        trust_clip (False): no tensor's step size is above lr (LARC).
-        always_adapt (False): a trust ratio for parameters without weight decay, too.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, nesterov without momentum or with dampening, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter that is adapted.
+        ValueError: nesterov without momentum or with dampening.
+        TypeError: a complex parameter that is adapted.
 
     Source:
         You et al., arXiv 1708.03888; timm 1.0, `timm.optim.Lars`.
     """
 
     decay = Decay.INSIDE
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1.0,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        trust_coeff: float = 0.001,
-        eps: float = 1e-8,
-        trust_clip: bool = False,
-        always_adapt: bool = False,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "trust_coeff": trust_coeff,
-            "eps": eps,
-            "trust_clip": trust_clip,
-            "always_adapt": always_adapt,
-        }
-        RuleOptimizer.__init__(self, params, defaults, **options)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        group["trust_coeff"] = number("trust_coeff", group["trust_coeff"])
-        if group["trust_coeff"] == 0.0:
-            raise ValueError("trust_coeff=0 would stop every step, expected a number above 0")
-        flag("trust_clip", group["trust_clip"])
-        flag("always_adapt", group["always_adapt"])
+    names = (
+        Name(
+            "lars",
+            "Gradient descent whose step is a share of the parameter's norm, tensor by tensor, with momentum",
+            "https://arxiv.org/abs/1708.03888",
+            {"momentum": 0.9},
+        ),
+        Name(
+            "larc",
+            "LARS with step sizes of the learning rate at most, with momentum",
+            "",
+            {"momentum": 0.9, "trust_clip": True},
+        ),
+        Name("nlars", "LARS with Nesterov momentum", options={"momentum": 0.9, "nesterov": True}),
+        Name("nlarc", "LARC with Nesterov momentum", options={"momentum": 0.9, "nesterov": True, "trust_clip": True}),
+    )
+    lr: float = hyper(1.0, "learning rate")
+    momentum: float = hyper(0.0, "decay rate of the buffer")
+    dampening: float = hyper(0.0, "share of the gradient kept out of the buffer", most=1.0)
+    weight_decay: float = hyper(0.0, "L2 penalty")
+    nesterov: bool = hyper(False, "Nesterov's momentum; needs momentum > 0 and no dampening")
+    trust_coeff: float = hyper(
+        0.001, "norm of a step at lr 1, as a share of the parameter's", above=0.0, excluded="would stop every step"
+    )
+    eps: float = hyper(1e-8, "added to the divisor of the trust ratio")
+    trust_clip: bool = hyper(False, "no tensor's step size is above lr (LARC)")
+    always_adapt: bool = hyper(False, "a trust ratio for parameters without weight decay, too")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         descent = super().rule_for(param, group)

@@ -1,15 +1,10 @@
 """Lion."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from hfoptim.engine import ELEMENT, EngineOptions, ema, rule, zeros
-from hfoptim.optimizers.adam import moment_rates
-from hfoptim.optimizers.decoupling import FullyDecoupling
+from hfoptim.engine import ELEMENT, Name, ema, hyper, rule, zeros
+from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
+from hfoptim.optimizers.shared.moments import moment_rates
 
 
 @rule(ELEMENT, per_step=moment_rates, exp_avg=zeros)
@@ -28,42 +23,15 @@ class Lion(FullyDecoupling):
 
     Wants 3 to 10 times AdamW's weight decay at a tenth to a third of its lr. State: `exp_avg` (m).
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-4): learning rate.
-        betas (0.9, 0.99): interpolation weights of the update and of the momentum, each in [0, 1).
-        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
-        decouple_lr (False): fully decoupled weight decay; wants a much smaller `weight_decay`, since lr no longer
-            multiplies it.
-        max_lr (None): peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
-    Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option.
-
     Source:
         Chen et al., Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675; google/automl, `lion`;
         `decouple_lr` after optimi.Lion 0.3.
     """
 
     rule = lion
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        decouple_lr: bool = False,
-        max_lr: float | None = None,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "decouple_lr": decouple_lr,
-            "max_lr": max_lr,
-        }
-        super().__init__(params, defaults, **options)
+    names = (Name("lion", paper="https://arxiv.org/abs/2302.06675"),)
+    lr: float = hyper(1e-4, "learning rate")
+    betas: tuple[float, float] = hyper((0.9, 0.99), "interpolation weights of the update and of the momentum")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
+    decouple_lr: bool = DECOUPLE_LR
+    max_lr: float | None = MAX_LR

@@ -16,8 +16,9 @@ from typing_extensions import Unpack
 from hfoptim.engine import ELEMENT, MATRIX, EngineOptions, Rule, RuleOptimizer, bias_correction, ema, nonnegative, zeros
 from hfoptim.engine.ambient import float32_products_are_exact
 from hfoptim.engine.checks import closest, entries, flag, integer, number
+from hfoptim.engine.optimizer import EngineOptimizer
 from hfoptim.engine.parameter_names import bare
-from hfoptim.optimizers.adam import corrected, moments, moments_step
+from hfoptim.optimizers.shared.moments import corrected, moments, moments_step
 from hfoptim.param_groups.selection import is_hidden_matrix
 
 Triple = tuple[float, float, float]
@@ -443,7 +444,7 @@ class Muon(RuleOptimizer):
             "ns_dtype": ns_dtype,
         }
         self._routes: dict[Tensor, _Route] = {}
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
         if not any(self._form_of(param, group) for group in self.param_groups for param in group["params"]):
             count = sum(len(group["params"]) for group in self.param_groups)
             raise ValueError(

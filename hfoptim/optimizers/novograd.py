@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 
 from hfoptim.engine import TENSOR, Decay, EngineOptions, Rule, RuleOptimizer, add_scaled, ema, scalar, zeros
 from hfoptim.engine.checks import flag
-from hfoptim.optimizers.adam import moment_rates
-from hfoptim.optimizers.lamb import timm_decay_is_plain
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.optimizers.shared.moments import moment_rates
+from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -87,6 +88,7 @@ class NvNovoGrad(RuleOptimizer):
     """
 
     decay = Decay.INSIDE
+    peer_flags = TIMM_DECAY
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class NvNovoGrad(RuleOptimizer):
             "grad_averaging": grad_averaging,
             "amsgrad": amsgrad,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
@@ -116,6 +118,3 @@ class NvNovoGrad(RuleOptimizer):
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return novograd(group["amsgrad"])
-
-    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
-        return timm_decay_is_plain(name, value)

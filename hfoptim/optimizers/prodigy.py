@@ -29,7 +29,8 @@ from hfoptim.engine import (
 )
 from hfoptim.engine.checks import flag, group_dict, integer, number, plain, warn
 from hfoptim.engine.distributed.dtensor import is_dtensor
-from hfoptim.optimizers.adam import moment_rates
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.optimizers.shared.moments import moment_rates
 
 # The estimate is one for all groups: these options are, too, and these numbers are kept in every group.
 _COMMON = ("betas", "beta3", "use_bias_correction", "d0", "d_coef", "growth_rate")
@@ -216,7 +217,7 @@ class Prodigy(RuleOptimizer):
             "d_denom": 0.0,
             "k": 0,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
         largest = max(float(group["lr"]) for group in self.param_groups)
         if 0.0 < largest < _SUSPICIOUS_LR:
             warn(

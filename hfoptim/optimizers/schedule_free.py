@@ -26,6 +26,7 @@ from hfoptim.engine import (
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import flag, integer
 from hfoptim.engine.distributed.dtensor import local
+from hfoptim.engine.optimizer import EngineOptimizer
 from hfoptim.engine.storage.rounding import join_float32
 
 
@@ -137,7 +138,7 @@ class AdamWScheduleFree(RuleOptimizer):
             "scheduled_lr": 0.0,
             "train_mode": True,
         }
-        super().__init__(params, defaults, **options)
+        EngineOptimizer.__init__(self, params, defaults, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import undisturbed
-from hfoptim.engine.optimizer import RuleOptimizer, Survey, unmasked, unwrap, unwrap_all
+from hfoptim.engine.optimizer import EngineOptimizer, Survey
 
 
 class Release:
@@ -34,7 +35,7 @@ class Release:
         # Backward has a thread for every device.
         self._lock = Lock()
 
-    def take(self, optimizer: RuleOptimizer, param: Tensor) -> None:
+    def take(self, optimizer: EngineOptimizer, param: Tensor) -> None:
         """Step a parameter with its gradient, and free that.
 
         Raises:
@@ -68,7 +69,7 @@ class Release:
             self._stepped.add(param)
             param.grad = None
 
-    def end(self, optimizer: RuleOptimizer, entries: list[tuple[int, Tensor, Tensor]]) -> None:
+    def end(self, optimizer: EngineOptimizer, entries: list[tuple[int, Tensor, Tensor]]) -> None:
         """End a step.
 
         Args:

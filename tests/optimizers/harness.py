@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hfoptim.engine import Rule, RuleOptimizer
+from hfoptim.engine import Rule, RuleOptimizer, hyper
 
 Make = Callable[[torch.Generator, torch.dtype], Tensor]
 Params = dict[str, nn.Parameter]
@@ -87,9 +87,8 @@ def optimizer_of(chosen: Rule) -> type[RuleOptimizer]:
 
     class Custom(RuleOptimizer):
         rule = chosen
-
-        def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0, **options: Any) -> None:
-            super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, **options)
+        lr: float = hyper(1e-2, "learning rate")
+        weight_decay: float = hyper(0.0, "weight decay")
 
     return Custom
 

@@ -18,7 +18,7 @@ from hfoptim.engine.distributed import dtensor
 from hfoptim.engine.rule import zeros
 
 if TYPE_CHECKING:
-    from hfoptim.engine.optimizer import RuleOptimizer
+    from hfoptim.engine.optimizer import EngineOptimizer
     from hfoptim.engine.rule import Rule
 
 # How a step is computed belongs to the run that loads, not to the checkpoint.
@@ -43,7 +43,7 @@ def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": [checks.portable(group) for group in state_dict["param_groups"]]}
 
 
-def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
+def load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
     """Put `state_dict` into `optimizer`. torch's own loader would cast the state to the parameters' dtype."""
     if isinstance(state_dict, dict):  # hooks may change it, and the caller's own stays as it is
         state_dict = state_dict.copy()
@@ -75,7 +75,7 @@ def load(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> None:
         post_hook(optimizer)
 
 
-def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _match_group(optimizer: EngineOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The group as it will be, and the saved keys of its parameters."""
     cls, current = type(optimizer), optimizer.param_groups[index]
     foreign = [
@@ -115,7 +115,7 @@ def _match_group(optimizer: RuleOptimizer, index: int, saved: dict[str, Any]) ->
     return group, saved["params"]
 
 
-def _taken_in_order(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> str:
+def _taken_in_order(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> str:
     """What is to be said where parameters were not found by name."""
     sides = {"the state_dict": state_dict["param_groups"], "the optimizer": optimizer.param_groups}
     lacking = [side for side, groups in sides.items() if not all(group.get("param_names") for group in groups)]
@@ -132,7 +132,7 @@ def _is_initial_value(name: str, group: Mapping[str, Any]) -> bool:
 
 
 def _match_state(
-    optimizer: RuleOptimizer, param: Tensor, saved: dict[str, Any], group: dict[str, Any]
+    optimizer: EngineOptimizer, param: Tensor, saved: dict[str, Any], group: dict[str, Any]
 ) -> dict[str, Any]:
     """The saved state of one parameter, on its device and in the form that the group asks for."""
     cls = type(optimizer)
@@ -140,6 +140,11 @@ def _match_state(
     if not saved:
         return {}
     rule = optimizer.rule_for(param, group)
+    saved = {
+        cls.peer_state.get(name) or name: value
+        for name, value in saved.items()
+        if cls.peer_state.get(name, name) is not None or name in rule.state
+    }
     forms = dict(zip(rule.state, storage.storages(rule, param, group), strict=True))
     wanted = {"step", *rule.state}
     # Also without codes: where forms differ, torch.distributed.checkpoint leaves those of the state it loads into.

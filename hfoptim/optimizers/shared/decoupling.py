@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfoptim.engine import Decay, RuleOptimizer
-from hfoptim.engine.checks import flag, group_dict, number
+from hfoptim.engine import Decay, RuleOptimizer, hyper
+from hfoptim.engine.checks import group_dict, number
+
+# The two options, for optimizers to declare where their signature has them.
+DECOUPLE_LR = hyper(
+    False,
+    "fully decoupled weight decay; wants a much smaller `weight_decay`, since lr no longer multiplies it",
+    in_peers=False,
+)
+MAX_LR: float | None = hyper(
+    None,
+    "peak learning rate of the schedule, for `decouple_lr`; None takes the `lr` given here",
+    in_peers=False,
+)
 
 
 class FullyDecoupling(RuleOptimizer):
-    """An optimizer with optimi's options `decouple_lr` and `max_lr`, for those whose constructor has them.
+    """An optimizer with optimi's options `decouple_lr` and `max_lr`, and perhaps its `decouple_wd`.
 
     With `decouple_lr`, weight decay takes `weight_decay lr / max_lr` of a parameter: a schedule moves it along with lr,
     but it does not depend on the peak. So it wants a much smaller `weight_decay`, about lr times the usual one.
     """
-
-    absent_from_peers = frozenset({"decouple_lr", "max_lr"})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; under `decouple_lr` its peak learning rate is `max_lr`, else the lr it starts with."""
@@ -27,13 +37,10 @@ class FullyDecoupling(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if "decouple_lr" not in self.defaults:
-            return
-        flag("decouple_lr", group["decouple_lr"])
-        if group["max_lr"] is not None:
-            group["max_lr"] = number("max_lr", group["max_lr"])
         if group["max_lr"] == 0 and group["decouple_lr"]:
             raise ValueError("decouple_lr divides by the peak learning rate, which is 0 here; give max_lr above 0")
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.FULLY_DECOUPLED if group.get("decouple_lr") else self.decay
+        if group["decouple_lr"]:
+            return Decay.FULLY_DECOUPLED
+        return Decay.DECOUPLED if group.get("decouple_wd") else self.decay

@@ -1,0 +1,52 @@
+"""Adam's two moments: their rates, bias corrections and step, for rules of its kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hfoptim.engine import bias_correction, ema
+
+
+def moment_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """`alpha1`, `alpha2`: the weights of the new gradient in both moving averages."""
+    beta1, beta2 = group["betas"]
+    return {"alpha1": 1.0 - beta1, "alpha2": 1.0 - beta2}
+
+
+def corrected(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """Both moments divided by their bias correction; eps is added to the corrected root, as in the paper's algorithm.
+
+    m / c1 / (sqrt(v / c2) + eps)  =  (sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2))
+    """
+    beta1, beta2 = group["betas"]
+    root = math.sqrt(bias_correction(beta2, t))
+    return {
+        **moment_rates(t, group),
+        "eps": group["eps"] * root,
+        "lr": float(group["lr"]) * root / bias_correction(beta1, t),
+    }
+
+
+def folded(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    """The bias correction folded into the step size; eps is added to the plain root (the paper's section 2, end)."""
+    lr = float(group["lr"])
+    if group.get("correct_bias", True):
+        beta1, beta2 = group["betas"]
+        lr *= math.sqrt(bias_correction(beta2, t)) / bias_correction(beta1, t)
+    return {**moment_rates(t, group), "eps": group["eps"], "lr": lr}
+
+
+def moments(grad: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any]:
+    """Both moving averages with the new gradient in them."""
+    return ema(exp_avg, grad, h.alpha1), ema(exp_avg_sq, grad * grad, h.alpha2)
+
+
+def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+    """Adam's update from exponential moving averages of the gradient and its square (arXiv 1412.6980).
+
+    The bias corrections are in `h.eps` and `h.lr`.
+    """
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
+    return exp_avg / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
