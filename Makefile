@@ -11,7 +11,7 @@ OLD := .venv-4.57
 # Trainers that others build (sentence-transformers, TRL, PEFT, Lightning), in a third.
 TRAINERS := .venv-trainers
 
-.PHONY: demo test test-all test-4.57 test-trainers lint bench clean
+.PHONY: demo test test-every test-all test-4.57 test-trainers coverage lint bench clean
 
 demo: $(READY)
 	$(BIN)/hfoptim compare --output-dir demo $(if $(wildcard demo/results.json),--resume)
@@ -19,8 +19,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-all: $(READY)
+test-every: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-all:
+	$(MAKE) test-every
 	$(MAKE) test-4.57
 	$(MAKE) test-trainers
 
@@ -29,6 +32,10 @@ test-4.57: $(OLD)/.ready
 
 test-trainers: $(TRAINERS)/.ready
 	HFOPTIM_ALL_TRAINERS=1 $(TRAINERS)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/integrations
+
+# make test, and how much of the code it runs, in processes that tests start too. FILES=tests/kernels measures a part.
+coverage: $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" --cov --cov-report=xml --cov-report=html --cov-report=term $(FILES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -66,4 +73,4 @@ $(TRAINERS)/.ready: pyproject.toml constraints-trainers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD) $(TRAINERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLD) $(TRAINERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml htmlcov
