@@ -3,7 +3,8 @@
 from hfoptim.engine.apply import Decay
 from hfoptim.engine.declaration import Name, RuleOptimizer
 from hfoptim.engine.hyperparameters import Hyper, hyper
-from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptions, unmasked, unwrap, unwrap_all
+from hfoptim.engine.optimizer import unmasked, unwrap, unwrap_all
+from hfoptim.engine.options import ENGINE_DEFAULTS, EngineOptions
 from hfoptim.engine.rule import (
     ELEMENT,
     MATRIX,

@@ -13,7 +13,8 @@ from typing_extensions import dataclass_transform
 
 from hfoptim.engine import peer_options
 from hfoptim.engine.hyperparameters import GroupEntry, Hyper, declared
-from hfoptim.engine.optimizer import ENGINE_DEFAULTS, EngineOptimizer
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine.options import ENGINE_DEFAULTS
 
 
 @dataclass(frozen=True)

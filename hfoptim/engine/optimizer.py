@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, placed, row_of, totals_of
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
+from hfoptim.engine.options import ENGINE_DEFAULTS, check_options, documentation
 from hfoptim.engine.rule import Rule
 
 if TYPE_CHECKING:
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from hfoptim.training.gradient_release import Release
 
 DOUBLE_PRECISION = (torch.float64, torch.complex128)
-
-
-# What the options may be that name a form.
-_PRECISION = {
-    "state_dtype": tuple(form.value for form in storage.Format),
-    "state_rounding": (None, "nearest", "stochastic"),
-    "master_weights": (None, 8, 16),
-}
 
 # A parameter with its gradient, and the index of its group.
 _Entry = tuple[int, Tensor, Tensor]
@@ -53,59 +46,14 @@ class Survey(NamedTuple):
     places: dict[Tensor, Place]
 
 
-class EngineOptions(TypedDict, total=False):
-    """Options every optimizer takes, in its constructor and per parameter group."""
-
-    maximize: bool
-    foreach: bool | None
-    fused: bool | None
-    caution: bool
-    kahan_sum: bool | None
-    stochastic_rounding: bool
-    master_weights: Literal[8, 16] | None
-    state_dtype: Literal["float32", "bfloat16", "8bit", "4bit"]
-    state_rounding: Literal["nearest", "stochastic"] | None
-    gradient_release: bool
-
-
-ENGINE_DEFAULTS: dict[str, Any] = {
-    "maximize": False,
-    "foreach": None,
-    "fused": None,
-    "caution": False,
-    "kahan_sum": None,
-    "stochastic_rounding": False,
-    "master_weights": None,
-    "state_dtype": "float32",
-    "state_rounding": None,
-    "gradient_release": False,
-}
-
-
 class EngineOptimizer(Optimizer):
-    """Runs a rule over many parameters. Subclasses give the rule, its hyper-parameters and where weight decay enters.
+    __doc__ = f"""Runs a rule over many parameters; subclasses give rule, hyper-parameters and place of weight decay.
 
     Args:
         params: parameters, named parameters, or dicts that define parameter groups.
         defaults: the optimizer's hyper-parameters.
         **options: the engine's options:
-            maximize (default False): ascend instead of descend.
-            foreach (None): True for the multi-tensor runner, False for one tensor at a time.
-            fused (None): True for one compiled kernel per tensor. With both None the engine takes the compiled runner
-                for large models where a compiler is at hand, else the multi-tensor one.
-            caution (False): drop the entries of the update that point against the gradient, and scale the others up
-                (Cautious Optimizers, arXiv 2411.16085).
-            kahan_sum (None): keep what rounding takes from float16 and bfloat16 parameters and add it at the next
-                step. None: for such parameters, yes, unless one of the two following options is chosen.
-            stochastic_rounding (False): round bfloat16 parameters up or down by chance, right on average.
-            master_weights (None): keep so many more bits (8 or 16) of bfloat16 parameters; with 16 they are exact
-                float32 weights.
-            state_dtype ("float32"): how state of a parameter's shape is kept: "float32", "bfloat16", or in blocks with
-                a scale each, "8bit" or "4bit". State of parameters with fewer than 4096 entries stays float32.
-            state_rounding (None): how it is rounded, "nearest" or "stochastic". None: stochastic for bfloat16, nearest
-                for 8bit and 4bit.
-            gradient_release (False): step each parameter inside of backward and free its gradient at once, once
-                `hfoptim.prepare_for_gradient_release(model, optimizer)` was called; `step` then only ends a step.
+{documentation(12)}
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -175,17 +123,11 @@ class EngineOptimizer(Optimizer):
                 group[name] = checks.number(name, group[name])
         if "betas" in self.defaults:
             group["betas"] = checks.betas("betas", group["betas"], self.beta_count)
-        for name in ("maximize", "caution", "stochastic_rounding", "gradient_release"):
-            checks.flag(name, group[name])
-        for name in ("foreach", "fused", "kahan_sum"):
-            checks.flag(name, group[name], optional=True)
         for name in peer_options.FLAGS:
             # torch puts `differentiable` into the defaults of whatever it unpickles.
             if name in group and (name not in self.defaults or name == "differentiable"):
                 checks.unavailable(name, group[name], peer_options.FLAGS[name])
-        _check_precision(group)
-        if group["foreach"] and group["fused"]:
-            raise ValueError("foreach=True and fused=True exclude each other; give one of them")
+        check_options(group)
 
     @staticmethod
     def engine_option_names() -> frozenset[str]:
@@ -459,20 +401,6 @@ class EngineOptimizer(Optimizer):
 
     def _name_of(self, index: int, position: int) -> str:
         return checks.parameter_name(self.param_groups[index], index, position)
-
-
-def _check_precision(group: dict[str, Any]) -> None:
-    """Raise a ValueError for what the options about precision do not know, or cannot be together."""
-    for name, known in _PRECISION.items():
-        group[name] = group[name] if isinstance(group[name], Tensor) else checks.plain(group[name])
-        # A tensor or a bool compares equal to a number.
-        if type(group[name]) not in {type(value) for value in known} or group[name] not in known:
-            raise ValueError(f"{name}={group[name]!r} is unknown, expected one of {', '.join(map(repr, known))}")
-    chosen = [
-        f"{name}={group[name]!r}" for name in ("kahan_sum", "stochastic_rounding", "master_weights") if group[name]
-    ]
-    if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} exclude each other; give one of them")
 
 
 def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any:

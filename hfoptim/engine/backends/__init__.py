@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hfoptim.engine.backends import compiled, foreach, loop, matrix
+from hfoptim.engine.backends import compiled, foreach, inductor, loop, matrix
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.options import OPTIONS
 from hfoptim.engine.rule import Scope
 
 Runner = Callable[[Bucket], None]
@@ -52,8 +53,8 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
 
 def _eager_only(group: Mapping[str, Any]) -> str | None:
     """An option of the group that torch.compile's runner does not know, or None."""
-    usual = {"state_dtype": "float32", "stochastic_rounding": False, "master_weights": None}
-    chosen = (name for name, value in usual.items() if group.get(name, value) != value)
+    refused = (name for name, option in OPTIONS.items() if inductor.NAME in option.refused_by)
+    chosen = (name for name in refused if group.get(name, OPTIONS[name].default) != OPTIONS[name].default)
     return next((f"{name}={group[name]!r}" for name in chosen), None)
 
 

@@ -23,6 +23,8 @@ from hfoptim.engine.backends import loop
 from hfoptim.engine.bucket import Bucket, flat
 from hfoptim.engine.rule import Scope, hyper_type
 
+NAME = "inductor"
+
 # Element-wise, smaller tensors are copied together and stepped in one call: a call costs as much time as it takes to
 # copy about this many entries to and fro.
 PACK_BELOW = 1 << 15

@@ -15,18 +15,15 @@ from hfoptim.engine import checks, storage
 from hfoptim.engine.ambient import lasting
 from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
 from hfoptim.engine.distributed import dtensor
+from hfoptim.engine.options import OF_THE_RUN
 from hfoptim.engine.rule import zeros
 
 if TYPE_CHECKING:
     from hfoptim.engine.optimizer import EngineOptimizer
     from hfoptim.engine.rule import Rule
 
-# How a step is computed belongs to the run that loads, not to the checkpoint.
-_OF_THE_RUN = {
-    *("params", "param_names", "foreach", "fused", "capturable", "differentiable"),
-    *("kahan_sum", "stochastic_rounding", "master_weights", "state_dtype", "state_rounding"),
-    "gradient_release",
-}
+# What a group has that is not read from a checkpoint: parameters, what torch adds, the options of the run that loads.
+_OF_THE_RUN = {"params", "param_names", "capturable", "differentiable", *OF_THE_RUN}
 
 # What schedules and grouping functions (torch's, timm's) write into groups beside an optimizer's hyper-parameters.
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name"}

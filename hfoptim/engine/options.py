@@ -1,0 +1,182 @@
+"""The options every optimizer takes from the engine: one table, from which checks, checkpoints and texts follow."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from hfoptim.engine import checks
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the engine.
+
+    Args:
+        default: its default.
+        doc: what it does.
+        of_run: whether it says how a run computes and keeps its numbers, which a checkpoint does not bring along; else
+            it belongs to the mathematics, and a checkpoint does.
+        refused_by: names of the backends that know its default only.
+
+    Attributes:
+        values: all that it may be.
+    """
+
+    default: Any
+    doc: str
+    of_run: bool = True
+    refused_by: tuple[str, ...] = ()
+    values: tuple[Any, ...] = ()
+
+    def checked(self, name: str, value: Any) -> Any:
+        """`value` as Python's own.
+
+        Raises:
+            TypeError: something else than True, False or, where it is one of the values, None.
+            ValueError: none of the names or numbers that are known.
+        """
+        if True in self.values:
+            checks.flag(name, value, optional=None in self.values)
+            return value
+        value = value if isinstance(value, Tensor) else checks.plain(value)
+        # A tensor or a bool compares equal to a number.
+        if type(value) not in {type(known) for known in self.values} or value not in self.values:
+            raise ValueError(f"{name}={value!r} is unknown, expected one of {', '.join(map(repr, self.values))}")
+        return value
+
+
+class EngineOptions(TypedDict, total=False):
+    """Options every optimizer takes, in its constructor and per parameter group."""
+
+    maximize: Annotated[bool, Option(False, "ascend instead of descend", of_run=False)]
+    foreach: Annotated[
+        bool | None,
+        Option(
+            None,
+            "True for the multi-tensor backend, False for one tensor at a time. With `fused` None too, one compiled "
+            "kernel from 10 million parameters on where a compiler is at hand, else the multi-tensor backend",
+        ),
+    ]
+    fused: Annotated[
+        bool | None, Option(None, "True for one compiled kernel (g++ or clang++; on a GPU Triton and torch.compile)")
+    ]
+    caution: Annotated[
+        bool,
+        Option(
+            False,
+            "drop the entries of the update that point against the gradient, and scale the others up (Cautious "
+            "Optimizers, arXiv 2411.16085)",
+            of_run=False,
+        ),
+    ]
+    kahan_sum: Annotated[
+        bool | None,
+        Option(
+            None,
+            "keep what rounding takes from float16 and bfloat16 parameters and add it at the next step. None: for such "
+            "parameters, yes, unless `stochastic_rounding` or `master_weights` is chosen",
+        ),
+    ]
+    stochastic_rounding: Annotated[
+        bool,
+        Option(False, "round bfloat16 parameters up or down by chance, right on average", refused_by=("inductor",)),
+    ]
+    master_weights: Annotated[
+        Literal[8, 16] | None,
+        Option(
+            None,
+            "keep so many more bits (8 or 16) of bfloat16 parameters; with 16 they are exact float32 weights",
+            refused_by=("inductor",),
+        ),
+    ]
+    state_dtype: Annotated[
+        Literal["float32", "bfloat16", "8bit", "4bit"],
+        Option(
+            "float32",
+            'how state of a parameter\'s shape is kept: "float32", "bfloat16", or in blocks with a scale each, "8bit" '
+            'or "4bit". State of parameters with fewer than 4096 entries stays float32',
+            refused_by=("inductor",),
+        ),
+    ]
+    state_rounding: Annotated[
+        Literal["nearest", "stochastic"] | None,
+        Option(
+            None,
+            'how it is rounded, "nearest" or "stochastic". None: stochastic for bfloat16, nearest for 8bit and 4bit',
+        ),
+    ]
+    gradient_release: Annotated[
+        bool,
+        Option(
+            False,
+            "step each parameter inside of backward and free its gradient at once, once "
+            "`hfoptim.prepare_for_gradient_release(model, optimizer)` was called; `step` then only ends a step",
+        ),
+    ]
+
+
+def _values(kind: Any) -> tuple[Any, ...]:
+    """All values of a type that has few: bool, a Literal, None, and unions of these."""
+    if kind is bool:
+        return True, False
+    if kind is type(None):
+        return (None,)
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(value for part in sorted(get_args(kind), key=lambda p: p is not type(None)) for value in _values(part))
+
+
+def _table() -> dict[str, Option]:
+    hints = get_type_hints(EngineOptions, include_extras=True)
+    return {name: replace(hint.__metadata__[0], values=_values(hint.__origin__)) for name, hint in hints.items()}
+
+
+# Name -> option, in the order of `EngineOptions`.
+OPTIONS = _table()
+ENGINE_DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
+# What belongs to the run that loads a checkpoint, and not to the checkpoint.
+OF_THE_RUN = frozenset(name for name, option in OPTIONS.items() if option.of_run)
+
+# Of each of these sets one may be chosen.
+_EXCLUSIVE = (("foreach", "fused"), ("kahan_sum", "stochastic_rounding", "master_weights"))
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """Put the engine's options into a group as Python's own values.
+
+    Raises:
+        TypeError, ValueError: as `Option.checked`; or options that exclude each other.
+    """
+    for name, option in OPTIONS.items():
+        group[name] = option.checked(name, group[name])
+    for names in _EXCLUSIVE:
+        chosen = [f"{name}={group[name]!r}" for name in names if group[name]]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other; give one of them")
+
+
+def documentation(indent: int = 4) -> str:
+    """The options as entries of a docstring's section of arguments, with so many spaces before each."""
+    return "\n".join(
+        textwrap.fill(
+            f"{name} (default {_shown(option.default)}): {option.doc}.",
+            120,
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + 4),
+            break_on_hyphens=False,
+        )
+        for name, option in OPTIONS.items()
+    )
+
+
+def table_row(name: str) -> str:
+    """An option's row in the tables of README.md and docs/."""
+    return f"| `{name}` | `{_shown(OPTIONS[name].default)}` | {OPTIONS[name].doc} |"
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -1,0 +1,59 @@
+"""The table of the engine's options, and what follows from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import hfoptim
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine.options import ENGINE_DEFAULTS, OF_THE_RUN, OPTIONS, table_row
+
+ROOT = Path(__file__).resolve().parent.parent
+# A row of a table of options: name, default, meaning.
+ROW = re.compile(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", re.MULTILINE)
+
+
+def test_all_values_are_taken_and_others_are_not() -> None:
+    for name, option in OPTIONS.items():
+        assert option.default in option.values
+        for value in option.values:
+            assert option.checked(name, value) is value
+        with pytest.raises((TypeError, ValueError), match=f"{name}='no such value'"):
+            option.checked(name, "no such value")
+        with pytest.raises((TypeError, ValueError), match=name):
+            option.checked(name, 1)
+    assert OPTIONS["master_weights"].checked("master_weights", "16") == 16
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_of_the_run_is_not_read_from_a_checkpoint(name: str) -> None:
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    other = next(value for value in OPTIONS[name].values if value != OPTIONS[name].default)
+    saved = hfoptim.Lion([param], **{name: other}).state_dict()
+    loading = hfoptim.Lion([param])
+    loading.load_state_dict(saved)
+    expected = ENGINE_DEFAULTS[name] if name in OF_THE_RUN else other
+    assert loading.param_groups[0][name] == expected
+    assert ({*OPTIONS} - OF_THE_RUN) == {"maximize", "caution"}
+
+
+def test_the_documents_have_the_tables_rows() -> None:
+    rows = {match[1]: match[0] for match in ROW.finditer((ROOT / "docs" / "memory.md").read_text())}
+    assert len(rows) == 5
+    assert rows == {name: table_row(name) for name in rows}
+
+
+def test_the_readme_names_every_option_and_its_default() -> None:
+    section = (ROOT / "README.md").read_text().split("## Options every optimizer takes")[1].split("\n## ")[0]
+    found = {match[1]: match[2] for match in ROW.finditer(section)}
+    assert found == {name: ROW.fullmatch(table_row(name))[2] for name in OPTIONS}  # type: ignore[index]
+
+
+def test_the_docstring_describes_every_option() -> None:
+    text = " ".join((EngineOptimizer.__doc__ or "").split())
+    for option in OPTIONS.values():
+        assert f"{option.doc}." in text
