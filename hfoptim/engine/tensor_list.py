@@ -32,6 +32,9 @@ class TensorList:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __bool__(self) -> bool:
+        raise TypeError("a rule may not branch on values; use torch.where")
+
     def __getitem__(self, index: Any) -> TensorList:
         """Every tensor indexed alike."""
         return self._each("__getitem__", index)

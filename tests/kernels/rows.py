@@ -65,7 +65,7 @@ def copied(bucket):
 
 def refuse(bucket):
     raise AssertionError(
-        f"{len(bucket.rows)} rows were left to the loop, the first of {tuple(bucket.rows[0][0].shape)}"
+        f"{len(bucket.rows)} rows were left without a kernel, the first of {tuple(bucket.rows[0][0].shape)}"
     )
 
 
@@ -74,7 +74,8 @@ def by_kernel(bucket, monkeypatch, threads=1):
     out = copied(bucket)
     before = torch.get_num_threads()
     with monkeypatch.context() as patch:
-        patch.setattr(compiled, "loop", SimpleNamespace(run=refuse))
+        for name in ("loop", "foreach"):
+            patch.setattr(compiled, name, SimpleNamespace(run=refuse))
         torch.set_num_threads(threads)
         try:
             with out.shaped() as shaped:

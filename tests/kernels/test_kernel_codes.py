@@ -383,7 +383,8 @@ def assert_few_differ(mine, other, state_dtype):
 
 @pytest.mark.parametrize(("cls", "options"), STEPPED)
 def test_every_step_is_that_of_the_loop(cls, options, monkeypatch):
-    monkeypatch.setattr(compiled, "loop", SimpleNamespace(run=refuse))
+    for name in ("loop", "foreach"):
+        monkeypatch.setattr(compiled, name, SimpleNamespace(run=refuse))
     options = dict(options)
     dtype = options.pop("dtype", torch.float32)
 

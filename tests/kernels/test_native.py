@@ -13,6 +13,7 @@ from hfoptim.engine.apply import Decay, plan_of
 from hfoptim.engine.backends import compiled
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.cpp.writer import GROUP
+from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.rule import (
     ELEMENT,
     TENSOR,
@@ -421,15 +422,17 @@ def test_a_square_matrix_tells_its_rows_from_its_columns(monkeypatch):
     assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float64])
 
 
-def test_a_state_without_dimensions_of_the_parameter_is_left_to_the_loop():
+def test_a_state_without_dimensions_of_the_parameter_has_no_kernel():
     def fn(g, p, half, h):
         return g, half + g.flatten()[::2]
 
     halves = State(lambda param, dtype: torch.zeros(param.numel() // 2, dtype=dtype))
     bucket = bucket_of(fn, [(8,), (4, 4)], half=halves)
     expected = by_loop(bucket)
-    assert native.kernel(bucket.plan, ("lr",), bucket.rows[0]) is None
-    compiled.run(bucket)
+    with pytest.raises(Untraceable, match="state"):
+        native.kernel(bucket.plan, ("lr",), bucket.rows[0])
+    with pytest.warns(UserWarning, match="no kernel is generated for the rule fn: .*state"):
+        compiled.run(bucket)
     assert all(
         torch.equal(a, b)
         for mine, other in zip(bucket.rows, expected.rows, strict=True)
@@ -437,13 +440,15 @@ def test_a_state_without_dimensions_of_the_parameter_is_left_to_the_loop():
     )
 
 
-def test_an_element_wise_rule_with_smaller_state_is_left_to_the_loop():
+def test_an_element_wise_rule_with_smaller_state_has_no_kernel():
     # Its kernel would take the one number for as many as the parameter has.
     bucket = bucket_of(lambda g, p, size, h: (g * size, None), [(5, 7), ()], ELEMENT, size=scalar)
     expected = by_loop(bucket)
-    assert native.kernel(bucket.plan, ("lr",), bucket.rows[1]) is None
-    assert native.kernel(bucket.plan, ("lr",), bucket.rows[0]) is None
-    compiled.run(bucket)
+    for row in bucket.rows:
+        with pytest.raises(Untraceable, match="state of another shape"):
+            native.kernel(bucket.plan, ("lr",), row)
+    with pytest.warns(UserWarning, match="no kernel is generated for the rule"):
+        compiled.run(bucket)
     assert all(torch.equal(mine[0], other[0]) for mine, other in zip(bucket.rows, expected.rows, strict=True))
 
 

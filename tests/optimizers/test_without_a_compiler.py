@@ -69,14 +69,23 @@ def test_float16_is_not_compiled_for_by_a_compiler_that_does_not_know_it(monkeyp
         pytest.skip(f"needs {compiled.missing('cpu')}")
     monkeypatch.setattr(native, "_kernels", {})
     monkeypatch.setattr(build, "has_float16", lambda: False)
+    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
+    compiled.warn_uncompiled.cache_clear()
     runs = []
-    for options in ({"fused": True}, {"foreach": False}):
+    for options in ({}, {"foreach": True}):
         params = parameters(("matrix", "wide"), torch.float16)
         optimizer = LION.cls(list(params.items()), weight_decay=0.1, **options)
-        train(optimizer, params, range(1, 4))
+        if not options:
+            with pytest.warns(UserWarning, match="float16"):
+                train(optimizer, params, range(1, 4))
+        else:
+            train(optimizer, params, range(1, 4))
         runs.append(values(params))
     assert native.compiled() == 0
     assert_same(*runs)
+    optimizer = LION.cls(list(params.items()), fused=True)
+    with pytest.raises(RuntimeError, match="float16"):
+        optimizer.step()
 
 
 def test_the_speed_that_is_lost_is_told_once(no_compiler, monkeypatch):

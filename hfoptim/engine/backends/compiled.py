@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine.backends import inductor, loop
+from hfoptim.engine.backends import foreach, inductor, loop
 from hfoptim.engine.bucket import Bucket, flat
 from hfoptim.engine.codegen import build, native
+from hfoptim.engine.codegen.trace import Untraceable, Unwalkable
+from hfoptim.engine.rule import Rule
 
 
 def run(bucket: Bucket) -> None:
-    """Step every tensor of the bucket in place; what no kernel takes (gaps in memory, for example) by the loop.
+    """Step every tensor of the bucket in place.
 
-    Also what a kernel cannot be compiled for, with a warning.
+    Where a rule has no kernel, because it cannot be traced or the compiler fails, foreach steps it, with a warning.
+    Single tensors that the kernel cannot walk through, because of gaps in memory or of their shape, go to the loop.
     """
     _run(bucket, kernels_or_error=False)
 
 
 def run_as_asked(bucket: Bucket) -> None:
-    """The same where the user has asked for kernels: one that cannot be compiled is an error.
+    """The same where the user has asked for kernels: a rule without one is an error.
 
     Raises:
+        NotImplementedError: the rule cannot be traced.
         RuntimeError: the compiler fails.
     """
     _run(bucket, kernels_or_error=True)
@@ -42,11 +47,13 @@ def _run(bucket: Bucket, kernels_or_error: bool) -> None:
     if bucket.device.type != "cpu":
         inductor.run(bucket)
         return
-    calls, left = _calls(bucket, kernels_or_error)
+    calls, unwalkable, others = _calls(bucket, kernels_or_error)
     for call in calls:
         call.run(bucket.scalars)
-    if left.rows:
-        loop.run(left)
+    if unwalkable.rows:
+        loop.run(unwalkable)
+    if others.rows:
+        foreach.run(others)
 
 
 def probe(bucket: Bucket, runner: object) -> tuple[dict[str, Tensor], Bucket]:
@@ -57,11 +64,12 @@ def probe(bucket: Bucket, runner: object) -> tuple[dict[str, Tensor], Bucket]:
         runner: the one of this module's that steps it.
 
     Raises:
-        RuntimeError: as from the runner.
+        NotImplementedError, RuntimeError: as from the runner.
     """
     if bucket.device.type != "cpu":
         return {}, bucket
-    calls, left = _calls(bucket, runner is run_as_asked, probe=True)
+    calls, unwalkable, others = _calls(bucket, runner is run_as_asked, probe=True)
+    left = Bucket(bucket.plan, [*unwalkable.rows, *others.rows], bucket.scalars)
     sums: dict[str, float] = {}
     for call in calls:
         for name, value in call.run(bucket.scalars).items():
@@ -71,21 +79,33 @@ def probe(bucket: Bucket, runner: object) -> tuple[dict[str, Tensor], Bucket]:
     }, left
 
 
-def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple[list[native.Call], Bucket]:
-    """Kernel calls for a bucket's rows, and the rows that are left."""
+def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple[list[native.Call], Bucket, Bucket]:
+    """Kernel calls for a bucket's rows, the rows that no kernel walks through, and those whose rule has no kernel."""
     plan, names = bucket.plan, tuple(bucket.scalars)
     calls: dict[int, native.Call] = {}
     scales = native.scales_place(plan)
-    left = Bucket(plan, [], bucket.scalars, [])
-    kernel = None
+    unwalkable, others = Bucket(plan, [], bucket.scalars, []), Bucket(plan, [], bucket.scalars, [])
+    kernel, left = None, unwalkable
     for index, row in enumerate(bucket.rows):
         if index == 0 or not native.shapeless(plan, probe):
             try:
-                kernel = native.kernel(plan, names, row, probe)
+                kernel, left = native.kernel(plan, names, row, probe), unwalkable
+            except Unwalkable as error:
+                kernel, left = None, unwalkable
+                if row[0].numel() > 1:
+                    _warn_once(plan.rule, f"the rule {plan.rule.name} on shapes such as {tuple(row[0].shape)}: {error}")
+            except Untraceable as error:
+                kernel, left = None, others
+                problem = f"{'the probe of ' if probe else ''}the rule {plan.rule.name}: {error}"
+                if kernels_or_error:
+                    raise NotImplementedError(
+                        f"fused=True has no kernel for {problem}; use fused=None or foreach=True"
+                    ) from error
+                _warn_once(plan.rule, problem)
             except RuntimeError as error:
                 if kernels_or_error:
                     raise
-                kernel = None
+                kernel, left = None, others
                 warn_uncompiled(str(error))
         seed = bucket.seeds[index] if bucket.seeds else 0
         if kernel is None or not _takes(kernel, bucket, row):
@@ -96,7 +116,7 @@ def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple
         if call is None:
             call = calls[id(kernel.step)] = native.Call(kernel, scales)
         call.add(kernel, row, seed)
-    return list(calls.values()), left
+    return list(calls.values()), unwalkable, others
 
 
 def _takes(kernel: native.Kernel, bucket: Bucket, row: list[Tensor]) -> bool:
@@ -107,6 +127,16 @@ def _takes(kernel: native.Kernel, bucket: Bucket, row: list[Tensor]) -> bool:
         return False
     # State of other shapes (a number per tensor) is read whole.
     return flat([t for t in row if t.shape == row[0].shape]) is not None
+
+
+_told: WeakSet[Rule] = WeakSet()
+
+
+def _warn_once(rule: Rule, problem: str) -> None:
+    """Say, once for each rule, why its steps are slower than they could be."""
+    if rule not in _told:
+        _told.add(rule)
+        warn_uncompiled(f"no kernel is generated for {problem}")
 
 
 @cache

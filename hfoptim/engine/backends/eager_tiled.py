@@ -19,7 +19,7 @@ from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM
 from hfoptim.engine.codegen.schedule import Program, Time
-from hfoptim.engine.codegen.trace import Node
+from hfoptim.engine.codegen.trace import Node, Untraceable
 from hfoptim.engine.rule import Scope
 
 # Entries from which a tensor is worth it, and entries of a piece.
@@ -44,37 +44,36 @@ def run(bucket: Bucket) -> Bucket:
         return bucket
     left = Bucket(plan, [], bucket.scalars, [])
     for index, row in enumerate(bucket.rows):
-        program = _program(bucket, row) if row[0].numel() >= LARGE else None
-        if program is None:
+        found = _program(bucket, row)
+        if found is None:
             left.rows.append(row)
             left.seeds += bucket.seeds[index : index + 1]
         else:
-            _Step(plan, program, row, bucket.scalars).run()
+            _Step(plan, found[0], row, bucket.scalars).run()
     return left
 
 
-def _program(bucket: Bucket, row: list[Tensor]) -> Program | None:
-    found = native.traced(bucket.plan, tuple(bucket.scalars), row)
-    return found[0] if found is not None and _usable(found[0], row) else None
+def _program(bucket: Bucket, row: list[Tensor], probe: bool = False) -> tuple[Program, tuple[str, ...]] | None:
+    """(the schedule, the names of the probe's sums) for a large tensor that can be taken piece by piece."""
+    if bucket.plan.scope is not Scope.TENSOR or not bucket.plan.plain or row[0].numel() < LARGE:
+        return None
+    try:
+        program, _, names = native.traced(bucket.plan, tuple(bucket.scalars), row, probe)
+    except Untraceable:
+        return None
+    # More than two axes: a piece would have to be whole batches.
+    return (program, names) if program.axes < 3 and all(t.is_contiguous() for t in row) else None
 
 
 def probed(bucket: Bucket, row: list[Tensor]) -> dict[str, Tensor] | None:
     """What the probe of the bucket's rule gives for a large tensor; None where it is not to be had piece by piece."""
-    plan = bucket.plan
-    if plan.scope is not Scope.TENSOR or not plan.plain or row[0].numel() < LARGE:
+    found = _program(bucket, row, probe=True)
+    if found is None:
         return None
-    found = native.traced(plan, tuple(bucket.scalars), row, probe=True)
-    if found is None or not _usable(found[0], row):
-        return None
-    program, _, names = found
-    step = _Step(plan, program, row, bucket.scalars)
+    program, names = found
+    step = _Step(bucket.plan, program, row, bucket.scalars)
     step.run()
     return {name: step.known[i] for name, i in zip(names, program.results, strict=True)}
-
-
-def _usable(program: Program, row: list[Tensor]) -> bool:
-    # More than two axes: a piece would have to be whole batches.
-    return program.axes < 3 and all(t.is_contiguous() for t in row)
 
 
 class _Step:

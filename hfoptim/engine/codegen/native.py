@@ -16,7 +16,7 @@ from hfoptim.engine.apply import Plan, entering, moved
 from hfoptim.engine.codegen import build, cpp
 from hfoptim.engine.codegen.layout import Layout, Slot
 from hfoptim.engine.codegen.schedule import Program, schedule
-from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable
+from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable, Unwalkable
 from hfoptim.engine.rule import Scope, hyper_type
 
 # Fewer entries are not worth waking other threads for.
@@ -100,9 +100,9 @@ def scales_place(plan: Plan) -> int:
     return 0
 
 
-_programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | None] = {}
-# None where no kernel is generated; the compiler's error where it fails.
-_kernels: dict[Any, Kernel | RuntimeError | None] = {}
+# What came of it, or why nothing did.
+_programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | Untraceable] = {}
+_kernels: dict[Any, Kernel | Untraceable | RuntimeError] = {}
 
 
 def _key(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Any:
@@ -113,19 +113,31 @@ def _key(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool)
 
 def traced(
     plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False
-) -> tuple[Program, Layout, tuple[str, ...]] | None:
-    """What `program_of` gives for rows like this one, traced once; None where it raises Untraceable."""
+) -> tuple[Program, Layout, tuple[str, ...]]:
+    """What `program_of` gives for rows like this one, traced once.
+
+    Raises:
+        Untraceable: as `program_of` does, every time.
+    """
     key = _key(plan, names, row, probe)
     if key not in _programs:
         try:
             _programs[key] = program_of(plan, names, row, probe)
-        except Untraceable:
-            _programs[key] = None
-    return _programs[key]
+        except Untraceable as error:
+            _programs[key] = _anew(error)
+    found = _programs[key]
+    if isinstance(found, Untraceable):
+        raise _anew(found)
+    return found
 
 
-def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False) -> Kernel | None:
-    """The kernel for rows like this one; None where none can be generated.
+def _anew(error: Any) -> Any:
+    """An exception without its traceback, which would keep tensors alive."""
+    return type(error)(*error.args)
+
+
+def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False) -> Kernel:
+    """The kernel for rows like this one.
 
     Args:
         plan: the plan.
@@ -134,28 +146,26 @@ def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: boo
         probe: the kernel of the rule's probe instead of its step.
 
     Raises:
+        Untraceable: none can be generated.
         RuntimeError: the compiler fails.
     """
     key = _key(plan, names, row, probe)
     if key not in _kernels:
-        _kernels[key] = _kernel(plan, names, row, probe)
+        try:
+            _kernels[key] = _kernel(plan, names, row, probe)
+        except (Untraceable, RuntimeError) as error:
+            _kernels[key] = _anew(error)
     found = _kernels[key]
-    if isinstance(found, RuntimeError):
-        raise RuntimeError(str(found))
+    if not isinstance(found, Kernel):
+        raise _anew(found)
     return found
 
 
-def _kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Kernel | RuntimeError | None:
-    found = traced(plan, names, row, probe)
-    if found is None:
-        return None
-    program, layout, results = found
+def _kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Kernel:
+    program, layout, results = traced(plan, names, row, probe)
     if _uses_float16(program, layout) and not build.has_float16():
-        return None
-    try:
-        return Kernel(build.load(cpp.generate(program, layout, names, _codebook)), program, names, results)
-    except RuntimeError as error:
-        return error
+        raise RuntimeError("the C++ compiler does not know float16, _Float16 in C++")
+    return Kernel(build.load(cpp.generate(program, layout, names, _codebook)), program, names, results)
 
 
 def _uses_float16(program: Program, layout: Layout) -> bool:
@@ -181,23 +191,33 @@ def program_of(
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
     shapes = _shapes(plan, storage.split(plan, row), shapeless(plan, probe))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
-    if probe:
-        assert plan.rule.probe is not None
-        weight, grad = entering(plan, h, grad, param)
-        sums = plan.rule.probe.fn(grad, weight, *state, h)
-        outputs: dict[int, int] = {}
-        results = [_symbol(value).index for value in sums.values()]
-    else:
-        sums, results = {}, []
-        new = moved(plan, h, grad, param, state)
-        outputs = {i + 1 if i else 0: _symbol(value).index for i, value in enumerate(new) if value is not None}
+    new, sums = _run(plan, h, grad, param, state, probe)
+    results = [_symbol(value).index for value in sums.values()]
+    outputs = {i + 1 if i else 0: _symbol(value).index for i, value in enumerate(new) if value is not None}
     program = schedule(graph, outputs, layout.exact(), results)
     loads = {node.value: program.kinds[i] for i, node in enumerate(program.nodes) if node.op == "load"}
     if any(program.kinds[store.node] != loads[store.position] for store in program.stores):
-        raise Untraceable("a new state of another shape than the old")
+        raise Unwalkable("a new state of another shape than the old")
     if layout.coded and program.axes != 1:
-        raise Untraceable("codes together with reductions along rows")
+        raise Unwalkable("codes together with reductions along rows")
     return program, layout, tuple(sums)
+
+
+def _run(
+    plan: Plan, h: Any, grad: Symbol, param: Symbol, state: list[Symbol], probe: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(new parameter and states, a probe's sums), of which one is empty."""
+    try:
+        if not probe:
+            return moved(plan, h, grad, param, state), {}
+        assert plan.rule.probe is not None
+        weight, grad = entering(plan, h, grad, param)
+        return (), plan.rule.probe.fn(grad, weight, *state, h)
+    except Untraceable:
+        raise
+    except Exception as error:
+        # Whether the rule is wrong or does with a symbol what only tensors can do shows where it is run on tensors.
+        raise Untraceable(f"{type(error).__name__}: {error}") from error
 
 
 def _symbol(value: Any) -> Symbol:
@@ -233,7 +253,7 @@ def _codebook(kept: str) -> list[float]:
 def _dtype(tensor: Tensor) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in ("float32", "float64", "bfloat16", "float16", "uint8"):
-        raise Untraceable(f"tensors of {name}")
+        raise Unwalkable(f"tensors of {name}")
     return name
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hfoptim.engine.codegen.trace import Graph, Node, Untraceable
+from hfoptim.engine.codegen.trace import Graph, Node, Untraceable, Unwalkable
 
 Time = tuple[int, int]  # phase, sub
 _START: Time = (0, 0)
@@ -134,7 +134,8 @@ def schedule(graph: Graph, outputs: dict[int, int], exact: set[int], results: It
         results: scalars to hand back.
 
     Raises:
-        Untraceable: it reduces over dimensions in a way no loop is generated for.
+        Unwalkable: it reduces over dimensions in a way no loop is generated for.
+        Untraceable: a probe gives tensors.
     """
     nodes, alias = _without_same(graph)
     outputs = {position: alias[i] for position, i in outputs.items()}
@@ -186,7 +187,7 @@ def _merge(nodes: list[Node], live: set[int]) -> list[list[int]]:
         else:
             merged.append([label])
     if len(merged) > 3:
-        raise Untraceable("a rule that treats more than three dimensions differently")
+        raise Unwalkable("a rule that treats more than three dimensions differently")
     return merged or [[]]
 
 
@@ -198,7 +199,7 @@ def _kind(node: Node, merged: list[list[int]]) -> str:
         3: {(0, 1, 2): "full", (0, 1): "row", (0, 2): "column", (0,): "batch", (): "scalar"},
     }[len(merged)]
     if axes not in named:
-        raise Untraceable("a value that varies over rows but not over the batches they are in")
+        raise Unwalkable("a value that varies over rows but not over the batches they are in")
     return named[axes]
 
 
@@ -216,9 +217,9 @@ def _times(nodes: list[Node], kinds: list[str], live: set[int]) -> list[Time]:
             }:
                 time = (time[0] + 1, 0)
             else:
-                raise Untraceable(f"a reduction from {step[0]} to {step[1]}")
+                raise Unwalkable(f"a reduction from {step[0]} to {step[1]}")
             if node.op == "amax" and step != ("full", "row"):
-                raise Untraceable("a largest entry over more than a row")
+                raise Unwalkable("a largest entry over more than a row")
         times.append(time)
     return times
 

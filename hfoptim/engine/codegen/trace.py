@@ -23,6 +23,10 @@ class Untraceable(TypeError):
     """A rule does what no kernel is generated for."""
 
 
+class Unwalkable(Untraceable):
+    """The operations of a rule are known, but no loop is generated for tensors of this shape or storage format."""
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation.
@@ -78,7 +82,7 @@ class Symbol:
         return len(self.node.shape)
 
     def __bool__(self) -> bool:
-        raise Untraceable("a rule may not branch on values")
+        raise Untraceable("it may not branch on values; use torch.where")
 
     def __getattr__(self, name: str) -> Any:
         raise Untraceable(f"no kernel is generated for .{name}")

@@ -183,10 +183,7 @@ def run(plan: Plan, rows: Sequence[Sequence[Tensor]], scalars: Mapping[str, Any]
         Untraceable: no kernel is generated for the plan.
     """
     names = tuple(scalars)
-    found = native.traced(plan, names, rows[0])
-    if found is None:
-        raise Untraceable("no kernel is generated for this rule")
-    kernel = _loaded(found, names)
+    kernel = _loaded(native.traced(plan, names, rows[0]), names)
     device = rows[0][0].device
     sizes = tuple(row[0].numel() for row in rows)
     owner, first, entries = _blocks(sizes, device)

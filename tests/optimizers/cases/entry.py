@@ -83,6 +83,7 @@ class Variant:
         linear: whether a step is proportional to its learning rate.
         compiled: whether the compiled runner is tested with it in float32, too, where all variants are in float64.
         layouts: of its parameters there.
+        traceable: whether kernels can be generated for its rule.
     """
 
     options: Options = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Variant:
     linear: bool = True
     compiled: bool = False
     layouts: tuple[str, ...] = (*SMALL, "large")
+    traceable: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,11 @@ PRODIGY = Entry(
             {**_START, "weight_decay": 0.1, "decouple": False, "betas": (0.0, 0.99)}, lr=1.0, alone=False
         ),
         "sliced": Variant(
-            {**_START, "d_coef": 5.0, "slice_p": 3, "growth_rate": 1.5}, lr=1.0, alone=False, complex=False
+            {**_START, "d_coef": 5.0, "slice_p": 3, "growth_rate": 1.5},
+            lr=1.0,
+            alone=False,
+            complex=False,
+            traceable=False,
         ),
     },
     references=[
