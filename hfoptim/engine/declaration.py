@@ -153,12 +153,11 @@ def _signature_of(hypers: Mapping[str, Hyper]) -> inspect.Signature:
 
 
 def _own_signature(cls: type[RuleOptimizer]) -> inspect.Signature:
-    """What `inspect.signature` says of a class: the declared one, unless a subclass has a constructor of its own."""
-    found: Callable[..., Any] = cls.__init__
-    if found is RuleOptimizer.__init__:
-        return cls._signature
-    signature = inspect.signature(found)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+    """What `inspect.signature` says of a class: the declared one, unless a constructor of its own names arguments."""
+    constructor: Callable[..., Any] = cls.__init__
+    _, *parameters = inspect.signature(constructor).parameters.values()
+    passed_on = all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters)
+    return cls._signature if passed_on else inspect.Signature(parameters)
 
 
 _ARGUMENTS = "params: parameters, named parameters, or dicts that define parameter groups."

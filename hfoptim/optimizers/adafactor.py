@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
 from functools import cache, partial
 from typing import Any
 
 from torch import Size, Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from hfoptim.engine import (
     TENSOR,
-    EngineOptions,
+    Name,
     Rule,
     RuleOptimizer,
     ema,
+    hyper,
     nonnegative,
     rms,
     scalar,
@@ -27,8 +27,7 @@ from hfoptim.engine import (
     zeros_without,
 )
 from hfoptim.engine.checks import betas as check_betas
-from hfoptim.engine.checks import entries, flag, group_dict, number
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine.checks import entries, group_dict, number
 
 
 def relative_step(t: int, group: Mapping[str, Any]) -> float:
@@ -115,6 +114,20 @@ def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_mom
     return Rule(fn, TENSOR, {**second, **first, **parameter}, _per_step, returns_step_size=True)
 
 
+def _pair(name: str, value: Any) -> tuple[float, ...]:
+    found = entries(value)
+    if found is None or len(found) != 2:
+        raise ValueError(f"{name}={value!r}, expected two numbers: for the squared gradient and for the scale")
+    return tuple(number(f"{name}[{i}]", entry) for i, entry in enumerate(found))
+
+
+def _betas(name: str, value: Any) -> tuple[float, ...] | None:
+    found = entries(value)
+    if value is not None and not found:
+        raise TypeError(f"{name}={value!r}, expected a tuple of numbers in [0, 1), of which the first is used")
+    return check_betas(name, found, len(found)) if found else None
+
+
 class Adafactor(RuleOptimizer):
     """Adam's step from a factored second moment, clipped, with step sizes relative to the parameter.
 
@@ -135,79 +148,62 @@ class Adafactor(RuleOptimizer):
     `min_dim_size_to_factor` it follows timm: the first two of a convolution's, and only sizes above that number.
     In timm `scale_parameter` applies to the relative step alone, here as in transformers to every lr.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default None): learning rate; None with `relative_step`.
-        eps ((1e-30, 1e-3)): eps1, added to the squared gradient, and eps2, least scale of a parameter. A number is eps1
-            alone.
-        clip_threshold (1.0): largest root mean square of U, > 0.
-        decay_rate (-0.8): exponent of the moment's decay, <= 0.
-        beta1 (None): decay rate of the moving average of updates, in [0, 1).
-        weight_decay (0.0): weight decay, per step and unit of step size.
-        scale_parameter (True): multiply the step size by the parameter's root mean square.
-        relative_step (True): the step size follows t; needs lr=None.
-        warmup_init (False): relative steps start at 1e-6 t.
-        eps_scale (None): timm's name for eps2; None leaves it at that of `eps`, or 1e-3.
-        min_dim_size_to_factor (None): factor only dimensions larger than this; None factors all.
-        betas (None): timm's form of beta1, its first entry.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: lr together with relative_step, neither of them, warmup_init without relative_step, beta1 and
-            betas, a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+        ValueError: lr together with relative_step, neither of them, warmup_init without relative_step, beta1 and betas.
+        TypeError: a complex parameter.
 
     Source:
         Shazeer and Stern, arXiv 1804.04235; transformers and timm, `Adafactor`.
     """
 
-    lr_optional = True
-    numbers = ("weight_decay",)
-    absent_from_peers = frozenset({"min_dim_size_to_factor"})
+    peer_state = {"RMS": None}
+    names = (
+        Name(
+            "adafactor",
+            "Adam with a second moment factored into rows and columns, step sizes relative to the parameter",
+            "https://arxiv.org/abs/1804.04235",
+        ),
+    )
+    lr: float | None = hyper(None, "learning rate; None with `relative_step`")
+    eps: Any = hyper(
+        (1e-30, 1e-3),
+        "eps1, added to the squared gradient, and eps2, least scale of a parameter. A number is eps1 alone",
+        check=_pair,
+    )
+    clip_threshold: float = hyper(1.0, "largest root mean square of U", above=0.0, excluded="would stop every step")
+    decay_rate: float = hyper(-0.8, "exponent of the moment's decay", low=-math.inf, most=0.0)
+    beta1: float | None = hyper(None, "decay rate of the moving average of updates", below=1.0)
+    weight_decay: float = hyper(0.0, "weight decay, per step and unit of step size")
+    scale_parameter: bool = hyper(True, "multiply the step size by the parameter's root mean square")
+    relative_step: bool = hyper(True, "the step size follows t; needs lr=None")
+    warmup_init: bool = hyper(False, "relative steps start at 1e-6 t")
+    _: KW_ONLY
+    eps_scale: float | None = hyper(
+        None, "timm's name for eps2; None leaves it at that of `eps`, or 1e-3", in_group=False
+    )
+    min_dim_size_to_factor: float | None = hyper(
+        None, "factor only dimensions larger than this; None factors all", in_peers=False
+    )
+    betas: Any = hyper(None, "timm's form of beta1, its first entry", check=_betas, in_group=False)
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | None = None,
-        eps: tuple[float, float] | float = (1e-30, 1e-3),
-        clip_threshold: float = 1.0,
-        decay_rate: float = -0.8,
-        beta1: float | None = None,
-        weight_decay: float = 0.0,
-        scale_parameter: bool = True,
-        relative_step: bool = True,
-        warmup_init: bool = False,
-        *,
-        eps_scale: float | None = None,
-        min_dim_size_to_factor: int | None = None,
-        betas: tuple[float, ...] | None = None,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        pair = entries(eps)
-        if pair is None:
-            pair = (number("eps", eps), 1e-3)
-        if eps_scale is not None:
-            pair = (*pair[:1], eps_scale)
-        if betas is not None:
+    def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        eps, beta1 = entries(given["eps"]), given["beta1"]
+        if eps is None:
+            eps = (number("eps", given["eps"]), 1e-3)
+        if given["eps_scale"] is not None:
+            eps = (*eps[:1], given["eps_scale"])
+        if given["betas"] is not None:
             if beta1 is not None:
-                raise ValueError(f"beta1={beta1!r} and betas={betas!r} name the same coefficient; give one of them")
-            given = entries(betas)
-            if not given:
-                raise TypeError(f"betas={betas!r}, expected a tuple of numbers in [0, 1), of which the first is used")
-            beta1 = check_betas("betas", given, len(given))[0]
-        defaults = {
-            "lr": lr,
-            "eps": pair,
-            "clip_threshold": clip_threshold,
-            "decay_rate": decay_rate,
-            "beta1": beta1,
-            "weight_decay": weight_decay,
-            "scale_parameter": scale_parameter,
-            "relative_step": relative_step,
-            "warmup_init": warmup_init,
-            "min_dim_size_to_factor": min_dim_size_to_factor,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
+                raise ValueError(
+                    f"beta1={beta1!r} and betas={given['betas']!r} name the same coefficient; give one of them"
+                )
+            beta1 = given["betas"][0]
+        return {**given, "eps": eps, "beta1": beta1}
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        if group["warmup_init"] and not group["relative_step"]:
+            raise ValueError("warmup_init=True needs relative_step=True")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; `lr` and `relative_step` are checked against each other here, where a user set them.
@@ -225,25 +221,6 @@ class Adafactor(RuleOptimizer):
             raise ValueError("relative_step=False needs a learning rate; give lr, for example 1e-3")
         super().add_param_group(param_group)
 
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        eps = entries(group["eps"])
-        if eps is None or len(eps) != 2:
-            raise ValueError(f"eps={group['eps']!r}, expected two numbers: for the squared gradient and for the scale")
-        group["eps"] = tuple(number(f"eps[{i}]", value) for i, value in enumerate(eps))
-        group["clip_threshold"] = number("clip_threshold", group["clip_threshold"])
-        if group["clip_threshold"] == 0.0:
-            raise ValueError("clip_threshold=0 would stop every step, expected a number above 0")
-        group["decay_rate"] = number("decay_rate", group["decay_rate"], -math.inf, 0.0, high_open=False)
-        if group["beta1"] is not None:
-            group["beta1"] = number("beta1", group["beta1"], 0.0, 1.0)
-        for name in ("scale_parameter", "relative_step", "warmup_init"):
-            flag(name, group[name])
-        if group["warmup_init"] and not group["relative_step"]:
-            raise ValueError("warmup_init=True needs relative_step=True")
-        if group["min_dim_size_to_factor"] is not None:
-            group["min_dim_size_to_factor"] = number("min_dim_size_to_factor", group["min_dim_size_to_factor"])
-
     @classmethod
     def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """An lr is meant to be used: it switches `relative_step` off unless that is asked for."""
@@ -252,10 +229,6 @@ class Adafactor(RuleOptimizer):
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         dims = _factored_dims(param.shape, group["min_dim_size_to_factor"])
         return adafactor(dims, group["scale_parameter"], group["beta1"] is not None)
-
-    def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-        # transformers keeps the root mean square also where nothing reads it.
-        return state if group["scale_parameter"] else {k: v for k, v in state.items() if k != "RMS"}
 
     def applied_lr(self, index: int) -> float | None:
         """The step size that group `index` took last: of its first parameter that has taken a step, or None.

@@ -5,29 +5,28 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from hfoptim.engine import (
     ELEMENT,
     TENSOR,
-    EngineOptions,
+    Name,
     Rule,
     RuleOptimizer,
     State,
     ema,
+    hyper,
     nonnegative,
     rule,
     scalar,
     zeros,
 )
-from hfoptim.engine.checks import flag, group_dict, integer
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine.checks import group_dict
 from hfoptim.engine.parameter_names import bare, bare_names
 from hfoptim.optimizers.shared.moments import corrected, moments_step
 
@@ -114,23 +113,9 @@ class AdamMini(RuleOptimizer):
     in the parameter's dtype, here it is float32 at least. pytorch_optimizer has Adam for embeddings and the output, and
     one block per tensor for v, o and mlp.
 
-    Args:
-        params: named parameters, as of `model.named_parameters()`; parameters without names, or dicts that define
-            parameter groups.
-        lr (default 1e-3): learning rate.
-        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
-        eps (1e-8): added to the bias-corrected root of v, >= 0.
-        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
-        model_sharding (None): accepted for code written for the authors' package, which ignores it, too.
-        dim (2048): width of the model, for the size of a head.
-        n_heads (32): attention heads of the model.
-        n_kv_heads (None): heads of keys and values, where they are fewer: a divisor of n_heads.
-        verbose (True): log the blocks of every parameter, at level INFO.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, a query or key that is not made of whole heads, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+        ValueError: a query or key that is not made of whole heads.
+        TypeError: a complex parameter.
 
     Source:
         Zhang et al., arXiv 2406.16793; zyushun/Adam-mini 1.1.1.
@@ -146,34 +131,38 @@ class AdamMini(RuleOptimizer):
     attn_proj_names: ClassVar[frozenset[str]] = frozenset({"o_proj", "wo", "attn.proj"})
     mlp_names: ClassVar[frozenset[str]] = frozenset({"feed_forward", "linear", "mlp"})
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        model_sharding: bool | None = None,
-        dim: int = 2048,
-        n_heads: int = 32,
-        n_kv_heads: int | None = None,
-        verbose: bool = True,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        flag("model_sharding", model_sharding, optional=True)
+    peer_state = dict.fromkeys(("head_per_gpu", "neuron_per_gpu", "reduced", "block_numel"))
+    names = (
+        Name(
+            "adam_mini",
+            "Adam with one second moment per row, head or tensor, chosen by the parameter's name",
+            "https://arxiv.org/abs/2406.16793",
+        ),
+    )
+    lr: float = hyper(1e-3, "learning rate")
+    betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
+    eps: float = hyper(1e-8, "added to the root of v")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
+    _: KW_ONLY
+    model_sharding: bool | None = hyper(
+        None, "accepted for code written for the authors' package, which ignores it, too", in_group=False
+    )
+    dim: int = hyper(2048, "width of the model, for the size of a head", low=1)
+    n_heads: int = hyper(32, "attention heads of the model", low=1)
+    n_kv_heads: int | None = hyper(None, "heads of keys and values, where they are fewer: a divisor of n_heads", low=1)
+    verbose: bool = hyper(True, "log the blocks of every parameter, at level INFO")
+
+    def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         self._names: dict[tuple[Tensor, bool], str | None] = {}
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "dim": dim,
-            "n_heads": n_heads,
-            "n_kv_heads": n_kv_heads,
-            "verbose": verbose,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
+        return given
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        dim, n_heads, n_kv_heads = group["dim"], group["n_heads"], group["n_kv_heads"]
+        if dim * dim % n_heads:
+            raise ValueError(f"dim={dim} squared is not divisible by n_heads={n_heads}; give those of the model")
+        if n_kv_heads is not None and n_heads % n_kv_heads:
+            raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -199,19 +188,6 @@ class AdamMini(RuleOptimizer):
             super().add_param_group({**param_group, "params": given if isinstance(given, set) else others})
         if exempt:
             super().add_param_group({**param_group, "params": exempt, "weight_decay": 0.0})
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        flag("verbose", group["verbose"])
-        group["dim"] = dim = integer("dim", group["dim"], 1)
-        group["n_heads"] = n_heads = integer("n_heads", group["n_heads"], 1)
-        if dim * dim % n_heads:
-            raise ValueError(f"dim={dim} squared is not divisible by n_heads={n_heads}; give those of the model")
-        if group["n_kv_heads"] is None:
-            return
-        group["n_kv_heads"] = integer("n_kv_heads", group["n_kv_heads"], 1)
-        if n_heads % group["n_kv_heads"]:
-            raise ValueError(f"n_kv_heads={group['n_kv_heads']} does not divide n_heads={n_heads}")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         known = param, "param_names" in group  # a loaded state_dict may bring names
@@ -249,7 +225,7 @@ class AdamMini(RuleOptimizer):
         # The package keeps sizes beside its state, and the momentum of a query or key by heads.
         if "head_per_gpu" in state and state["m"].numel() == param.numel():
             state["m"] = state["m"].reshape(param.shape)
-        return {k: v for k, v in state.items() if k not in ("head_per_gpu", "neuron_per_gpu", "reduced", "block_numel")}
+        return state
 
 
 def _contains(name: str, parts: Collection[str]) -> bool:

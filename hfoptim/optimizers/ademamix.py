@@ -6,22 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
 from hfoptim.engine import (
     ELEMENT,
-    EngineOptions,
+    Name,
     RuleOptimizer,
     add_scaled,
     bias_correction,
     ema,
+    hyper,
     nonnegative,
     rule,
     zeros,
 )
-from hfoptim.engine.checks import number
-from hfoptim.engine.optimizer import EngineOptimizer
 
 # The author's code adds this to a beta before taking its logarithm.
 _LOG_EPS = 1e-8
@@ -64,6 +60,11 @@ def ademamix(
     return update, exp_avg_fast, exp_avg_slow, exp_avg_sq
 
 
+def _same_warmup(optimizer: RuleOptimizer, value: Any, group: Mapping[str, Any]) -> bool:
+    """Whether one of the authors' two warm-ups is the one here."""
+    return bool(value == group["t_alpha_beta3"])
+
+
 class AdEMAMix(RuleOptimizer):
     """Adam with two momenta, one of them over tens of thousands of steps.
 
@@ -85,63 +86,30 @@ class AdEMAMix(RuleOptimizer):
     Follows the authors, who add 1e-8 to the betas in the logarithms; pytorch_optimizer does not, a difference of about
     2e-6 of the way during a warm-up. alpha is 5 by default as there, 2 in the authors' code.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-3): learning rate.
-        betas (0.9, 0.999, 0.9999): decay rates of m1, v and m2, each in [0, 1).
-        alpha (5.0): weight of m2, >= 0.
-        t_alpha_beta3 (None): steps over which alpha grows from 0 and beta3 from beta1; the paper takes all steps of the
-            training. None: no warm-up.
-        eps (1e-8): added to the bias-corrected root of v, >= 0.
-        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
-    Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option.
-
     Source:
         Pagliardini et al., arXiv 2409.03137; apple/ml-ademamix.
     """
 
     rule = ademamix
-    beta_count = 3
-    numbers = (*RuleOptimizer.numbers, "alpha")
-    absent_from_peers = frozenset({"t_alpha_beta3"})
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        alpha: float = 5.0,
-        t_alpha_beta3: float | None = None,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "alpha": alpha,
-            "t_alpha_beta3": t_alpha_beta3,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
+    names = (Name("ademamix", "Adam with a second, much slower momentum", "https://arxiv.org/abs/2409.03137"),)
+    peer_flags = {"alpha_warmup": _same_warmup, "beta3_warmup": _same_warmup}
+    lr: float = hyper(1e-3, "learning rate")
+    betas: tuple[float, float, float] = hyper((0.9, 0.999, 0.9999), "decay rates of m1, v and m2")
+    alpha: float = hyper(5.0, "weight of m2")
+    t_alpha_beta3: float | None = hyper(
+        None,
+        "steps over which alpha grows from 0 and beta3 from beta1; the paper takes all steps of the training. None: no "
+        "warm-up",
+        in_peers=False,
+    )
+    eps: float = hyper(1e-8, "added to the bias-corrected root of v")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if group["t_alpha_beta3"] is None:
-            return
-        group["t_alpha_beta3"] = number("t_alpha_beta3", group["t_alpha_beta3"])
-        for i in (0, 2):
+        for i in (0, 2) if group["t_alpha_beta3"] is not None else ():
             if group["betas"][i] + _LOG_EPS >= 1.0:
                 raise ValueError(
                     f"betas[{i}]={group['betas'][i]!r} is too close to 1 for a warm-up, which takes its logarithm; "
                     f"give less than {1.0 - _LOG_EPS!r} or t_alpha_beta3=None"
                 )
-
-    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
-        # The authors' two warm-ups.
-        return name in ("alpha_warmup", "beta3_warmup") and value == group["t_alpha_beta3"]

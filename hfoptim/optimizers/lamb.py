@@ -7,40 +7,27 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from hfoptim.engine import (
     ELEMENT,
     TENSOR,
     Decay,
-    EngineOptions,
+    Name,
     Probe,
     Rule,
     RuleOptimizer,
     add_scaled,
     bias_correction,
     ema,
+    hyper,
     nonnegative,
     zeros,
 )
-from hfoptim.engine.checks import flag, number
-from hfoptim.engine.optimizer import EngineOptimizer
-from hfoptim.optimizers.adam_weight_decay import squared_norm
+from hfoptim.optimizers.shared.clipping import clip_factor, squared_norm
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
-
-
-def adapts(group: Mapping[str, Any]) -> bool:
-    """Whether the tensors of a group get step sizes of their own: where they are decayed, or always if so asked."""
-    return bool(group["always_adapt"] or group["weight_decay"] != 0)
-
-
-def unless_zero(ratio: Any, weight_norm: Any, update_norm: Any, otherwise: Any) -> Any:
-    """The trust ratio of a tensor, or `otherwise` where one of the norms it is made of is 0."""
-    return torch.where(weight_norm > 0, torch.where(update_norm > 0, ratio, otherwise), otherwise)
+from hfoptim.optimizers.shared.trust_ratio import adapts, unless_zero
 
 
 def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -> dict[str, Any]:
@@ -62,8 +49,7 @@ def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -
     else:
         scalars["lr"] = float(group["lr"]) * scale
     if grad_sq is not None:
-        most = group["max_grad_norm"]
-        scalars["clip"] = most / grad_sq.sqrt().clamp(min=most)
+        scalars["clip"] = clip_factor(grad_sq, group["max_grad_norm"])
     return scalars
 
 
@@ -134,22 +120,8 @@ class Lamb(RuleOptimizer):
     jettify's torch_optimizer clamps |p| too and corrects biases outside the ratio. `caution` masks the finished update;
     timm's masks it before decay and ratio.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-3): learning rate: the relative change of a tensor per step.
-        bias_correction (True): False leaves out both bias corrections.
-        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
-        eps (1e-6): added to the bias-corrected root of v, >= 0.
-        weight_decay (0.01): weight decay, inside the trust ratio.
-        grad_averaging (True): False lets the new gradient into m with a weight of 1, not of 1 - beta1.
-        max_grad_norm (1.0): largest norm of all gradients together, > 0; None does not clip.
-        trust_clip (False): trust ratios of 1 at most (LAMBC).
-        always_adapt (False): a trust ratio for parameters without weight decay, too.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+        TypeError: a complex parameter.
 
     Source:
         You et al., arXiv 1904.00962; timm 1.0, `timm.optim.Lamb`.
@@ -157,42 +129,28 @@ class Lamb(RuleOptimizer):
 
     decay = Decay.INSIDE
     peer_flags = TIMM_DECAY
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        bias_correction: bool = True,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        grad_averaging: bool = True,
-        max_grad_norm: float | None = 1.0,
-        trust_clip: bool = False,
-        always_adapt: bool = False,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "bias_correction": bias_correction,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "grad_averaging": grad_averaging,
-            "max_grad_norm": max_grad_norm,
-            "trust_clip": trust_clip,
-            "always_adapt": always_adapt,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        for name in ("bias_correction", "grad_averaging", "trust_clip", "always_adapt"):
-            flag(name, group[name])
-        if group["max_grad_norm"] is not None:
-            group["max_grad_norm"] = number("max_grad_norm", group["max_grad_norm"])
-        if group["max_grad_norm"] == 0.0:
-            raise ValueError("max_grad_norm=0 would erase every gradient, expected a number above 0, or None")
+    names = (
+        Name(
+            "lamb",
+            "Adam whose update has the norm of the parameter, tensor by tensor",
+            "https://arxiv.org/abs/1904.00962",
+        ),
+        Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}),
+    )
+    lr: float = hyper(1e-3, "learning rate: the relative change of a tensor per step")
+    bias_correction: bool = hyper(True, "False leaves out both bias corrections")
+    betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
+    eps: float = hyper(1e-6, "added to the bias-corrected root of v")
+    weight_decay: float = hyper(0.01, "weight decay, inside the trust ratio")
+    grad_averaging: bool = hyper(True, "False lets the new gradient into m with a weight of 1, not of 1 - beta1")
+    max_grad_norm: float | None = hyper(
+        1.0,
+        "largest norm of all gradients together; None does not clip",
+        above=0.0,
+        excluded="would erase every gradient",
+    )
+    trust_clip: bool = hyper(False, "trust ratios of 1 at most (LAMBC)")
+    always_adapt: bool = hyper(False, "a trust ratio for parameters without weight decay, too")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         clipped = group["max_grad_norm"] is not None

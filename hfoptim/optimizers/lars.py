@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from hfoptim.engine import TENSOR, Decay, Name, Rule, add_scaled, hyper
-from hfoptim.optimizers.lamb import adapts, unless_zero
 from hfoptim.optimizers.shared.momentum import Momentum
+from hfoptim.optimizers.shared.trust_ratio import adapts, unless_zero
 
 
 @cache

@@ -8,12 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from hfoptim.engine import TENSOR, Decay, EngineOptions, Rule, RuleOptimizer, add_scaled, ema, scalar, zeros
-from hfoptim.engine.checks import flag
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine import TENSOR, Decay, Name, Rule, RuleOptimizer, add_scaled, ema, hyper, scalar, zeros
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
@@ -69,19 +65,8 @@ class NvNovoGrad(RuleOptimizer):
     Follows timm, which is NVIDIA's code and agrees with jettify's torch_optimizer; both keep v in float32 also for
     float64 parameters, which this does not. pytorch_optimizer takes the first gradient whole with grad_averaging.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-3): learning rate.
-        betas (0.95, 0.98): decay rates of m and v, each in [0, 1).
-        eps (1e-8): added to the root of v, >= 0.
-        weight_decay (0.0): weight decay, through the momentum.
-        grad_averaging (False): what enters the momentum is multiplied by 1 - beta1.
-        amsgrad (False): divide by the largest v so far.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter.
+        TypeError: a complex parameter.
 
     Source:
         Ginsburg et al., arXiv 1905.11286; NVIDIA/DeepLearningExamples, Jasper; timm 1.0, `timm.optim.NvNovoGrad`.
@@ -89,32 +74,20 @@ class NvNovoGrad(RuleOptimizer):
 
     decay = Decay.INSIDE
     peer_flags = TIMM_DECAY
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.95, 0.98),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        grad_averaging: bool = False,
-        amsgrad: bool = False,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "grad_averaging": grad_averaging,
-            "amsgrad": amsgrad,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        flag("grad_averaging", group["grad_averaging"])
-        flag("amsgrad", group["amsgrad"])
+    names = (
+        Name(
+            "novograd",
+            "Momentum of gradients divided by their norm, tensor by tensor",
+            "https://arxiv.org/abs/1905.11286",
+            aliases=("nvnovograd",),
+        ),
+    )
+    lr: float = hyper(1e-3, "learning rate")
+    betas: tuple[float, float] = hyper((0.95, 0.98), "decay rates of m and v")
+    eps: float = hyper(1e-8, "added to the root of v")
+    weight_decay: float = hyper(0.0, "weight decay, through the momentum")
+    grad_averaging: bool = hyper(False, "what enters the momentum is multiplied by 1 - beta1")
+    amsgrad: bool = hyper(False, "divide by the largest v so far")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return novograd(group["amsgrad"])

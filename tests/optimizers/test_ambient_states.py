@@ -17,7 +17,7 @@ from torch import nn
 
 import hfoptim
 from hfoptim.engine import ambient, storage
-from hfoptim.optimizers import muon
+from hfoptim.optimizers.shared import newton_schulz
 from schedules import curves
 
 NAMES = [*hfoptim.list_optimizers(), "lookahead_adamw", "lookahead_muon", "sam_sgd", "sam_muon"]
@@ -391,7 +391,7 @@ def test_coarser_float32_products_are_the_users_choice_and_stay_safe(name, preci
     def refused(*args):
         raise AssertionError("by way of X X^T alone")
 
-    monkeypatch.setattr(muon, "_by_gram", refused)
+    monkeypatch.setattr(newton_schulz, "_by_gram", refused)
     with precision():
         assert not ambient.float32_products_are_exact(torch.device("cpu"))
         found, _ = steps(name, None, torch.float32, {"foreach": True})
@@ -405,9 +405,9 @@ def test_newton_schulz_over_coarse_products():
     """Autocast stands for a processor that multiplies in bfloat16 where torch is told that it may."""
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(64, 2, generator=generator) @ torch.randn(2, 16, generator=generator)
-    triples = muon.NS_COEFFICIENTS["original"] * 5
+    triples = newton_schulz.NS_COEFFICIENTS["original"] * 5
     with torch.autocast("cpu", torch.bfloat16), PRECISIONS["medium"]():
-        found = muon.orthogonalized(matrix, triples, 1e-7, torch.float32)
+        found = newton_schulz.orthogonalized(matrix, triples, 1e-7, torch.float32)
     assert found.float().norm() < 2.0
     assert ambient.float32_products_are_exact(torch.device("cpu"))
 

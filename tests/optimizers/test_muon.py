@@ -36,9 +36,10 @@ from transformers import (
 import hfoptim
 from hfoptim.engine.backends import compiled, matrix
 from hfoptim.engine.bucket import Bucket
-from hfoptim.optimizers import muon
+from hfoptim.optimizers.shared import newton_schulz
 
 USUAL = ((3.4445, -4.7750, 2.0315),) * 5
+NAMED = [newton_schulz.iterations(name, 6) for name in newton_schulz.NS_COEFFICIENTS]
 needs_torch_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 
 
@@ -69,10 +70,12 @@ def by_definition(g, coefficients):
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (6, 7), (6, 20), (20, 6), (7, 6), (1, 5), (5, 1)], ids=str)
-@pytest.mark.parametrize("coefficients", [USUAL, *(muon._triples(n, 6) for n in muon.NS_COEFFICIENTS)], ids=str)
+@pytest.mark.parametrize(
+    "coefficients", [USUAL, *(newton_schulz.iterations(n, 6) for n in newton_schulz.NS_COEFFICIENTS)], ids=str
+)
 def test_newton_schulz_is_its_definition_whichever_way_it_is_computed(shape, coefficients):
     g = noise(*shape)
-    out = muon.orthogonalized(g, coefficients, 1e-7, torch.float64)
+    out = newton_schulz.orthogonalized(g, coefficients, 1e-7, torch.float64)
     assert out.shape == g.shape
     torch.testing.assert_close(out, by_definition(g, coefficients), rtol=1e-9, atol=1e-11)
 
@@ -80,7 +83,7 @@ def test_newton_schulz_is_its_definition_whichever_way_it_is_computed(shape, coe
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)], ids=str)
 def test_newton_schulz_brings_singular_values_near_one_and_keeps_their_vectors(shape):
     g = noise(*shape, dtype=torch.float32)
-    out = muon.orthogonalized(g, USUAL, 1e-7, torch.float32)
+    out = newton_schulz.orthogonalized(g, USUAL, 1e-7, torch.float32)
     sizes = torch.linalg.svdvals(out)
     assert sizes.max() < 1.3
     assert (sizes > 0.6).float().mean() > 0.95  # of a square matrix the least may stay small
@@ -93,25 +96,25 @@ def test_a_stack_is_orthogonalised_matrix_by_matrix_bit_for_bit():
     for shape in ((5, 3), (4, 30), (64, 64), (30, 70)):
         for dtype in (torch.float32, torch.bfloat16):
             stack = noise(3, 2, *shape, dtype=torch.float32)
-            together = muon.orthogonalized(stack, USUAL, 1e-7, dtype)
+            together = newton_schulz.orthogonalized(stack, USUAL, 1e-7, dtype)
             for i in range(3):
                 for j in range(2):
-                    assert_same(together[i, j], muon.orthogonalized(stack[i, j], USUAL, 1e-7, dtype))
+                    assert_same(together[i, j], newton_schulz.orthogonalized(stack[i, j], USUAL, 1e-7, dtype))
 
 
 def test_nothing_becomes_nothing():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert_same(muon.orthogonalized(torch.zeros(4, 9), USUAL, 1e-7, dtype), torch.zeros(4, 9))
-    assert muon.orthogonalized(torch.zeros(0, 3), USUAL, 1e-7, torch.float32).shape == (0, 3)
-    assert muon.orthogonalized(torch.zeros(2, 3, 0), USUAL, 1e-7, torch.float32).shape == (2, 3, 0)
+        assert_same(newton_schulz.orthogonalized(torch.zeros(4, 9), USUAL, 1e-7, dtype), torch.zeros(4, 9))
+    assert newton_schulz.orthogonalized(torch.zeros(0, 3), USUAL, 1e-7, torch.float32).shape == (0, 3)
+    assert newton_schulz.orthogonalized(torch.zeros(2, 3, 0), USUAL, 1e-7, torch.float32).shape == (2, 3, 0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 def test_the_size_of_a_gradient_does_not_matter_in_any_dtype(scale):
     g = noise(8, 12, dtype=torch.float32)
-    exact = muon.orthogonalized(g.double(), USUAL, 1e-7, torch.float64)
+    exact = newton_schulz.orthogonalized(g.double(), USUAL, 1e-7, torch.float64)
     for dtype, error in ((torch.float16, 0.02), (torch.bfloat16, 0.05), (torch.float32, 1e-5)):
-        out = muon.orthogonalized(g * scale, USUAL, 1e-7, dtype)
+        out = newton_schulz.orthogonalized(g * scale, USUAL, 1e-7, dtype)
         assert out.dtype is torch.float32
         assert (out - exact).norm() < error * exact.norm()
 
@@ -121,12 +124,12 @@ def test_the_size_of_a_gradient_does_not_matter_in_any_dtype(scale):
 @pytest.mark.parametrize(("coefficients", "steps"), [("original", 5), ("original", 12), ("polar_express", 9)])
 def test_float32_is_exact_where_the_gradient_has_few_directions(coefficients, steps, rank, rest):
     # By the small square matrix alone, rounding errors of its zero eigenvalues would grow without end.
-    triples = muon._triples(coefficients, steps)
+    triples = newton_schulz.iterations(coefficients, steps)
     g = (noise(48, rank) @ noise(rank, 200, seed=1)).float() + rest * noise(48, 200, seed=2, dtype=torch.float32)
     exact = by_definition(g.double(), triples)
     for shaped, wanted in ((g, exact), (g.T, exact.T)):
-        out = muon.orthogonalized(shaped, triples, 1e-7, torch.float32)
-        usual = muon._by_matrix((g / g.norm())[None], triples)[0]
+        out = newton_schulz.orthogonalized(shaped, triples, 1e-7, torch.float32)
+        usual = newton_schulz._by_matrix((g / g.norm())[None], triples)[0]
         assert (out - wanted).norm() < max(1e-3 * exact.norm(), 5 * (usual - exact).norm())
 
 
@@ -139,13 +142,13 @@ BLOCKS = {
 
 def test_equal_shapes_are_orthogonalised_together(monkeypatch):
     seen = []
-    whole = muon.orthogonalized
+    whole = newton_schulz.orthogonalized
 
     def spy(update, *rest):
         seen.append(tuple(update.shape))
         return whole(update, *rest)
 
-    monkeypatch.setattr(muon, "orthogonalized", spy)
+    monkeypatch.setattr(newton_schulz, "orthogonalized", spy)
     params = named(BLOCKS, torch.float32)
     step(hfoptim.Muon(list(params.items())), params.values(), 1)
     assert sorted(seen) == [(4, 9, 6), (8, 6, 9)]
@@ -565,8 +568,8 @@ def test_a_checkpoint_of_timm_loads_and_goes_on_identically(algo):
 
 def test_newton_schulz_computes_in_the_dtype_asked_for(monkeypatch):
     seen = []
-    whole = muon.orthogonalized
-    monkeypatch.setattr(muon, "orthogonalized", lambda *args: seen.append(args[3]) or whole(*args))
+    whole = newton_schulz.orthogonalized
+    monkeypatch.setattr(newton_schulz, "orthogonalized", lambda *args: seen.append(args[3]) or whole(*args))
     for given, of_param, expected in (
         (None, torch.float32, torch.float32),
         (None, torch.bfloat16, torch.float32),
@@ -579,8 +582,8 @@ def test_newton_schulz_computes_in_the_dtype_asked_for(monkeypatch):
         step(hfoptim.Muon([param], ns_dtype=given), [param], 1)
         assert seen.pop() is expected
     meta = torch.empty(2, 2, device="meta")  # any device but a CPU
-    assert muon._ns_dtype(None, meta) is torch.bfloat16
-    assert muon._ns_dtype(None, meta.double()) is torch.float64
+    assert newton_schulz._ns_dtype(None, meta) is torch.bfloat16
+    assert newton_schulz._ns_dtype(None, meta.double()) is torch.float64
 
 
 @pytest.mark.parametrize(
@@ -621,9 +624,9 @@ def test_bad_options_are_refused_by_name(option, value):
 
 
 def test_fewer_coefficients_than_steps_are_repeated_and_more_are_cut():
-    assert muon._triples([(1, 2, 3), (4, 5, 6)], 4) == ((1, 2, 3), (4, 5, 6), (4, 5, 6), (4, 5, 6))
-    assert muon._triples("quintic", 2) == muon.NS_COEFFICIENTS["quintic"][:2]
-    assert len(muon._triples("polar_express", 20)) == 20
+    assert newton_schulz.iterations([(1, 2, 3), (4, 5, 6)], 4) == ((1, 2, 3), (4, 5, 6), (4, 5, 6), (4, 5, 6))
+    assert newton_schulz.iterations("quintic", 2) == newton_schulz.NS_COEFFICIENTS["quintic"][:2]
+    assert len(newton_schulz.iterations("polar_express", 20)) == 20
 
 
 def test_kept_in_bfloat16_it_stays_near_the_exact_path():

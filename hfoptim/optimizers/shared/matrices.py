@@ -1,0 +1,217 @@
+"""What the optimizers of matrices share: which parameters are matrices, in what form, and who takes the rest."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine import ELEMENT, Rule, RuleOptimizer, ema, hyper, nonnegative, zeros
+from hfoptim.engine.checks import entries, integer
+from hfoptim.engine.parameter_names import bare
+from hfoptim.optimizers.shared.moments import corrected, moments, moments_step
+from hfoptim.param_groups.selection import is_hidden_matrix
+
+# Names of matrices that make queries, keys and values at once, one after the other.
+_FUSED_QKV = re.compile(r"(^|[._])(c_attn|w?qkv|in_proj_weight)([._]|$)", re.IGNORECASE)
+
+
+class Form(NamedTuple):
+    """How a parameter is matrices.
+
+    Args:
+        flattened: what lies behind the first dimension counts as one.
+        parts: sizes of the parts that are matrices of their own; none for the whole.
+        across: whether the parts lie beside each other, in columns, not below each other.
+    """
+
+    flattened: bool = False
+    parts: tuple[int, ...] = ()
+    across: bool = False
+
+    def each(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
+        """A function of every part, put together again."""
+        if not self.parts:
+            return function(matrix)
+        dim = -1 if self.across else -2
+        return torch.cat([function(part) for part in matrix.split(self.parts, dim)], dim)
+
+    @property
+    def shape(self) -> Callable[[torch.Size], tuple[int, ...]] | None:
+        return _flattened if self.flattened else None
+
+
+def _flattened(shape: torch.Size) -> tuple[int, ...]:
+    return shape[0], math.prod(shape[1:])
+
+
+def form_of(name: str | None, shape: torch.Size, stacked: bool | None, qkv_split: Any) -> Form:
+    """How a hidden matrix of that name and shape is taken.
+
+    Raises:
+        ValueError: `qkv_split` does not divide it.
+    """
+    if stacked is None:
+        stacked = name is not None and "expert" in name.lower()
+    flattened = len(shape) > 2 and not stacked
+    rows, columns = _flattened(shape) if flattened else shape[-2:]
+    if qkv_split is None:
+        fused = name is not None and _FUSED_QKV.search(bare(name)) and max(rows, columns) == 3 * min(rows, columns)
+        qkv_split = 3 if fused else 1
+    if isinstance(qkv_split, tuple):
+        parts, across = qkv_split, sum(qkv_split) != rows
+    else:
+        across = columns > rows
+        parts = (max(rows, columns) // qkv_split,) * qkv_split
+    if sum(parts) != (columns if across else rows):
+        raise ValueError(f"qkv_split={qkv_split!r} does not divide {name or 'a parameter'} of shape {tuple(shape)}")
+    return Form(flattened, parts, across) if len(parts) > 1 else Form(flattened)
+
+
+def _fallback_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+    scalars, scale = corrected(t, group), group["fallback_lr_scale"]
+    return {**scalars, "lr": scalars["lr"] * scale, "decay": float(group["lr"]) * scale * group["weight_decay"]}
+
+
+def _nesterov_moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+    """Adam's update with the gradient taken into the first moment once more, as the mlcommons NAdamW has it."""
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
+    return ema(exp_avg, grad, h.alpha1) / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
+
+
+# What takes the parameters that are no hidden matrices.
+FALLBACKS = {
+    name: Rule(fn, ELEMENT, {"exp_avg": zeros, "exp_avg_sq": nonnegative}, _fallback_rates)
+    for name, fn in (("adamw", moments_step), ("nadamw", _nesterov_moments_step))
+}
+
+
+class _Route(NamedTuple):
+    """What is done with a parameter, and the options and the name it follows from."""
+
+    asked: tuple[Any, ...]
+    form: Form | None
+
+
+def _routed(
+    name: str | None, param: Tensor, use_muon: bool | None, stacked: bool | None, qkv_split: Any
+) -> Form | None:
+    if use_muon is None:
+        use_muon = param.ndim >= 2 if name is None else is_hidden_matrix(name, param.shape)
+    if not use_muon:
+        return None
+    if param.ndim < 2:
+        raise ValueError(f"use_muon=True for {name or 'a parameter'} of shape {tuple(param.shape)}, which is no matrix")
+    return form_of(name, param.shape, stacked, qkv_split)
+
+
+def _parts(name: str, value: Any) -> Any:
+    """`qkv_split` as it lies in a group: a number of parts, their sizes, or None."""
+    if value is None:
+        return None
+    sizes = entries(value)
+    return integer(name, value, 1) if sizes is None else tuple(integer(name, size, 1) for size in sizes)
+
+
+class MatrixOptimizer(RuleOptimizer):
+    """A rule for the matrices inside a network, AdamW or NAdamW for everything else, in one optimizer.
+
+    Hidden matrices are found by name, or by a group's `use_muon`. Subclasses give `matrix_rule`.
+    """
+
+    hidden_matrices = True
+    _: KW_ONLY
+    betas: tuple[float, float] = hyper((0.9, 0.95), "AdamW's decay rates", in_peers=False)
+    fallback: str = hyper(
+        "adamw",
+        'what takes everything else; "nadamw" has Nesterov\'s momentum in it',
+        choices=FALLBACKS,
+        in_peers=False,
+    )
+    fallback_lr_scale: float = hyper(1.0, "the factor f of lr for everything else", in_peers=False)
+    use_muon: bool | None = hyper(
+        None,
+        "whether a group's parameters are hidden matrices; None decides by their names and shapes",
+        in_peers=False,
+    )
+    qkv_split: Any = hyper(
+        None,
+        "into what a matrix is divided: a number of equal parts of its longer side, or the sizes of the parts of "
+        "either side; 1 for no division. None: three parts where the name says so (`c_attn`, `qkv`, `in_proj_weight`) "
+        "and the longer side is three times the other",
+        check=_parts,
+        in_peers=False,
+    )
+    stacked: bool | None = hyper(
+        None,
+        "whether parameters of three dimensions are stacks of matrices rather than kernels; None: where the name says "
+        '"expert"',
+        in_peers=False,
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._routes: dict[Tensor, _Route] = {}
+        super().__init__(*args, **options)
+        if not any(self._form_of(param, group) for group in self.param_groups for param in group["params"]):
+            count = sum(len(group["params"]) for group in self.param_groups)
+            raise ValueError(
+                f"none of the {count} parameters is a matrix inside a network, all would get "
+                f"{self.defaults['fallback']}; give the names of the whole model's parameters, or use_muon=True in the "
+                f"group of its matrices"
+            )
+
+    def matrix_rule(self, form: Form, group: dict[str, Any]) -> Rule:
+        """The rule for a hidden matrix of that form."""
+        raise NotImplementedError
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        form = self._form_of(param, group)
+        return FALLBACKS[group["fallback"]] if form is None else self.matrix_rule(form, group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._routes = {}
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, after a look at what in it is a hidden matrix."""
+        super().add_param_group(param_group)
+        try:
+            for param in self.param_groups[-1]["params"]:
+                self._form_of(param, self.param_groups[-1])
+            self._refuse_guesses()
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _refuse_guesses(self) -> None:
+        unknown = [
+            param
+            for group in self.param_groups
+            if group["use_muon"] is None and "param_names" not in group
+            for param in group["params"]
+        ]
+        if len({param.ndim >= 2 for param in unknown}) == 2:
+            raise ValueError(
+                f"{type(self).__name__} cannot tell embeddings and heads from the matrices inside the network: the "
+                f"parameters have no names. Give model.named_parameters(), or hfoptim.param_groups_muon(model), or "
+                f"groups with use_muon=True and use_muon=False"
+            )
+
+    def _form_of(self, param: Tensor, group: dict[str, Any]) -> Form | None:
+        """How a parameter is matrices; None for what is no hidden matrix."""
+        # A loaded state_dict may bring names.
+        asked = group["use_muon"], group["stacked"], group["qkv_split"], "param_names" in group
+        route = self._routes.get(param)
+        if route is None or route.asked != asked:
+            if len(self._routes) > 2 * sum(len(other["params"]) for other in self.param_groups):
+                self._routes.clear()  # parameters were exchanged, as FSDP does
+            names = group.get("param_names") or [None] * len(group["params"])
+            for name, member in zip(names, group["params"], strict=True):
+                self._routes[member] = _Route(asked, _routed(name, member, *asked[:3]))
+            route = self._routes[param]
+        return route.form

@@ -1,0 +1,171 @@
+"""Newton-Schulz iteration: matrices made about orthogonal by products of matrices alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.ambient import float32_products_are_exact
+from hfoptim.engine.checks import choice, closest, entries, number
+
+Triple = tuple[float, float, float]
+
+# Coefficients (a, b, c) of one iteration each; the last of a list serves all further ones.
+NS_COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
+    # Jordan, kellerjordan.github.io/posts/muon
+    "original": ((3.4445, -4.7750, 2.0315),),
+    # Cesista, leloykun.github.io/ponder/muon-opt-coeffs
+    "quintic": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    # Amsel et al., Polar Express, arXiv 2505.16932; give safety_factor 1.01 with them
+    "polar_express": (
+        (8.237312490495555, -23.157747414558198, 16.680568411445915),
+        (4.082441999064835, -2.893047735332586, 0.5252849256975648),
+        (3.9263479922546582, -2.8547468034765298, 0.5318022422894988),
+        (3.2982187133085143, -2.424541981026706, 0.48632008358844075),
+        (2.2970369434552573, -1.63662558125903, 0.4002628455953627),
+        (1.8763805351440397, -1.2347896577722228, 0.35891887501668385),
+        (1.8564423485617974, -1.2132449880935525, 0.3568003487825883),
+        (1.8749994008682747, -1.2499988017229169, 0.3749994008546422),
+    ),
+    # The same with a larger margin, as modded-nanogpt has them
+    "polar_express_safer": (
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.0429299351667245, -2.808917465908704, 0.5000178451051299),
+        (3.8916678022926563, -2.7724841532176825, 0.5060648178503389),
+        (3.285753657755658, -2.3681294933425394, 0.46449024233003117),
+        (2.3005307116270983, -1.6111665557258408, 0.3833374427545273),
+        (1.8631210546382593, -1.2042160621002727, 0.3421879560523383),
+        (1.8382572152247512, -1.1779263289537742, 0.3396513038637379),
+        (1.8749999923301852, -1.2499999836060613, 0.374999991275876),
+    ),
+}
+
+NS_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def orthogonalized(
+    matrix: Tensor, coefficients: Sequence[Triple], eps: Any, dtype: torch.dtype, safety_factor: float = 1.0
+) -> Tensor:
+    """Newton-Schulz iteration: of the singular value decomposition U S V^T about U V^T.
+
+        X = G / |G|;  then for every (a, b, c):  A = X X^T,  X = a X + (b A + c A^2) X
+
+    Args:
+        matrix: G, its last two dimensions; those before them are a batch.
+        coefficients: (a, b, c) of every iteration.
+        eps: least norm to divide by.
+        dtype: what to compute in.
+        safety_factor: multiplies the norm.
+
+    Returns:
+        X in the dtype of G. Its singular values are near 1, not all equal to 1.
+    """
+    rows, columns = matrix.shape[-2:]
+    norm = matrix.norm(dim=(-2, -1), keepdim=True) * safety_factor
+    x = (matrix / norm.clamp(min=eps)).to(dtype).reshape(math.prod(matrix.shape[:-2]), rows, columns)
+    x = x.mT if rows > columns else x  # A is the smaller of both products
+    # The other way takes fewer operations from this shape on. With coarser products its A is too coarse.
+    long = 2 * max(rows, columns) > 3 * min(rows, columns)
+    exact = dtype is torch.float64 or (dtype is torch.float32 and float32_products_are_exact(x.device))
+    x = _by_gram(x, coefficients) if long and exact else _by_matrix(x, coefficients)
+    return (x.mT if rows > columns else x).reshape(matrix.shape).to(matrix.dtype)
+
+
+def _by_matrix(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
+    for a, b, c in coefficients:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+# How wrong an eigenvalue of A that is 0 may have become by rounding; below 0 it would run away.
+_GRAM_ERROR = 0.01
+
+
+def _by_gram(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
+    """The same polynomials, of A alone (Gram Newton-Schulz, dao-lab.ai): X itself is multiplied now and then only.
+
+    With Q = a + b A + c A^2 the next X is Q X, so the next A is Q A Q, and all Q together are one square matrix. Every
+    step multiplies the rounding errors of A's least eigenvalues by a^2; before they count A is made from X anew.
+    """
+    one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    gram, q, factor, error = x @ x.mT, one, None, torch.finfo(x.dtype).eps
+    for a, b, c in coefficients:
+        if factor is not None and error <= _GRAM_ERROR:
+            gram = q @ gram @ q
+        elif factor is not None:
+            x = factor @ x
+            gram, factor, error = x @ x.mT, None, torch.finfo(x.dtype).eps
+        q = torch.baddbmm(a * one + b * gram, gram, gram, alpha=c)
+        factor = q if factor is None else q @ factor
+        error *= a * a
+    return x if factor is None else factor @ x
+
+
+def _ns_dtype(given: torch.dtype | None, update: Tensor) -> torch.dtype:
+    """What Newton-Schulz computes in: where nothing is given bfloat16, but on a CPU, and for float64, nothing less."""
+    if given is not None:
+        return given
+    return update.dtype if update.device.type == "cpu" or update.dtype is torch.float64 else torch.bfloat16
+
+
+class NewtonSchulz(NamedTuple):
+    """Newton-Schulz with all that is fixed for a parameter, but `eps`."""
+
+    coefficients: tuple[Triple, ...]
+    dtype: torch.dtype | None
+    safety_factor: float
+
+    def __call__(self, matrix: Tensor, eps: Any) -> Tensor:
+        return orthogonalized(matrix, self.coefficients, eps, _ns_dtype(self.dtype, matrix), self.safety_factor)
+
+
+def iterations(given: Any, steps: int) -> tuple[Triple, ...]:
+    """The coefficients of every iteration, from a group's `ns_coefficients`."""
+    triples = NS_COEFFICIENTS[given] if isinstance(given, str) else given if isinstance(given[0], tuple) else (given,)
+    return (*triples, *triples[-1:] * (steps - len(triples)))[:steps]
+
+
+def coefficients(name: str, given: Any) -> Any:
+    """The coefficients of Newton-Schulz as they lie in a group: a name, a triple, or a tuple of triples.
+
+    Raises:
+        ValueError: what is given is none of these.
+    """
+    if isinstance(given, str):
+        if given not in NS_COEFFICIENTS:
+            raise ValueError(f"{name}={given!r} is no name of coefficients; {closest(given, NS_COEFFICIENTS)}")
+        return str(given)
+    listed = entries(given)
+    try:
+        if listed and all(entries(entry) is None for entry in listed):
+            return _triple(listed)
+        if listed:
+            return tuple(_triple(entry) for entry in listed)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name}={given!r}, expected three numbers, a list of threes, or a name")
+
+
+def _triple(entry: Any) -> Triple:
+    a, b, c = (number("coefficient", each, -math.inf) for each in entries(entry) or ())
+    return a, b, c
+
+
+def dtype_or_name(name: str, given: Any) -> Any:
+    """The dtype that Newton-Schulz computes in as it lies in a group: a dtype, its name, or None.
+
+    Raises:
+        TypeError, ValueError: what is given is none of these.
+    """
+    return given if given is None or isinstance(given, torch.dtype) else choice(name, given, tuple(NS_DTYPES))
