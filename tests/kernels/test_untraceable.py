@@ -11,7 +11,7 @@ import torch
 from rows import bucket_of, by_loop, copied
 
 import hfoptim
-from hfoptim.engine import ELEMENT, TENSOR, Probe, Rule, RuleOptimizer, backends
+from hfoptim.engine import ELEMENT, TENSOR, Probe, Rule, RuleOptimizer, backends, hyper
 from hfoptim.engine.backends import compiled, foreach, loop
 from hfoptim.engine.codegen import build
 
@@ -33,9 +33,8 @@ RULES = {
 def optimizer_of(chosen, **options):
     class Custom(RuleOptimizer):
         rule = chosen
-
-        def __init__(self, params, lr=1e-2, weight_decay=0.1, **options):
-            super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, **options)
+        lr: float = hyper(1e-2, "learning rate")
+        weight_decay: float = hyper(0.1, "weight decay")
 
     g = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in SHAPES]
