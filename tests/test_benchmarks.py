@@ -250,6 +250,71 @@ def test_report_leaves_what_was_not_measured(module, tmp_path, capsys):
     assert "not of this benchmark" in capsys.readouterr().out
 
 
+def digests_of_sgd(module):
+    """What bitwise.py records of a variant of SGD."""
+    plan = module("bitwise_jobs").plan_of(ROOT)
+    found = {}
+    for job in module("bitwise_jobs").jobs(plan, thorough=False):
+        if job.key.startswith(("eager/sgd[momentum]/foreach/", "eager/sgd[momentum]/loop/float32")):
+            found[job.key] = job.run()
+    return {"digests": found}
+
+
+def test_bitwise_finds_nothing_in_equal_runs_and_says_what_differs_in_others(module, monkeypatch, capsys):
+    bitwise = module("bitwise")
+    before = digests_of_sgd(module)
+    assert len(before["digests"]) > 15
+    parts = before["digests"]["eager/sgd[momentum]/foreach/float32"]
+    assert {"params", "state.momentum_buffer", "state.step", "param_groups.lr"} <= parts.keys()
+    assert bitwise.report(before, digests_of_sgd(module))
+    assert "0 differ" in capsys.readouterr().out
+
+    step = hfoptim.SGD.step
+
+    def further(self, closure=None):
+        step(self, closure)
+        param = self.param_groups[0]["params"][0]
+        if param.dtype == torch.float64:
+            param.data += 1e-12
+
+    monkeypatch.setattr(hfoptim.SGD, "step", further)
+    assert not bitwise.report(before, digests_of_sgd(module))
+    said = capsys.readouterr().out
+    assert "sgd[momentum]: params" in said
+    assert "in 1: eager/sgd[momentum]/foreach/float64\n" in said
+
+    after = {key: dict(value) for key, value in before["digests"].items()}
+    after["eager/sgd[momentum]/loop/float32"]["state.velocity"] = "0"
+    del after["eager/sgd[momentum]/loop/float32"]["param_groups.lr"]
+    after["eager/sgd[momentum]/foreach/float16"] = {"raised": "TypeError"}
+    del after["eager/sgd[momentum]/foreach/float32"]
+    assert not bitwise.report(before, {"digests": after})
+    said = capsys.readouterr().out
+    assert "param_groups.lr is gone, state.velocity is new" in said
+    assert "raises nothing, now TypeError" in said
+    assert "not recorded is new" in said
+    assert "3 differ" in said
+
+
+@pytest.mark.slow
+def test_bitwise_steps_two_checkouts_in_processes_of_their_own(tmp_path):
+    """A variant of SGD, in this checkout and in a copy whose steps end a little further on, sharded ones as well."""
+    copied = tmp_path / "copy"
+    for package in ("hfoptim", "schedules"):
+        shutil.copytree(ROOT / package, copied / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (copied / "hfoptim" / "__init__.py").open("a") as file:
+        file.write(
+            "_sgd_step = SGD.step\nSGD.step = lambda self, closure=None: (_sgd_step(self), _sgd_step(self))[0]\n"
+        )
+    call = [sys.executable, str(BENCHMARKS / "bitwise.py"), "against", str(ROOT), "--only", "sgd", "--sharded"]
+    same = subprocess.run(call, capture_output=True, text=True, timeout=500)
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert " 0 differ" in same.stdout
+    other = subprocess.run([*call, "--checkout", str(copied)], capture_output=True, text=True, timeout=500)
+    assert other.returncode == 1, other.stdout + other.stderr
+    assert "sharded fsdp2 0/sgd/loop/float32" in other.stdout
+
+
 @pytest.mark.parametrize("name", ["step_time", "memory", "quality", "scaling", "gpu", "report"])
 def test_programs_explain_themselves(module, name):
     import typer
