@@ -8,57 +8,59 @@ Those of transformers, timm, torch and pytorch_optimizer, and those of papers ab
 Needs torch only.
 """
 
-from .annealing import annealed
-from .catalogue import ScheduleInfo, SchedulerType, canonical_schedule_name
-from .checking import check_options
 from .curves import Curve
 from .drawing import plot
-from .factories import (
+from .greedy import GreedyLR, get_greedy_schedule
+from .hyperparameters import HyperparameterSchedule, ProportionScheduler, schedule_hyperparameter
+from .learning_rate import PolynomialDecay, WarmUp
+from .metric import PlateauLR, ReduceLROnPlateau, get_plateau_schedule, get_reduce_on_plateau_schedule
+from .named.papers import (
     get_chebyshev_schedule,
-    get_constant_factor_schedule,
-    get_constant_schedule,
-    get_constant_schedule_with_warmup,
-    get_cosine_annealing_schedule,
-    get_cosine_annealing_with_warm_restarts_schedule,
     get_cosine_annealing_with_warmup_schedule,
-    get_cosine_schedule_with_warmup,
-    get_cosine_with_cycles_schedule,
-    get_cosine_with_hard_restarts_schedule_with_warmup,
-    get_cosine_with_min_lr_schedule_with_warmup,
-    get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
-    get_cyclic_schedule,
-    get_exponential_schedule,
     get_infinite_schedule,
-    get_inverse_sqrt_schedule,
-    get_linear_factor_schedule,
-    get_linear_schedule_with_warmup,
-    get_multiplicative_schedule,
-    get_multistep_schedule,
     get_noam_schedule,
-    get_one_cycle_schedule,
-    get_poly_schedule,
-    get_polynomial_decay_schedule_with_warmup,
     get_power_schedule,
     get_proportion_schedule,
     get_rex_schedule,
-    get_rsqrt_schedule,
+)
+from .named.pytorch import (
+    cyclic_momentum,
+    get_constant_factor_schedule,
+    get_cosine_annealing_schedule,
+    get_cosine_annealing_with_warm_restarts_schedule,
+    get_cyclic_schedule,
+    get_exponential_schedule,
+    get_linear_factor_schedule,
+    get_multiplicative_schedule,
+    get_one_cycle_schedule,
     get_sequential_schedule,
+    one_cycle_momentum,
+)
+from .named.timm import (
+    get_cosine_with_cycles_schedule,
+    get_multistep_schedule,
+    get_poly_schedule,
+    get_rsqrt_schedule,
     get_step_schedule,
     get_tanh_schedule,
+)
+from .named.transformers import (
+    get_constant_schedule,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_cosine_with_hard_restarts_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+    get_inverse_sqrt_schedule,
+    get_linear_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
     get_wsd_schedule,
 )
-from .greedy import GreedyLR, get_greedy_schedule
-from .hyperparameters import HyperparameterSchedule, schedule_hyperparameter
-from .learning_rate import PolynomialDecay, WarmUp
-from .named.pytorch import cyclic_momentum, one_cycle_momentum
-from .plateau import ReduceLROnPlateau, get_reduce_on_plateau_schedule
-from .plateau_warmup import PlateauLR, get_plateau_schedule
-from .proportion import ProportionScheduler
-from .registry import get_curve, get_schedule_info, get_scheduler, list_schedules
+from .registry import SchedulerType, check_options, get_curve, get_scheduler
 from .scheduler import ScheduleLR
-from .timm import TimmPlateau, TimmSchedule, create_scheduler, create_scheduler_v2, scheduler_kwargs
-from .words import (
+from .shapes import (
     absolute,
+    annealed,
     constant,
     cosine,
     exponential,
@@ -68,6 +70,8 @@ from .words import (
     polynomial,
     warmup,
 )
+from .table import ScheduleInfo, canonical_schedule_name, get_schedule_info, list_schedules
+from .timm import TimmPlateau, TimmSchedule, create_scheduler, create_scheduler_v2, scheduler_kwargs
 
 __all__ = [
     "Curve",

@@ -1,4 +1,8 @@
-"""Checks of arguments. Each returns the value in its plain form or raises an error that names the argument."""
+"""Checks of arguments. Each returns the value in its plain form or raises an error that names the argument.
+
+Dataclasses declare theirs with the field: ``rate: float = real(at_least=0, at_most=1)`` in a class under :func:`frozen`
+that is a :class:`Checked`.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,13 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeGuard, TypeVar
 
-__all__ = [
-    "choice",
-    "closest",
-    "did_you_mean",
-    "is_list",
-    "number_list",
-    "plain",
-    "real_number",
-    "settle",
-    "steps_or_share",
-    "warn",
-    "whole_number",
-]
+from typing_extensions import dataclass_transform
+
+_Class = TypeVar("_Class", bound=type)
 
 # Packages whose code stands between a user and what is warned of.
 _BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
@@ -157,16 +152,6 @@ def number_list(name: str, value: Any, count: int, **bounds: float) -> list[floa
     return [real_number(name, each, **bounds) for each in values]
 
 
-def settle(curve: Any, **checked: Any) -> None:
-    """Put numbers that were checked into a frozen dataclass, where it was given none of Python's own.
-
-    An int stays an int, so that a curve prints as it was written.
-    """
-    for name, value in checked.items():
-        if type(getattr(curve, name)) not in (int, float):
-            object.__setattr__(curve, name, value)
-
-
 def choice(name: str, value: Any, options: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``options``, else raise a ValueError that lists them and names the closest."""
     options = tuple(options)
@@ -202,3 +187,52 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+class Checked:
+    """A dataclass whose fields are checked, and made plain, where they were declared with a check."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            check, value = each.metadata.get("check"), getattr(self, each.name)
+            if check is not None and not (value is None and each.default is None):
+                checked = check(each.name, value)
+                # An int stays an int, so that a curve prints as it was written.
+                if type(value) not in (int, float):
+                    object.__setattr__(self, each.name, checked)
+
+
+def real(*, default: Any = MISSING, called: str | None = None, **bounds: float) -> Any:
+    """Declare a field that holds a number.
+
+    Args:
+        default: None: it may also be None.
+        called: what errors call it, if not by the field's name.
+        **bounds: as for :func:`real_number`.
+    """
+    return _field(default, lambda name, value: real_number(called or name, value, **bounds))
+
+
+def whole(*, default: Any = MISSING, called: str | None = None, at_least: int = 0) -> Any:
+    """Declare a field that holds a whole number; arguments as for :func:`real`, and at least 0 by default."""
+    return _field(default, lambda name, value: whole_number(called or name, value, at_least))
+
+
+def numbers(*, default: Any = MISSING, **bounds: float) -> Any:
+    """Declare a field that holds a tuple of numbers; arguments as for :func:`real`."""
+    return _field(default, lambda name, value: tuple(real_number(name, each, **bounds) for each in value))
+
+
+def one_of(options: Iterable[str], *, default: Any = MISSING) -> Any:
+    """Declare a field that holds one of some words."""
+    return _field(default, lambda name, value: choice(name, value, options))
+
+
+def _field(default: Any, check: Callable[[str, Any], Any]) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(real, whole, numbers, one_of, field))
+def frozen(cls: _Class) -> _Class:
+    """Make a frozen dataclass: it compares, hashes, pickles and prints by its fields."""
+    return dataclass(frozen=True)(cls)

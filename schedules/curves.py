@@ -16,36 +16,14 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 
 import torch
 
-from .checks import choice, real_number, settle, whole_number
-
-__all__ = [
-    "Absolute",
-    "Ahead",
-    "Between",
-    "Constant",
-    "Curve",
-    "Cycles",
-    "EndLR",
-    "Floor",
-    "FloorLR",
-    "Max",
-    "Min",
-    "Noise",
-    "Paced",
-    "Switch",
-    "Then",
-    "Times",
-    "Until",
-    "bind_group",
-    "cycle_at",
-]
+from .checks import Checked, frozen, one_of, real, real_number, whole, whole_number
 
 
-class Curve(ABC):
+class Curve(Checked, ABC):
     """A multiplier of the learning rate as a pure function of the step.
 
     A new shape is a frozen dataclass with one method, :meth:`value`, and, where it ends, :attr:`length`.
@@ -152,19 +130,16 @@ class Curve(ABC):
         return Until(self, last_step)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Joined(Curve):
     """One curve before step ``at``, another from there on."""
 
     first: Curve
     second: Curve
-    at: float
-
-    def __post_init__(self) -> None:
-        settle(self, at=real_number("at", self.at, at_least=0))
+    at: float = real(at_least=0)
 
 
-@dataclass(frozen=True)
+@frozen
 class Then(_Joined):
     """One curve after another: ``first(step)`` before step ``at``, ``second(step - at)`` from there on."""
 
@@ -176,7 +151,7 @@ class Then(_Joined):
         return None if self.second.length is None else self.at + self.second.length
 
 
-@dataclass(frozen=True)
+@frozen
 class Switch(_Joined):
     """One curve in place of another: ``first(step)`` before step ``at``, ``second(step)`` from there on."""
 
@@ -188,43 +163,38 @@ class Switch(_Joined):
         return None if self.second.length is None else max(self.at, self.second.length)
 
 
-@dataclass(frozen=True)
-class Floor(Curve):
-    """``rate + (1 - rate) * curve(step)``: the same curve, ending at ``rate`` instead of 0."""
+@frozen
+class Over(Curve):
+    """A curve made of another one, as long as that."""
 
     curve: Curve
-    rate: float
-
-    def __post_init__(self) -> None:
-        settle(self, rate=real_number("rate", self.rate, at_least=0, at_most=1))
-
-    def value(self, step: float) -> float:
-        return self.curve.value(step) * (1.0 - self.rate) + self.rate
 
     @property
     def length(self) -> float | None:
         return self.curve.length
 
 
-@dataclass(frozen=True)
-class FloorLR(Curve):
+@frozen
+class Floor(Over):
+    """``rate + (1 - rate) * curve(step)``: the same curve, ending at ``rate`` instead of 0."""
+
+    rate: float = real(at_least=0, at_most=1)
+
+    def value(self, step: float) -> float:
+        return self.curve.value(step) * (1.0 - self.rate) + self.rate
+
+
+@frozen
+class FloorLR(Over):
     """A floor given as an absolute learning rate: it becomes a :class:`Floor` once a group's initial lr is known.
 
     A group whose initial lr is 0 is frozen and stays at 0: the floor does not wake it.
     """
 
-    curve: Curve
-    lr: float
-
-    def __post_init__(self) -> None:
-        settle(self, lr=real_number("lr", self.lr, at_least=0))
+    lr: float = real(at_least=0)
 
     def value(self, step: float) -> float:
         raise TypeError(f"a floor of lr={self.lr:g} needs the group's initial lr: call bind(initial_lr) first")
-
-    @property
-    def length(self) -> float | None:
-        return self.curve.length
 
     def bind(self, initial_lr: float) -> Floor:
         _check_end(self.lr, initial_lr)
@@ -239,15 +209,11 @@ def _check_end(lr: float, initial_lr: float) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Ahead(Curve):
+@frozen
+class Ahead(Over):
     """``curve(step + steps)``: the curve enters ``steps`` steps in."""
 
-    curve: Curve
-    steps: float
-
-    def __post_init__(self) -> None:
-        settle(self, steps=real_number("steps", self.steps, at_least=0))
+    steps: float = real(at_least=0)
 
     def value(self, step: float) -> float:
         return self.curve.value(step + self.steps)
@@ -257,15 +223,11 @@ class Ahead(Curve):
         return None if self.curve.length is None else max(0, self.curve.length - self.steps)
 
 
-@dataclass(frozen=True)
-class Paced(Curve):
+@frozen
+class Paced(Over):
     """``curve(step / steps)``: each step of the curve takes ``steps`` steps."""
 
-    curve: Curve
-    steps: float
-
-    def __post_init__(self) -> None:
-        settle(self, steps=real_number("steps", self.steps, above=0))
+    steps: float = real(above=0)
 
     def value(self, step: float) -> float:
         return self.curve.value(step / self.steps)
@@ -275,15 +237,11 @@ class Paced(Curve):
         return None if self.curve.length is None else self.curve.length * self.steps
 
 
-@dataclass(frozen=True)
-class Until(Curve):
+@frozen
+class Until(Over):
     """``curve(min(step, last_step))``: the learning rate stays where it is at ``last_step``."""
 
-    curve: Curve
-    last_step: float
-
-    def __post_init__(self) -> None:
-        settle(self, last_step=real_number("last_step", self.last_step, at_least=0))
+    last_step: float = real(at_least=0)
 
     def value(self, step: float) -> float:
         return self.curve.value(min(step, self.last_step))
@@ -293,7 +251,7 @@ class Until(Curve):
         return self.last_step
 
 
-@dataclass(frozen=True)
+@frozen
 class Absolute(Curve):
     """A learning rate (or whatever else is scheduled) itself, in place of a multiplier of the initial one.
 
@@ -301,10 +259,7 @@ class Absolute(Curve):
     at 0.
     """
 
-    lr: float
-
-    def __post_init__(self) -> None:
-        settle(self, lr=real_number("lr", self.lr))
+    lr: float = real()
 
     def value(self, step: float) -> float:
         if self.lr == 0:
@@ -315,26 +270,22 @@ class Absolute(Curve):
         return Constant(self.lr / initial_lr if initial_lr else 0.0)
 
 
-@dataclass(frozen=True)
+@frozen
 class EndLR(Absolute):
     """An absolute learning rate for a curve to fall to: it must not be above a group's initial one."""
 
-    def __post_init__(self) -> None:
-        settle(self, lr=real_number("lr", self.lr, at_least=0))
+    lr: float = real(at_least=0)
 
     def bind(self, initial_lr: float) -> Curve:
         _check_end(self.lr, initial_lr)
         return super().bind(initial_lr)
 
 
-@dataclass(frozen=True)
+@frozen
 class Constant(Curve):
     """``level`` at every step. Never ends."""
 
-    level: float = 1.0
-
-    def __post_init__(self) -> None:
-        settle(self, level=real_number("level", self.level))
+    level: float = real(default=1.0)
 
     def value(self, step: float) -> float:
         return float(self.level)
@@ -352,7 +303,7 @@ def _curve(value: float | Curve) -> Curve:
     return value if isinstance(value, Curve) else Constant(value)
 
 
-@dataclass(frozen=True)
+@frozen
 class Between(Curve):
     """``bottom(step) + (top(step) - bottom(step)) * share(step)``."""
 
@@ -369,7 +320,7 @@ class Between(Curve):
         return self.share.length
 
 
-@dataclass(frozen=True)
+@frozen
 class _Pair(Curve):
     """Two curves at the same step; as long as the first."""
 
@@ -381,7 +332,7 @@ class _Pair(Curve):
         return self.first.length
 
 
-@dataclass(frozen=True)
+@frozen
 class Times(_Pair):
     """``first(step) * second(step)``; as long as the first."""
 
@@ -389,7 +340,7 @@ class Times(_Pair):
         return self.first.value(step) * self.second.value(step)
 
 
-@dataclass(frozen=True)
+@frozen
 class Max(_Pair):
     """The larger of ``first(step)`` and ``second(step)``; as long as the first."""
 
@@ -397,7 +348,7 @@ class Max(_Pair):
         return max(self.first.value(step), self.second.value(step))
 
 
-@dataclass(frozen=True)
+@frozen
 class Min(_Pair):
     """The smaller of ``first(step)`` and ``second(step)``; as long as the first."""
 
@@ -439,8 +390,8 @@ def cycle_at(step: float, length: float, mul: float) -> tuple[int, float, float]
     return index, step if first >= step * (1.0 - _ON_BOUNDARY) else first, mul**index
 
 
-@dataclass(frozen=True)
-class Cycles(Curve):
+@frozen
+class Cycles(Over):
     """A curve again and again. Cycle i takes ``length * mul ** i`` steps; after ``count`` cycles the curve's end stays.
 
     Args:
@@ -449,16 +400,13 @@ class Cycles(Curve):
         mul: length of a cycle over that of the one before, above 0.
     """
 
-    curve: Curve
-    count: int | None = None
-    mul: float = 1.0
+    count: int | None = whole(default=None, at_least=1)
+    mul: float = real(default=1.0, above=0)
 
     def __post_init__(self) -> None:
         if not self.curve.length:
             raise ValueError(f"only a curve with an end can be repeated, got {self.curve!r}; say until(STEP) first")
-        if self.count is not None:
-            settle(self, count=whole_number("count", self.count, at_least=1))
-        settle(self, mul=real_number("mul", self.mul, above=0))
+        super().__post_init__()
 
     def value(self, step: float) -> float:
         assert self.curve.length
@@ -480,8 +428,8 @@ class Cycles(Curve):
             return math.inf
 
 
-@dataclass(frozen=True)
-class Noise(Curve):
+@frozen
+class Noise(Over):
     """``curve(step) * (1 + n)``, n drawn for every step by itself, so any step can be asked for.
 
     Args:
@@ -497,22 +445,17 @@ class Noise(Curve):
     Source: the noise of timm's schedulers, https://github.com/huggingface/pytorch-image-models.
     """
 
-    curve: Curve
-    start: float
-    stop: float | None = None
-    limit: float = 0.67
-    std: float = 1.0
-    seed: int = 42
-    kind: str = "normal"
+    start: float = real(at_least=0)
+    stop: float | None = real(default=None)
+    limit: float = real(default=0.67, above=0)
+    std: float = real(default=1.0, above=0)
+    seed: int = whole(default=42)
+    kind: str = one_of(("normal", "uniform"), default="normal")
 
     def __post_init__(self) -> None:
-        settle(self, start=real_number("start", self.start, at_least=0))
+        super().__post_init__()
         if self.stop is not None:
-            settle(self, stop=real_number("stop", self.stop, at_least=self.start))
-        settle(self, limit=real_number("limit", self.limit, above=0))
-        settle(self, std=real_number("std", self.std, above=0))
-        settle(self, seed=whole_number("seed", self.seed))
-        choice("kind", self.kind, ("normal", "uniform"))
+            real_number("stop", self.stop, at_least=self.start)
         if self.kind == "normal" and self.std > 1000 * self.limit:
             raise ValueError(
                 f"std (noise_std) {self.std:g} is more than 1000 times limit (noise_pct) {self.limit:g}: next to every "
@@ -528,10 +471,6 @@ class Noise(Curve):
     def drawn(self, step: float) -> float:
         """Return the n of a step."""
         return _drawn(self.kind, self.seed + int(step), self.limit, self.std)
-
-    @property
-    def length(self) -> float | None:
-        return self.curve.length
 
 
 # All groups have the same noise at a step: it is drawn for the first of them.

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import SCHEDULES
 from .checks import real_number, whole_number
 from .curves import Curve
 from .hyperparameters import HyperparameterSchedule
-from .registry import get_curve
 from .scheduler import ScheduleLR
+from .table import SCHEDULES, curve_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["EXAMPLES", "examples", "plot"]
 
 # Options for pictures of 1000 steps: those that a schedule requires, and those without which there is little to see.
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -150,7 +147,7 @@ def examples(num_warmup_steps: int | float = 100, num_training_steps: int = 1000
             continue
         options = {key: _in_proportion(key, value, share) for key, value in EXAMPLES.get(name, {}).items()}
         try:
-            curves[name] = get_curve(name, num_warmup_steps, num_training_steps, options)
+            curves[name] = curve_of(name, num_warmup_steps, num_training_steps, options)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return curves
@@ -229,7 +226,7 @@ def _labelled(what: Any, lengths: Mapping[str, Any], label: str | None = None) -
     elif isinstance(what, str) or (isinstance(what, tuple) and len(what) == 2):
         name, options = (what, {}) if isinstance(what, str) else what
         text = ", ".join([name, *(f"{key}={value}" for key, value in options.items())])
-        curve = get_curve(name, **lengths, scheduler_specific_kwargs=options)
+        curve = curve_of(name, **lengths, scheduler_specific_kwargs=options)
         yield _Drawn(label or text, curve, lengths["num_training_steps"])
     else:
         raise TypeError(

@@ -14,8 +14,6 @@ from torch.optim import Optimizer
 from .checks import closest, is_list, plain, whole_number
 from .curves import Curve, bind_group
 
-__all__ = ["Followers", "Following", "find", "unknown"]
-
 # A curve is tried at so many steps at most when it is given.
 _TRIED = 1000
 

@@ -8,11 +8,10 @@ from typing import Any, SupportsFloat
 
 from torch.optim import Optimizer
 
-from .checks import choice, number_list, plain, real_number, warn, whole_number
-from .in_force import copy_lrs, gives_back, marked, set_lr, set_lrs
-from .plateau import ReduceLROnPlateau, accepted_options, check_options, saved_lrs
-
-__all__ = ["GreedyLR", "get_greedy_schedule"]
+from .checks import number_list, real_number, warn, whole_number
+from .groups import copy_lrs, set_lr, set_lrs
+from .metric import ReduceLROnPlateau
+from .table import metric_schedule
 
 
 class GreedyLR(ReduceLROnPlateau):
@@ -49,30 +48,12 @@ class GreedyLR(ReduceLROnPlateau):
     Source: https://arxiv.org/abs/2512.14527.
     """
 
-    _COUNTERS: tuple[str, ...] = (
-        "cooldown_counter",
-        "warmup_counter",
-        "best",
-        "num_bad_epochs",
-        "num_good_epochs",
-        "last_epoch",
-    )
-    _SETTINGS: tuple[str, ...] = (
-        "factor",
-        "patience",
-        "verbose",
-        "cooldown",
-        "warmup",
-        "mode",
-        "threshold",
-        "threshold_mode",
-        "eps",
-        "smooth",
-        "window_size",
-        "reset_start",
-        "reset_start_original",
-    )
+    _RULE = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "warmup", "eps", "smooth")
+    _MORE = ("verbose", "window_size", "reset_start", "reset_start_original")
+    _COUNTERS = ("cooldown_counter", "warmup_counter", "best", "num_bad_epochs", "num_good_epochs", "last_epoch")
+    _NUMBERS = (*_RULE, *_MORE, *_COUNTERS)
     _LISTS = ("min_lrs", "max_lrs", "_init_lrs", "_last_lr")
+    _NEEDED = (*_NUMBERS, *_LISTS)
 
     def __init__(
         self,
@@ -92,20 +73,8 @@ class GreedyLR(ReduceLROnPlateau):
         window_size: int = 50,
         reset_start: int = 500,
     ) -> None:
-        choice("mode", mode, ("min", "max"))
-        choice("threshold_mode", threshold_mode, ("abs", "rel"))
         real_number("factor", factor, above=0, below=1)
-        super().__init__(
-            optimizer,
-            mode=mode,
-            factor=factor,
-            patience=patience,
-            threshold=threshold,
-            threshold_mode=threshold_mode,
-            cooldown=cooldown,
-            min_lr=min_lr,
-            eps=eps,
-        )
+        super().__init__(optimizer, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps)
         self.max_lrs = number_list("max_lr", max_lr, len(self.min_lrs), at_least=0)
         self.warmup = whole_number("warmup", warmup)
         self.verbose = verbose
@@ -125,17 +94,11 @@ class GreedyLR(ReduceLROnPlateau):
                     "pass a min_lr below the initial lr"
                 )
 
-    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Take in one more value of the metric and change the learning rates if it is time.
-
-        Args:
-            metrics: the metric, a number or a 0-d tensor.
-            epoch: number of this call; the count of calls if None.
-        """
+    def _take(self, metrics: SupportsFloat, epoch: int | None) -> None:
         current = float(metrics)
         if self.smooth:
             current = self._window.mean_with(current, self.window_size)
-        self.last_epoch = self.last_epoch + 1 if epoch is None else plain(epoch)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
 
         if self.cooldown_counter > 0:
             self.cooldown_counter -= 1
@@ -159,8 +122,6 @@ class GreedyLR(ReduceLROnPlateau):
                 # A reset inside _lower does not spare the cooldown: so it is in transformers.
                 self.cooldown_counter = self.cooldown
                 self.num_bad_epochs = 0
-        self._last_lr = copy_lrs(self.optimizer)
-        self._advanced()
 
     def is_better(self, current: float, best: float) -> bool:
         """Say whether ``current`` beats ``best`` by more than the threshold."""
@@ -204,33 +165,21 @@ class GreedyLR(ReduceLROnPlateau):
         if self.verbose:
             print(f"GreedyLR, value {self.last_epoch}: back to the initial learning rates")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return settings, counters and learning rates, in the layout of transformers' GreedyLR."""
-        state = {name: getattr(self, name) for name in (*self._SETTINGS, *self._COUNTERS)}
+    def _state(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self._NUMBERS}
         state.update({name: list(getattr(self, name)) for name in self._LISTS})
         if self.smooth:
             values, total = list(self._window.values), self._window.total
             state["_streaming_avg"] = {"window_size": self.window_size, "values": values, "sum": total}
-        return marked(state, self)
+        return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state, settings included, and put its learning rates back into the optimizer.
-
-        Raises:
-            ValueError: the state is not that of a GreedyLR or has another number of param groups. Nothing is changed
-                then.
-        """
-        lrs = saved_lrs(state_dict, {*self._SETTINGS, *self._COUNTERS, *self._LISTS}, self.optimizer)
-        write = gives_back(state_dict, self)
-        for name in (*self._SETTINGS, *self._COUNTERS):
-            setattr(self, name, state_dict[name])
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name in self._NUMBERS:
+            setattr(self, name, state[name])
         for name in self._LISTS:
-            setattr(self, name, list(state_dict[name]))
-        saved = state_dict.get("_streaming_avg")
+            setattr(self, name, list(state[name]))
+        saved = state.get("_streaming_avg")
         self._window = _Window(saved["values"], saved["sum"]) if saved else _Window()
-        if write:
-            set_lrs(self.optimizer, lrs)
-            self._last_lr = copy_lrs(self.optimizer)
 
 
 class _Window:
@@ -251,6 +200,7 @@ class _Window:
         return self.total / len(self.values)
 
 
+@metric_schedule("greedy", "raised while a metric improves, lowered while it does not", GreedyLR)
 def get_greedy_schedule(optimizer: Optimizer, **kwargs: Any) -> GreedyLR:
     """Raise the learning rate while a metric improves, lower it while it does not.
 
@@ -264,5 +214,4 @@ def get_greedy_schedule(optimizer: Optimizer, **kwargs: Any) -> GreedyLR:
         TypeError: an option is unknown.
         ValueError: an option is out of range.
     """
-    check_options("greedy", kwargs, accepted_options(GreedyLR))
     return GreedyLR(optimizer, **kwargs)

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 
-from .checks import real_number, settle, whole_number
+from .checks import Checked, frozen, real, real_number, whole
 from .curves import Curve
-from .scheduler import ScheduleLR, check_optimizer
-
-__all__ = ["LearningRate", "PolynomialDecay", "WarmUp"]
+from .groups import check_optimizer
+from .scheduler import ScheduleLR
 
 _Self = TypeVar("_Self", bound="LearningRate")
 
 
-class LearningRate(ABC):
+class LearningRate(Checked, ABC):
     """A learning rate as a pure function of the step. Subclasses are frozen dataclasses."""
 
     initial_learning_rate: float
@@ -62,7 +61,7 @@ class LearningRate(ABC):
         return cls(**config)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Scaled(Curve):
     """A learning rate as a multiplier: over ``unit``, or over each group's own initial lr if ``unit`` is None."""
 
@@ -81,7 +80,7 @@ class _Scaled(Curve):
         return _Scaled(self.learning_rate, unit)
 
 
-@dataclass(frozen=True)
+@frozen
 class PolynomialDecay(LearningRate):
     """``(initial - end) * (1 - min(step, n) / n) ** power + end``, n the steps of the decay: Keras' PolynomialDecay.
 
@@ -97,16 +96,10 @@ class PolynomialDecay(LearningRate):
     Source: keras.optimizers.schedules.PolynomialDecay.
     """
 
-    initial_learning_rate: float
-    decay_steps: int
-    end_learning_rate: float = 1e-4
-    power: float = 1.0
-
-    def __post_init__(self) -> None:
-        settle(self, initial_learning_rate=real_number("initial_learning_rate", self.initial_learning_rate, at_least=0))
-        settle(self, decay_steps=whole_number("decay_steps", self.decay_steps))
-        settle(self, end_learning_rate=real_number("end_learning_rate", self.end_learning_rate, at_least=0))
-        settle(self, power=real_number("power", self.power, above=0))
+    initial_learning_rate: float = real(at_least=0)
+    decay_steps: int = whole()
+    end_learning_rate: float = real(default=1e-4, at_least=0)
+    power: float = real(default=1.0, above=0)
 
     def __call__(self, step: float) -> float:
         step = real_number("step", step, at_least=0)
@@ -114,7 +107,7 @@ class PolynomialDecay(LearningRate):
         return float((self.initial_learning_rate - self.end_learning_rate) * left**self.power + self.end_learning_rate)
 
 
-@dataclass(frozen=True)
+@frozen
 class WarmUp(LearningRate):
     """A warm-up before any decay, after the documented TensorFlow class.
 
@@ -139,20 +132,18 @@ class WarmUp(LearningRate):
     Source: transformers v4.34, ``transformers.WarmUp``.
     """
 
-    initial_learning_rate: float
+    initial_learning_rate: float = real(at_least=0)
     decay_schedule_fn: Callable[[float], float]
-    warmup_steps: int
-    power: float = 1.0
+    warmup_steps: int = whole()
+    power: float = real(default=1.0, above=0)
     name: str | None = None
 
     def __post_init__(self) -> None:
-        settle(self, initial_learning_rate=real_number("initial_learning_rate", self.initial_learning_rate, at_least=0))
+        super().__post_init__()
         if not callable(self.decay_schedule_fn):
             raise TypeError(f"decay_schedule_fn must be a function of the step, got {self.decay_schedule_fn!r}")
         if isinstance(self.decay_schedule_fn, Curve):
             raise TypeError("decay_schedule_fn must return a learning rate; a Curve returns a multiplier of it")
-        settle(self, warmup_steps=whole_number("warmup_steps", self.warmup_steps))
-        settle(self, power=real_number("power", self.power, above=0))
 
     def __call__(self, step: float) -> float:
         real_number("step", step, at_least=0)

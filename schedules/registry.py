@@ -1,34 +1,48 @@
-"""Schedules by name: what there is, and get_scheduler and get_curve."""
+"""Schedules by name: get_scheduler and get_curve, the names themselves, and options checked before there is a run."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum, EnumMeta
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .catalogue import LENGTHS, SCHEDULES, ScheduleInfo, SchedulerType, canonical_schedule_name
-from .checks import closest, steps_or_share
+from . import greedy, metric
+from .checks import is_list, real_number
 from .curves import Curve
-from .scheduler import check_optimizer
+from .groups import check_optimizer
+from .named import papers, pytorch, timm, transformers
+from .table import LENGTHS, SCHEDULES, ScheduleInfo, arguments_of, canonical_schedule_name, curve_of, get_schedule_info
 
-__all__ = ["get_curve", "get_schedule_info", "get_scheduler", "list_schedules"]
-
-
-def list_schedules() -> list[str]:
-    """Return the canonical names of all schedules, sorted."""
-    return sorted(SCHEDULES)
+# Importing these modules has filled the table.
+_SOURCES = (transformers, metric, greedy, pytorch, papers, timm)
 
 
-def get_schedule_info(name: str) -> ScheduleInfo:
-    """Return what is known of a schedule.
+class _FromTable(EnumMeta):
+    if TYPE_CHECKING:
 
-    Args:
-        name: as in :func:`canonical_schedule_name`, which also says what is raised.
-    """
-    return SCHEDULES[canonical_schedule_name(name)]
+        def __getattr__(cls, name: str) -> SchedulerType: ...
+
+
+class SchedulerType(str, Enum, metaclass=_FromTable):
+    """The names of all schedules. Each member equals its name as a string."""
+
+    _ignore_ = "_name"
+    for _name in SCHEDULES:
+        # transformers' name of the one member that is not called as its value.
+        vars()["REDUCE_ON_PLATEAU" if _name == "reduce_lr_on_plateau" else _name.upper()] = _name
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    @classmethod
+    def _missing_(cls, value: object) -> SchedulerType | None:
+        name = canonical_schedule_name(value)  # type: ignore[arg-type]
+        return next((member for member in cls if member.value == name), None)
 
 
 def get_scheduler(
@@ -58,7 +72,7 @@ def get_scheduler(
     """
     info = get_schedule_info(name)
     check_optimizer(optimizer)
-    arguments = _arguments(info, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
+    arguments = arguments_of(info, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
     return info.factory(optimizer, **arguments)
 
 
@@ -80,44 +94,101 @@ def get_curve(
         TypeError: as in :func:`get_scheduler`.
         ValueError: as there, or the schedule follows a metric and is no function of the step.
     """
+    return curve_of(name, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
+
+
+# What stands for a number of training steps that is not known yet: first more than any option is likely to want of it,
+# then so few that a share of it is no more than an option is likely to want.
+_TOTALS = (10**9, 1000, 10)
+# What stands for a learning rate that is not known yet: above every floor.
+_HIGH = 1e300
+# Options of schedules that follow a metric, which may be one number for each param group.
+_PER_GROUP = ("min_lr", "max_lr", "warmup_lr")
+
+
+def check_options(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    lr: float | Iterable[float] | None = None,
+    *,
+    num_warmup_steps: int | float | None = None,
+    num_training_steps: int | None = None,
+) -> None:
+    """Raise for options that a schedule would refuse, long before the run whose optimizer it needs.
+
+        >>> check_options("cosine_with_min_lr", {"min_lr": 1e-5}, lr=1e-4)
+
+    The schedule is made with what is known. Options that some numbers of steps would go with are not refused while
+    these are not known; nor is a floor while the learning rate is not. All else that :func:`schedules.get_scheduler`
+    raises is raised here.
+
+    Args:
+        name: the schedule's name, as in :func:`schedules.get_scheduler`.
+        options: what would be its ``scheduler_specific_kwargs``.
+        lr: the initial learning rate of the param groups, or several if they differ. None: not known yet.
+        num_warmup_steps: as there. None: not known yet.
+        num_training_steps: as there. None: not known yet.
+
+    Raises:
+        TypeError: an option is unknown or has the wrong type.
+        ValueError: the name is unknown, an option is missing, out of range or none of the words that there are, or a
+            floor is above ``lr``.
+    """
     info = get_schedule_info(name)
-    if info.curve is None:
-        raise ValueError(f"{info.name} follows a metric, so it is no curve over the steps; use get_scheduler")
-    arguments = _arguments(info, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
-    if "last_epoch" in arguments:
-        raise TypeError("last_epoch is the position of an optimizer's schedule; a curve has none")
-    return info.curve(**arguments)
+    lrs = [] if lr is None else [*lr] if is_list(lr) else [lr]
+    rates = [real_number("lr", each, at_least=0) for each in lrs]
+    options = dict(options or {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schedule itself will say it, when it is made
+        if info.curve is None:
+            _check_following(info, options, rates)
+            return
+        options.pop("last_epoch", None)
+        curve = with_some_steps(
+            lambda warmup, total: curve_of(info.name, warmup, total, options), num_warmup_steps, num_training_steps
+        )
+        for rate in rates or [_HIGH]:
+            curve.bind(rate).values(2)
 
 
-def _arguments(
-    info: ScheduleInfo,
-    num_warmup_steps: int | float | None,
-    num_training_steps: int | None,
-    scheduler_specific_kwargs: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Check what was given for a schedule and return the arguments of its functions."""
-    if scheduler_specific_kwargs is not None and not isinstance(scheduler_specific_kwargs, Mapping):
-        raise TypeError(f"scheduler_specific_kwargs must be a dict, got {scheduler_specific_kwargs!r}")
-    kwargs = dict(scheduler_specific_kwargs or {})
-    for key in kwargs:
-        if key in LENGTHS:
-            raise TypeError(f"{key} is an argument of get_scheduler itself, not one of scheduler_specific_kwargs")
-        if key not in info.kwargs:
-            takes = ", ".join(info.kwargs)
-            raise TypeError(f"{info.name} takes no argument {key!r}; {closest(key, info.kwargs)}; it takes {takes}")
-    for key in info.required_kwargs:
-        if key not in kwargs:
-            raise ValueError(f"{info.name} requires {key!r} in scheduler_specific_kwargs")
+def with_some_steps(
+    make: Callable[[int | float, int], Curve],
+    num_warmup_steps: int | float | None = None,
+    num_training_steps: int | None = None,
+) -> Curve:
+    """Return the curve that ``make`` makes of some numbers of steps, those given where they are.
 
-    parameters = inspect.signature(info.factory).parameters
-    lengths = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
-    needed = {"num_warmup_steps": info.needs_warmup, "num_training_steps": info.needs_total}
-    for key, length in lengths.items():
-        if length is None:
-            if needed[key]:
-                raise ValueError(f"{info.name} requires {key}")
-            continue
-        length = steps_or_share(key, length, num_training_steps)
-        if key in parameters:
-            kwargs[key] = length
-    return kwargs
+    Args:
+        make: makes it of ``num_warmup_steps`` and ``num_training_steps``.
+        num_warmup_steps: None: it is tried without a warm-up, and with one.
+        num_training_steps: None: it is tried with a great many, and with few.
+
+    Raises:
+        TypeError, ValueError: what ``make`` raises, if it raises for all of these.
+    """
+    totals = _TOTALS if num_training_steps is None else (num_training_steps,)
+    warmups = (0, 1) if num_warmup_steps is None else (num_warmup_steps,)
+    made: list[Curve | TypeError | ValueError] = []
+    for total in totals:
+        for warmup in warmups:
+            made.append(_made(make, warmup, total))
+            if isinstance(made[-1], Curve):
+                return made[-1]
+    errors = [error for error in made if isinstance(error, Exception)]
+    # What is wrong with a number that only stands for another is of no interest if there is something else.
+    raise next((error for error in errors if LENGTHS[0] not in str(error)), errors[0])
+
+
+def _made(make: Callable[[Any, Any], Curve], *steps: Any) -> Curve | TypeError | ValueError:
+    try:
+        return make(*steps)
+    except (TypeError, ValueError) as error:
+        return error
+
+
+def _check_following(info: ScheduleInfo, options: dict[str, Any], rates: list[float]) -> None:
+    """Make a schedule that follows a metric, over an optimizer of nothing."""
+    lists = [len(options[name]) for name in _PER_GROUP if is_list(options.get(name))]
+    rates = rates if len(rates) > 1 else (rates or [1.0]) * (lists[0] if lists else 1)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(()))], "lr": rate} for rate in rates]
+    info.factory(torch.optim.SGD(groups, lr=1.0), **options)

@@ -2,79 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from .annealing import with_annealings
 from .checks import choice, plain, real_number, whole_number
-from .counting import StepsWithOptimizer
 from .curves import Curve, bind_group
 from .following import Followers
-from .in_force import MARK, copy_lrs, gives_back, marked, plain_lr, set_lrs
-from .shapes import DECAYS
-
-__all__ = ["STEP_UPDATES", "ScheduleLR", "check_groups", "check_optimizer", "check_saved_groups"]
+from .groups import (
+    MARK,
+    StepsWithOptimizer,
+    check_groups,
+    check_optimizer,
+    check_saved_groups,
+    copy_lrs,
+    gives_back,
+    marked,
+    plain_lr,
+    set_lrs,
+)
+from .shapes import DECAYS, with_annealings
 
 # Newer torch's `step()` does its work in `_update_lr()`, which SequentialLR calls by itself at a milestone.
 STEP_UPDATES = hasattr(LRScheduler, "_update_lr")
 
 
-def check_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return ``optimizer`` if a schedule can drive it, else raise."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if hasattr(optimizer, "optimizer_dict"):
-        # transformers' layer-wise stand-in owns no parameter: a schedule over it would change nothing.
-        raise TypeError(
-            f"{type(optimizer).__name__} stands for one optimizer per parameter: "
-            "make one schedule for each optimizer in its optimizer_dict"
-        )
-    for index, group in enumerate(optimizer.param_groups):
-        if group["lr"] is None:
-            raise ValueError(
-                f"param group {index} has lr=None: its optimizer sets the learning rate, a schedule cannot"
-            )
-    return optimizer
+class FollowsCurves(StepsWithOptimizer, LRScheduler):
+    """A torch scheduler that takes hyper-parameters along curves at every advance."""
+
+    hyperparameters: Followers
+
+    def step(self, epoch: int | None = None) -> None:
+        """Put the values of the next step into the optimizer, the learning rates among them if they are scheduled.
+
+        Args:
+            epoch: deprecated by torch; the step to go to.
+        """
+        self._check()
+        super().step(plain(epoch))
+        if not STEP_UPDATES:
+            self._followed()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        self._check()
+        super()._update_lr(epoch)
+        self._followed()
+
+    def _check(self) -> None:
+        """Raise, before anything changes, if there can be no advance."""
+
+    def _followed(self) -> None:
+        """What belongs to an advance beside the learning rates."""
+        self.hyperparameters.go_to(self.optimizer, self.last_epoch)
+        self._advanced()
 
 
-def check_groups(optimizer: Optimizer, known: int) -> None:
-    """Raise a ValueError if the optimizer has another number of param groups than a schedule was made for."""
-    if len(optimizer.param_groups) != known:
-        raise ValueError(
-            f"the optimizer has {len(optimizer.param_groups)} param groups, its schedule was made for {known}: make "
-            "the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was"
-        )
-
-
-def check_saved_groups(optimizer: Optimizer, known: int, lrs: Sequence[Any]) -> None:
-    """Raise a ValueError if a state is of another number of param groups than the optimizer has.
-
-    Args:
-        optimizer: the optimizer.
-        known: the number of groups in the state.
-        lrs: their learning rates, as far as it has them.
-    """
-    groups = optimizer.param_groups
-    if known != len(groups):
-        saved = f" (lr {', '.join(f'{float(lr):g}' for lr in lrs)})" if len(lrs) else ""
-        here = "; ".join(map(_described, groups))
-        raise ValueError(f"the state has {known} param groups{saved}, the optimizer has {len(groups)}: {here}")
-
-
-def _described(group: Mapping[str, Any]) -> str:
-    """A group in the words of a message."""
-    names = [*map(repr, group.get("param_names") or ())]
-    which = f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""
-    count = len(group["params"])
-    lr = float(group.get("initial_lr", group["lr"]))
-    return f"{count} parameter{'' if count == 1 else 's'}{which} with lr {lr:g}"
-
-
-class ScheduleLR(StepsWithOptimizer, LambdaLR):
+class ScheduleLR(FollowsCurves, LambdaLR):
     """Learning rates by a curve: each group's lr at step t is its initial lr times ``curve(t)``.
 
     A torch LambdaLR, with three differences. Each group gets its own form of the curve where that depends on the
@@ -116,28 +102,13 @@ class ScheduleLR(StepsWithOptimizer, LambdaLR):
         # Older torch keeps the very tensors of the groups, which a SequentialLR then fills.
         self.base_lrs = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.base_lrs]
 
-    def step(self, epoch: int | None = None) -> None:
-        """Put the learning rates of the next step into the optimizer, and all that follows a curve beside them.
-
-        Args:
-            epoch: deprecated by torch; the step to go to.
-        """
+    def _check(self) -> None:
         check_groups(self.optimizer, len(self.base_lrs))
-        super().step(plain(epoch))
-        if not STEP_UPDATES:
-            self._followed()
-
-    def _update_lr(self, epoch: int | None = None) -> None:
-        check_groups(self.optimizer, len(self.base_lrs))
-        super()._update_lr(epoch)
-        self._followed()
 
     def _followed(self) -> None:
-        """What belongs to an advance beside the learning rates."""
         if not STEP_UPDATES:
             self._last_lr = copy_lrs(self.optimizer)  # there they are the groups' own tensors
-        self.hyperparameters.go_to(self.optimizer, self.last_epoch)
-        self._advanced()
+        super()._followed()
 
     def _bind(self, curve: Curve, initial_lrs: list[Any]) -> list[Callable[[int], float]]:
         """A curve in the form that each param group has of it."""

@@ -16,13 +16,12 @@ from torch.optim import Optimizer
 
 from .checks import closest, real_number, whole_number
 from .curves import Constant, Curve, bind_group
-from .in_force import set_lr
-from .named.timm import cycles, noise_bounds, noisy, risen, stable_then_decay
-from .plateau_warmup import PlateauLR
-from .scheduler import ScheduleLR, check_optimizer
-from .shapes import Cosine, InverseSqrt, KDecay, Milestones, Polynomial, Stairs, Tanh
-
-__all__ = ["TimmPlateau", "TimmSchedule", "create_scheduler", "create_scheduler_v2", "scheduler_kwargs"]
+from .groups import check_optimizer, set_lr
+from .metric import PlateauLR
+from .named.timm import cycles, delayed, noise_bounds, noisy, risen, stable_then_decay
+from .patterns import Milestones, Stairs
+from .scheduler import ScheduleLR
+from .shapes import Cosine, InverseSqrt, Polynomial, Tanh
 
 SCHEDS = ("constant", "cosine", "multistep", "none", "plateau", "poly", "rsqrt", "step", "tanh", "wsd")
 
@@ -320,8 +319,7 @@ def create_scheduler_v2(
 def _share(sched: str, k_decay: float, power: float) -> Curve:
     if sched == "tanh":
         return Tanh(1)
-    share = Cosine(1) if sched == "cosine" else Polynomial(1, power)
-    return share if k_decay == 1.0 else KDecay(share, k_decay)
+    return delayed(Cosine(1) if sched == "cosine" else Polynomial(1, power), k_decay)
 
 
 def _cooled(

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler as torch_lr
 from torch.optim.swa_utils import SWALR
 
 import schedules
-from schedules.in_force import MARK
+from schedules.groups import MARK
 from schedules.scheduler import STEP_UPDATES
 
 # torch's SequentialLR makes a chain in it step before the optimizer, and warns of itself.

@@ -12,8 +12,7 @@ import torch
 from lr_trace import make, trace
 
 import schedules
-from schedules.annealing import annealed
-from schedules.shapes import DECAYS, falling
+from schedules.shapes import DECAYS, annealed, falling
 
 LRS = (0.05, 0.2)
 

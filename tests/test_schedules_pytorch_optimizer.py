@@ -14,8 +14,7 @@ import pytest
 from lr_trace import make, trace
 
 import schedules
-from schedules.shapes import Chebyshev
-from schedules.shapes.powers import fractal_order
+from schedules.patterns import Chebyshev, fractal_order
 
 po = pytest.importorskip("pytorch_optimizer.lr_scheduler")
 

@@ -21,7 +21,8 @@ from lr_trace import make, trace
 import schedules
 from schedules import create_scheduler, create_scheduler_v2, get_curve, get_scheduler, scheduler_kwargs
 from schedules.curves import cycle_at
-from schedules.shapes import Cosine, KDecay, Milestones, Stairs, Tanh
+from schedules.patterns import Milestones, Stairs
+from schedules.shapes import Cosine, KDecay, Tanh
 
 FACTORY = "timm.scheduler.scheduler_factory"
 needs_timm = pytest.mark.skipif(not peers.installed("timm"), reason="timm is not installed")

@@ -13,7 +13,7 @@ from lr_trace import make, trace
 from torch.optim import lr_scheduler as torch_lr
 
 import schedules
-from schedules.words import constant
+from schedules.shapes import constant
 
 LRS = (0.05, 0.2)
 STEPS = 40

@@ -1,35 +1,27 @@
-"""The curves of torch.optim.lr_scheduler that transformers does not have.
+"""The schedules of torch.optim.lr_scheduler that transformers does not have, and momenta that go with them.
 
 W is ``num_warmup_steps`` and T is ``num_training_steps``. From step T on the multiplier stays where it is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..checks import choice, is_list, real_number, steps_or_share, whole_number
+from ..checks import choice, is_list, real_number, whole_number
 from ..curves import Absolute, Constant, Curve, cycle_at
-from ..shapes import Cosine, Geometric, Phases, Products, Triangles
-from .parts import fitted, spanned, warmed
-from .transformers import lengths
+from ..patterns import Geometric, Phases, Products, Triangles
+from ..shapes import Cosine, spanned
+from ..table import Lengths, checked_lengths, described, schedule, to_first_value
 
-__all__ = [
-    "constant_factor_curve",
-    "cosine_annealing_curve",
-    "cosine_annealing_with_warm_restarts_curve",
-    "cyclic_curve",
-    "cyclic_momentum",
-    "exponential_curve",
-    "linear_factor_curve",
-    "multiplicative_curve",
-    "one_cycle_curve",
-    "one_cycle_momentum",
-]
-
+# With a warm-up and an end only if they are given.
+_endless = functools.partial(schedule, warmup=0, total=None, rise=to_first_value)
 _ANNEALING = {"cos": "cosine", "cosine": "cosine", "linear": "linear"}
 
 
-def one_cycle_curve(
+@schedule("one_cycle", "up to the peak, then far below where it began", aliases=["onecycle"])
+def get_one_cycle_schedule(
     num_warmup_steps: int | float,
     num_training_steps: int,
     *,
@@ -81,15 +73,15 @@ def one_cycle_momentum(
 ) -> Curve:
     """The momentum of the 1cycle policy: low where the learning rate is high. For ``schedule_hyperparameter``.
 
-    From ``max_momentum`` to ``base_momentum`` and back, in the phases of :func:`one_cycle_curve`; a third phase stays
-    at ``max_momentum``. These are the values themselves, whatever momentum (or beta1) the optimizer began with.
+    From ``max_momentum`` to ``base_momentum`` and back, in the phases of :func:`get_one_cycle_schedule`; a third phase
+    stays at ``max_momentum``. These are the values themselves, whatever momentum (or beta1) the optimizer began with.
 
     Args:
-        num_warmup_steps: as for :func:`one_cycle_curve`.
+        num_warmup_steps: as for :func:`get_one_cycle_schedule`.
         num_training_steps: as there.
         base_momentum: the momentum at the peak of the learning rate, from 0 to below 1.
         max_momentum: the momentum at the ends, from 0 to below 1.
-        pct_start: as for :func:`one_cycle_curve`.
+        pct_start: as for :func:`get_one_cycle_schedule`.
         anneal_strategy: as there.
         three_phase: as there.
 
@@ -111,7 +103,8 @@ def _one_cycle(
     pct_start: float | None,
     anneal_strategy: str,
 ) -> Curve:
-    warmup, total, _ = lengths(num_warmup_steps, num_training_steps)
+    warmup, total = checked_lengths(num_warmup_steps, whole_number("num_training_steps", num_training_steps))
+    assert total is not None
     shape = _ANNEALING[choice("anneal_strategy", anneal_strategy, _ANNEALING)]
     if warmup and pct_start is not None:
         raise ValueError(
@@ -124,9 +117,9 @@ def _one_cycle(
     return Phases(levels, stops, shape).until(last)
 
 
-def cyclic_curve(
-    num_warmup_steps: int | float = 0,
-    num_training_steps: int | None = None,
+@_endless("cyclic", "triangles between two learning rates, with a scale for each cycle")
+def get_cyclic_schedule(
+    lengths: Lengths,
     *,
     base_lr: float | None = None,
     max_lr: float | None = None,
@@ -162,10 +155,8 @@ def cyclic_curve(
     """
     share = _triangles(step_size_up, step_size_down, mode, gamma, scale_fn, scale_mode)
     if base_lr is None:
-        curve = spanned(share.floor(0.25), max_lr, 0.0)
-    else:
-        curve = spanned(share, max_lr, base_lr, ("max_lr", "base_lr"))
-    return fitted(curve, num_warmup_steps, num_training_steps)
+        return spanned(share.floor(0.25), max_lr, 0.0)
+    return spanned(share, max_lr, base_lr, ("max_lr", "base_lr"))
 
 
 def cyclic_momentum(
@@ -179,7 +170,7 @@ def cyclic_momentum(
     scale_fn: Callable[[float], float] | None = None,
     scale_mode: str = "cycle",
 ) -> Curve:
-    """The momentum of :func:`cyclic_curve`: low where the learning rate is high. For ``schedule_hyperparameter``.
+    """The momentum of ``cyclic``: low where the learning rate is high. For ``schedule_hyperparameter``.
 
     ``max_momentum - (max_momentum - base_momentum) * h(t) * s``. These are the values themselves, whatever momentum
     (or beta1) the optimizer began with.
@@ -187,7 +178,7 @@ def cyclic_momentum(
     Args:
         base_momentum: the momentum at the peak of a cycle of scale 1, from 0 to below 1.
         max_momentum: the momentum at the beginning of a cycle, from 0 to below 1.
-        step_size_up: as for :func:`cyclic_curve`, like all that follow.
+        step_size_up: as for :func:`get_cyclic_schedule`, like all that follow.
         step_size_down: as there.
         mode: as there.
         gamma: as there.
@@ -219,9 +210,8 @@ def _triangles(
     return Triangles(up, down, mode, gamma, scale_fn, scale_mode == "iterations")
 
 
-def exponential_curve(
-    num_warmup_steps: int | float = 0, num_training_steps: int | None = None, *, gamma: float
-) -> Curve:
+@_endless("exponential", "warm-up, then multiplied by gamma at every step")
+def get_exponential_schedule(lengths: Lengths, *, gamma: float) -> Curve:
     """``lr * gamma ** (t - W)`` after the warm-up.
 
     Args:
@@ -234,16 +224,11 @@ def exponential_curve(
 
     Source: torch's ExponentialLR.
     """
-    curve = Geometric(real_number("gamma", gamma, above=0))
-    return fitted(curve, num_warmup_steps, num_training_steps)
+    return Geometric(real_number("gamma", gamma, above=0))
 
 
-def multiplicative_curve(
-    num_warmup_steps: int | float = 0,
-    num_training_steps: int | None = None,
-    *,
-    factor: float | Sequence[float] | Callable[[int], float],
-) -> Curve:
+@_endless("multiplicative", "warm-up, then multiplied by a factor at every step: a number, a list or a function")
+def get_multiplicative_schedule(lengths: Lengths, *, factor: float | Sequence[float] | Callable[[int], float]) -> Curve:
     """``lr * factor(1) * factor(2) * ... * factor(t - W)`` after the warm-up.
 
     Args:
@@ -259,21 +244,14 @@ def multiplicative_curve(
     Source: torch's MultiplicativeLR.
     """
     if callable(factor):
-        curve: Curve = Products(factor)
-    elif is_list(factor):
-        curve = Products(tuple(factor))
-    else:
-        curve = Geometric(real_number("factor", factor, at_least=0))
-    return fitted(curve, num_warmup_steps, num_training_steps)
+        return Products(factor)
+    if is_list(factor):
+        return Products(tuple(factor))
+    return Geometric(real_number("factor", factor, at_least=0))
 
 
-def cosine_annealing_curve(
-    num_warmup_steps: int | float,
-    num_training_steps: int,
-    *,
-    T_max: int | None = None,
-    eta_min: float = 0.0,
-) -> Curve:
+@schedule("cosine_annealing", "warm-up, then half a cosine to the learning rate eta_min", rise=to_first_value)
+def get_cosine_annealing_schedule(lengths: Lengths, *, T_max: int | None = None, eta_min: float = 0.0) -> Curve:
     """``m + (lr - m) (1 + cos(pi (t - W) / T_max)) / 2`` after the warm-up, m = ``eta_min``; then it stays at m.
 
     Args:
@@ -287,19 +265,17 @@ def cosine_annealing_curve(
 
     Source: SGDR, https://arxiv.org/abs/1608.03983, without restarts: torch's CosineAnnealingLR.
     """
-    warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
-    down = rest if T_max is None else whole_number("T_max", T_max, at_least=1)
-    curve = spanned(Cosine(down), None, eta_min, ("max_lr", "eta_min"))
-    return warmed(curve, warmup).until(total)
+    down = lengths.rest if T_max is None else whole_number("T_max", T_max, at_least=1)
+    return spanned(Cosine(down), None, eta_min, ("max_lr", "eta_min"))
 
 
-def cosine_annealing_with_warm_restarts_curve(
-    num_warmup_steps: int | float = 0,
-    num_training_steps: int | None = None,
-    *,
-    T_0: int,
-    T_mult: float = 1,
-    eta_min: float = 0.0,
+@_endless(
+    "cosine_annealing_with_warm_restarts",
+    "warm-up, then half cosines of growing length, each from the peak",
+    aliases=["cosine_annealing_warm_restarts", "cosine_annealing_with_warm_restart"],
+)
+def get_cosine_annealing_with_warm_restarts_schedule(
+    lengths: Lengths, *, T_0: int, T_mult: float = 1, eta_min: float = 0.0
 ) -> Curve:
     """Half cosines from the learning rate to ``eta_min``, cycle i ``T_0 * T_mult ** i`` steps long.
 
@@ -318,24 +294,17 @@ def cosine_annealing_with_warm_restarts_curve(
 
     Source: SGDR, https://arxiv.org/abs/1608.03983: torch's CosineAnnealingWarmRestarts.
     """
-    warmup = steps_or_share("num_warmup_steps", num_warmup_steps, num_training_steps)
     first = whole_number("T_0", T_0, at_least=1)
     mul = real_number("T_mult", T_mult, at_least=1)
     count = None
-    if num_training_steps is not None and (rest := whole_number("num_training_steps", num_training_steps) - warmup) > 0:
-        index, start, _ = cycle_at(rest, first, mul)
-        count = index if start == rest else None
-    curve = spanned(Cosine(first).cycles(count, mul), None, eta_min, ("max_lr", "eta_min"))
-    return fitted(curve, warmup, num_training_steps)
+    if lengths.rest > 0:
+        index, start, _ = cycle_at(lengths.rest, first, mul)
+        count = index if start == lengths.rest else None
+    return spanned(Cosine(first).cycles(count, mul), None, eta_min, ("max_lr", "eta_min"))
 
 
-def constant_factor_curve(
-    num_warmup_steps: int | float = 0,
-    num_training_steps: int | None = None,
-    *,
-    factor: float = 1.0 / 3.0,
-    total_iters: int = 5,
-) -> Curve:
+@_endless("constant_factor", "a factor for total_iters steps, then the initial learning rate")
+def get_constant_factor_schedule(lengths: Lengths, *, factor: float = 1.0 / 3.0, total_iters: int = 5) -> Curve:
     """``lr * factor`` for ``total_iters`` steps, then ``lr``.
 
     Args:
@@ -350,17 +319,12 @@ def constant_factor_curve(
     Source: torch's ConstantLR, which is pytorch_optimizer's ``constant``.
     """
     level = Constant(real_number("factor", factor, at_least=0))
-    curve = level.then(Constant(), at=whole_number("total_iters", total_iters))
-    return fitted(curve, num_warmup_steps, num_training_steps)
+    return level.then(Constant(), at=whole_number("total_iters", total_iters))
 
 
-def linear_factor_curve(
-    num_warmup_steps: int | float = 0,
-    num_training_steps: int | None = None,
-    *,
-    start_factor: float = 1.0 / 3.0,
-    end_factor: float = 1.0,
-    total_iters: int = 5,
+@_endless("linear_factor", "from one factor to another on a line in total_iters steps")
+def get_linear_factor_schedule(
+    lengths: Lengths, *, start_factor: float = 1.0 / 3.0, end_factor: float = 1.0, total_iters: int = 5
 ) -> Curve:
     """``lr * (s + (e - s) min(t, n) / n)``: from s = ``start_factor`` to e = ``end_factor``, n = ``total_iters``.
 
@@ -376,9 +340,48 @@ def linear_factor_curve(
 
     Source: torch's LinearLR.
     """
-    levels = (
-        real_number("start_factor", start_factor, at_least=0),
-        real_number("end_factor", end_factor, at_least=0),
-    )
-    curve = Phases(levels, (float(whole_number("total_iters", total_iters)),), "linear")
-    return fitted(curve, num_warmup_steps, num_training_steps)
+    start = real_number("start_factor", start_factor, at_least=0)
+    end = real_number("end_factor", end_factor, at_least=0)
+    return Phases((start, end), (float(whole_number("total_iters", total_iters)),), "linear")
+
+
+@schedule("sequential", "several schedules one after the other", warmup=0, total=None)
+def get_sequential_schedule(
+    lengths: Lengths, *, schedules: Sequence[Curve | str | Sequence[Any]], milestones: Sequence[int] = ()
+) -> Curve:
+    """One schedule after the other: number i from ``milestones[i - 1]`` on, each counting from 0 at its beginning.
+
+        >>> options = {"schedules": [["linear_factor", {"total_iters": 100}], "cosine"], "milestones": [100]}
+        >>> get_scheduler("sequential", optimizer, 0, 1000, options)  # doctest: +SKIP
+
+    Args:
+        num_warmup_steps: warm-up of the first schedule, where that does not name its own; steps, or a share of T.
+        num_training_steps: T; the learning rate stays from there on. None: the last schedule decides.
+        schedules: each a name, a pair of a name and a dict of its arguments, or a curve. A
+            ``num_training_steps`` that is not given is the number of steps to the next milestone, or to T; the
+            ``num_warmup_steps`` of all but the first are 0 unless given.
+        milestones: the first steps of the second, third, ... schedule, one less than there are schedules, ascending.
+
+    Raises:
+        TypeError: a schedule is none of the three, or takes no such argument.
+        ValueError: the numbers of schedules and milestones do not fit, or what :func:`schedules.get_curve` raises.
+
+    Source: torch's SequentialLR.
+    """
+    if not is_list(schedules) or not schedules:
+        raise TypeError(f"schedules must be a list of schedules, got {schedules!r}")
+    if not is_list(milestones):
+        raise TypeError(f"milestones must be a list of steps, got {milestones!r}")
+    starts = [0, *(whole_number("milestones", each, at_least=1) for each in milestones)]
+    if starts != sorted(set(starts)):
+        raise ValueError(f"milestones must be ascending, got {list(milestones)!r}")
+    if len(starts) != len(schedules):
+        raise ValueError(f"{len(schedules)} schedules need {len(schedules) - 1} milestones, got {list(milestones)!r}")
+    whole: Curve | None = None
+    for index, (each, start) in enumerate(zip(schedules, starts, strict=True)):
+        end = starts[index + 1] if index + 1 < len(starts) else lengths.total
+        steps = None if end is None else max(0, end - start)
+        curve = described(f"schedules[{index}]", each, 0 if index else lengths.warmup, steps)
+        whole = curve if whole is None else whole.then(curve, at=start)
+    assert whole is not None
+    return whole

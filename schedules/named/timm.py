@@ -1,4 +1,4 @@
-"""The curves of timm's schedules, with timm's names for their options.
+"""The schedules of timm, with timm's names for their options.
 
 Their parts (:func:`cycles`, :func:`stable_then_decay`, :func:`risen`, :func:`noisy`) are also what
 :mod:`schedules.timm` builds timm's own factory of. By name, num_training_steps (T) is the length of everything:
@@ -12,40 +12,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..checks import choice, is_list, real_number, steps_or_share, whole_number
-from ..curves import Absolute, Between, Curve, Cycles, EndLR, Max, Noise
-from ..shapes import (
-    DECAYS,
-    Constant,
-    Cosine,
-    InverseSqrt,
-    KDecay,
-    Milestones,
-    Polynomial,
-    Ramp,
-    Stairs,
-    Tanh,
-    falling,
-)
-from .transformers import lengths
-
-__all__ = [
-    "DECAY_FNS",
-    "cosine_with_cycles_curve",
-    "cycles",
-    "multistep_curve",
-    "noise_bounds",
-    "noisy",
-    "poly_curve",
-    "risen",
-    "rsqrt_curve",
-    "stable_then_decay",
-    "step_curve",
-    "tanh_curve",
-]
+from ..curves import Absolute, Between, Constant, Curve, Cycles, EndLR, Max, Noise
+from ..patterns import Milestones, Stairs
+from ..scheduler import ScheduleLR
+from ..shapes import DECAYS, Cosine, InverseSqrt, KDecay, Polynomial, Ramp, Tanh, falling
+from ..table import checked_lengths, schedule
 
 # timm's names for a way down, and ours. Its power is 1 - x ** p, and p can only be 1/2 in its factory.
 DECAY_FNS = {**dict(zip(DECAYS, DECAYS, strict=True)), "power": "1-sqrt", "exp": "exponential"}
@@ -125,17 +100,26 @@ def _noise_steps(noise_range: float | Sequence[float] | None, total: int) -> tup
     return start, max(start, min(total, *steps[1:]) if steps[1:] else total)
 
 
-def _by_name(prefix: bool | None = True, meets_curve: bool = False) -> Callable[..., Callable[..., Curve]]:
-    """Make a named curve of one that knows only its own steps: the decorated function adds what all have in common.
+def delayed(share: Curve, k_decay: float) -> Curve:
+    """A curve of length 1 that leaves its beginning later with ``k_decay`` above 1."""
+    k_decay = real_number("k_decay", k_decay, above=0)
+    return share if k_decay == 1.0 else KDecay(share, k_decay)
+
+
+def _timm_schedule(
+    name: str, description: str, aliases: Iterable[str] = (), *, prefix: bool | None = True, meets_curve: bool = False
+) -> Callable[[Callable[..., Curve]], Callable[..., ScheduleLR]]:
+    """Make a schedule of a curve that knows only its own steps; warm-up and noise, which all have, are added.
 
     Args:
+        name: as for :func:`schedule`, like the next two.
+        description: as there.
+        aliases: as there.
         prefix: the default of ``warmup_prefix``; None: the curve always begins after the warm-up.
         meets_curve: see :func:`risen`.
     """
 
-    def decorate(decay: Callable[..., Curve]) -> Callable[..., Curve]:
-        takes = inspect.signature(decay).parameters
-
+    def decorate(decay: Callable[..., Curve]) -> Callable[..., ScheduleLR]:
         def curve(
             num_warmup_steps: int | float,
             num_training_steps: int,
@@ -148,63 +132,73 @@ def _by_name(prefix: bool | None = True, meets_curve: bool = False) -> Callable[
             noise_seed: int = 42,
             **own: Any,
         ) -> Curve:
-            warmup, total, rest = lengths(num_warmup_steps, num_training_steps)
+            lengths = checked_lengths(num_warmup_steps, whole_number("num_training_steps", num_training_steps))
+            warmup, total = lengths.warmup, lengths.total or 0
             if not isinstance(warmup_prefix, bool):
                 raise TypeError(f"warmup_prefix must be True or False, got {warmup_prefix!r}")
             start, stop = _noise_steps(noise_range, total)
-            if "warmup" in takes:
+            if prefix is None:
                 own["warmup"] = warmup
-            main = decay(rest if warmup_prefix else total, **own)
+            main = decay(lengths.rest if warmup_prefix else total, **own)
             whole = risen(main, warmup, warmup_lr, warmup_prefix, meets_curve).until(total)
             return noisy(whole, start, stop, noise_pct, noise_std, noise_seed)
 
-        *common, _ = inspect.signature(curve).parameters.values()
-        options = [each for name, each in takes.items() if name not in ("steps", "warmup")]
-        added = [each for each in common[2:] if prefix is not None or each.name != "warmup_prefix"]
-        functools.update_wrapper(curve, decay)
-        signature = inspect.Signature([*common[:2], *options, *added], return_annotation=Curve)
-        curve.__signature__ = signature  # type: ignore[attr-defined]
-        return curve
+        return schedule(name, description, aliases=aliases)(
+            _with_options_of(curve, decay, without="warmup_prefix" if prefix is None else "")
+        )
 
     return decorate
 
 
-def _cycles_by_name(
-    share: Curve,
-    steps: int,
-    min_lr: float,
-    mul: float,
-    decay: float,
-    limit: int | None,
-    cycle_steps: float | None,
-) -> Curve:
-    mul = real_number("cycle_mul", mul, above=0)
-    real_number("min_lr", min_lr, at_least=0)
-    real_number("cycle_decay", decay, at_least=0)
-    if limit is not None:
-        limit = whole_number("cycle_limit", limit, at_least=1)
-    if cycle_steps is not None:
-        return cycles(share, real_number("cycle_steps", cycle_steps, above=0), min_lr, mul, decay, limit)
-    if limit is None:
-        raise ValueError("cycle_limit=None repeats the cycles up to the end, so it needs cycle_steps, their length")
-    whole = share.cycles(limit, mul).length  # all together, in lengths of the first
-    if whole == math.inf:
-        raise ValueError(f"cycle_limit={limit!r} with cycle_mul={mul!r} leaves no step for the first cycle")
-    assert whole
-    return cycles(share, max(1, steps) / whole, min_lr, mul, decay, limit)
+def _in_cycles(share_of: Callable[..., Curve]) -> Callable[..., Curve]:
+    """Repeat a curve of length 1, with the options that all cycles have."""
+
+    def decay(
+        steps: int,
+        *,
+        min_lr: float = 0.0,
+        cycle_mul: float = 1.0,
+        cycle_decay: float = 1.0,
+        cycle_limit: int | None = 1,
+        cycle_steps: float | None = None,
+        **own: Any,
+    ) -> Curve:
+        share = share_of(**own)
+        mul = real_number("cycle_mul", cycle_mul, above=0)
+        real_number("min_lr", min_lr, at_least=0)
+        real_number("cycle_decay", cycle_decay, at_least=0)
+        limit = None if cycle_limit is None else whole_number("cycle_limit", cycle_limit, at_least=1)
+        if cycle_steps is not None:
+            return cycles(share, real_number("cycle_steps", cycle_steps, above=0), min_lr, mul, cycle_decay, limit)
+        if limit is None:
+            raise ValueError("cycle_limit=None repeats the cycles up to the end, so it needs cycle_steps, their length")
+        whole = share.cycles(limit, mul).length  # all together, in lengths of the first
+        if whole == math.inf:
+            raise ValueError(f"cycle_limit={limit!r} with cycle_mul={mul!r} leaves no step for the first cycle")
+        assert whole
+        return cycles(share, max(1, steps) / whole, min_lr, mul, cycle_decay, limit)
+
+    return _with_options_of(decay, share_of)
 
 
-@_by_name()
-def cosine_with_cycles_curve(
-    steps: int,
-    *,
-    min_lr: float = 0.0,
-    cycle_mul: float = 1.0,
-    cycle_decay: float = 1.0,
-    cycle_limit: int | None = 1,
-    cycle_steps: float | None = None,
-    k_decay: float = 1.0,
-) -> Curve:
+def _with_options_of(
+    outer: Callable[..., Curve], inner: Callable[..., Curve], without: str = ""
+) -> Callable[..., Curve]:
+    """Give a function that passes ``**own`` on the name, text and keyword-only options of the one it passes them to."""
+    *own, _ = inspect.signature(outer).parameters.values()
+    options = [each for each in inspect.signature(inner).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    at = sum(each.kind is not each.KEYWORD_ONLY for each in own)
+    parameters = [*own[:at], *options, *(each for each in own[at:] if each.name != without)]
+    functools.update_wrapper(outer, inner)
+    outer.__signature__ = inspect.Signature(parameters, return_annotation="Curve")  # type: ignore[attr-defined]
+    return outer
+
+
+@_timm_schedule(
+    "cosine_with_cycles", "warm-up, then half cosines to min_lr, whose lengths and tops may change from one to the next"
+)
+@_in_cycles
+def get_cosine_with_cycles_schedule(*, k_decay: float = 1.0) -> Curve:
     """Warm up, then half cosines to ``min_lr``, each from a top of its own: timm's cosine.
 
     In cycle i, of which the share x is done::
@@ -241,23 +235,12 @@ def cosine_with_cycles_curve(
     Source: SGDR, https://arxiv.org/abs/1608.03983; k-decay, https://arxiv.org/abs/2004.05909; timm's
     ``CosineLRScheduler``.
     """
-    k_decay = real_number("k_decay", k_decay, above=0)
-    share: Curve = Cosine(1) if k_decay == 1.0 else KDecay(Cosine(1), k_decay)
-    return _cycles_by_name(share, steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
+    return delayed(Cosine(1), k_decay)
 
 
-@_by_name(meets_curve=True)
-def tanh_curve(
-    steps: int,
-    *,
-    min_lr: float = 0.0,
-    lb: float = -7.0,
-    ub: float = 3.0,
-    cycle_mul: float = 1.0,
-    cycle_decay: float = 1.0,
-    cycle_limit: int | None = 1,
-    cycle_steps: float | None = None,
-) -> Curve:
+@_timm_schedule("tanh", "warm-up, then along the hyperbolic tangent to min_lr, in cycles if wanted", meets_curve=True)
+@_in_cycles
+def get_tanh_schedule(*, lb: float = -7.0, ub: float = 3.0) -> Curve:
     """Warm up, then fall along the hyperbolic tangent: long near the top, then steeply to ``min_lr``.
 
     In cycle i, of which the share x is done::
@@ -276,21 +259,12 @@ def tanh_curve(
 
     Source: https://arxiv.org/abs/1806.01593; timm's ``TanhLRScheduler``.
     """
-    return _cycles_by_name(Tanh(1, lb, ub), steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
+    return Tanh(1, lb, ub)
 
 
-@_by_name()
-def poly_curve(
-    steps: int,
-    *,
-    min_lr: float = 0.0,
-    power: float = 0.5,
-    cycle_mul: float = 1.0,
-    cycle_decay: float = 1.0,
-    cycle_limit: int | None = 1,
-    cycle_steps: float | None = None,
-    k_decay: float = 1.0,
-) -> Curve:
+@_timm_schedule("poly", "warm-up, then a power of the remaining share to min_lr, in cycles if wanted")
+@_in_cycles
+def get_poly_schedule(*, power: float = 0.5, k_decay: float = 1.0) -> Curve:
     """Warm up, then fall by a power of what remains to ``min_lr``, in cycles: timm's poly.
 
     In cycle i, of which the share x is done::
@@ -307,13 +281,11 @@ def poly_curve(
 
     Source: timm's ``PolyLRScheduler``.
     """
-    k_decay = real_number("k_decay", k_decay, above=0)
-    share: Curve = Polynomial(1, power) if k_decay == 1.0 else KDecay(Polynomial(1, power), k_decay)
-    return _cycles_by_name(share, steps, min_lr, cycle_mul, cycle_decay, cycle_limit, cycle_steps)
+    return delayed(Polynomial(1, power), k_decay)
 
 
-@_by_name(prefix=False)
-def step_curve(steps: int, *, decay_steps: float = 0.3, decay_rate: float = 0.1) -> Curve:
+@_timm_schedule("step", "warm-up, multiplied by decay_rate every decay_steps steps", prefix=False)
+def get_step_schedule(steps: int, *, decay_steps: float = 0.3, decay_rate: float = 0.1) -> Curve:
     """Warm up, and multiply by ``decay_rate`` every ``decay_steps`` steps: ``lr(t) = lr * decay_rate^floor(t / n)``.
 
     ``warmup_prefix`` is False by default: the steps are counted from 0, with the warm-up; True counts them from its
@@ -332,8 +304,12 @@ def step_curve(steps: int, *, decay_steps: float = 0.3, decay_rate: float = 0.1)
     return Stairs(whole_number("decay_steps", every, at_least=1), real_number("decay_rate", decay_rate, at_least=0))
 
 
-@_by_name(prefix=False)
-def multistep_curve(steps: int, *, milestones: Sequence[float] = (0.3, 0.6, 0.9), decay_rate: float = 0.1) -> Curve:
+@_timm_schedule(
+    "multistep", "warm-up, multiplied by decay_rate at every one of milestones", ["multi_step"], prefix=False
+)
+def get_multistep_schedule(
+    steps: int, *, milestones: Sequence[float] = (0.3, 0.6, 0.9), decay_rate: float = 0.1
+) -> Curve:
     """Warm up, and multiply by ``decay_rate`` at every milestone: ``lr(t) = lr * decay_rate^i``, i of them passed.
 
     A milestone is the first step with the lower learning rate, as in torch; timm's own lowers it one step before.
@@ -355,8 +331,8 @@ def multistep_curve(steps: int, *, milestones: Sequence[float] = (0.3, 0.6, 0.9)
     return Milestones(at, real_number("decay_rate", decay_rate, at_least=0))
 
 
-@_by_name(prefix=None)
-def rsqrt_curve(
+@_timm_schedule("rsqrt", "warm-up, then one over the root of the steps, cooled down to min_lr at the end", prefix=None)
+def get_rsqrt_schedule(
     steps: int,
     warmup: int,
     *,
