@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from typing_extensions import dataclass_transform
 
-_Class = TypeVar("_Class", bound=type)
+_T = TypeVar("_T")
 
 # Packages whose code stands between a user and what is warned of.
 _BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
@@ -233,6 +233,6 @@ def _field(default: Any, check: Callable[[str, Any], Any]) -> Any:
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(real, whole, numbers, one_of, field))
-def frozen(cls: _Class) -> _Class:
+def frozen(cls: type[_T]) -> type[_T]:
     """Make a frozen dataclass: it compares, hashes, pickles and prints by its fields."""
     return dataclass(frozen=True)(cls)

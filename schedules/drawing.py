@@ -226,7 +226,7 @@ def _labelled(what: Any, lengths: Mapping[str, Any], label: str | None = None) -
     elif isinstance(what, str) or (isinstance(what, tuple) and len(what) == 2):
         name, options = (what, {}) if isinstance(what, str) else what
         text = ", ".join([name, *(f"{key}={value}" for key, value in options.items())])
-        curve = curve_of(name, **lengths, scheduler_specific_kwargs=options)
+        curve = curve_of(name, *lengths.values(), options)
         yield _Drawn(label or text, curve, lengths["num_training_steps"])
     else:
         raise TypeError(

@@ -12,8 +12,8 @@ what they find, would go on from whatever another one wrote. So a saved learning
 
 **One advance.** Accelerate steps a prepared schedule as many times as there are processes at each step of the
 optimizer, so that the learning rate depends on how many processes there are. Before each of these calls it asks a
-schedule that has ``total_steps``, as torch's OneCycleLR, whether there is a step left. Ours answer that there is one for
-each step of the optimizer. Whoever calls ``step()`` without asking is not held back: that is torch's meaning of it.
+schedule that has ``total_steps``, as torch's OneCycleLR, whether there is a step left. Ours answer that there is one
+for each step of the optimizer. Whoever calls ``step()`` without asking is not held back: that is torch's meaning of it.
 """
 
 from __future__ import annotations

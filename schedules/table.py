@@ -185,9 +185,12 @@ def _register(
     parameters: Mapping[str, inspect.Parameter],
 ) -> None:
     own = {key: each for key, each in parameters.items() if key not in ("optimizer", *LENGTHS)}
-    needs = [key in parameters and parameters[key].default is _REQUIRED for key in LENGTHS]
-    required = tuple(key for key, each in own.items() if each.default is _REQUIRED)
-    SCHEDULES[name] = ScheduleInfo(name, description, factory, curve, tuple(own), required, *needs, curve is None)
+    required = [key for key, each in parameters.items() if each.default is _REQUIRED]
+    warmup, total = (key in required for key in LENGTHS)
+    own_required = tuple(key for key in own if key in required)
+    SCHEDULES[name] = ScheduleInfo(
+        name, description, factory, curve, tuple(own), own_required, warmup, total, needs_metric=curve is None
+    )
 
 
 def _with_lengths(
@@ -267,12 +270,7 @@ def get_schedule_info(name: str) -> ScheduleInfo:
     return SCHEDULES[canonical_schedule_name(name)]
 
 
-def arguments_of(
-    info: ScheduleInfo,
-    num_warmup_steps: int | float | None,
-    num_training_steps: int | None,
-    scheduler_specific_kwargs: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+def arguments_of(info: ScheduleInfo, warmup: Any, total: Any, scheduler_specific_kwargs: Any) -> dict[str, Any]:
     """Check what was given for a schedule and return the arguments of its factory; raises as ``get_scheduler``."""
     if scheduler_specific_kwargs is not None and not isinstance(scheduler_specific_kwargs, Mapping):
         raise TypeError(f"scheduler_specific_kwargs must be a dict, got {scheduler_specific_kwargs!r}")
@@ -287,29 +285,23 @@ def arguments_of(
         if key not in kwargs:
             raise ValueError(f"{info.name} requires {key!r} in scheduler_specific_kwargs")
     parameters = inspect.signature(info.factory).parameters
-    lengths = (num_warmup_steps, num_training_steps)
-    for key, length, needed in zip(LENGTHS, lengths, (info.needs_warmup, info.needs_total), strict=True):
+    for key, length, needed in zip(LENGTHS, (warmup, total), (info.needs_warmup, info.needs_total), strict=True):
         if length is None:
             if needed:
                 raise ValueError(f"{info.name} requires {key}")
             continue
-        length = steps_or_share(key, length, num_training_steps)
+        length = steps_or_share(key, length, total)
         if key in parameters:
             kwargs[key] = length
     return kwargs
 
 
-def curve_of(
-    name: str,
-    num_warmup_steps: int | float | None,
-    num_training_steps: int | None,
-    scheduler_specific_kwargs: Mapping[str, Any] | None,
-) -> Curve:
-    """Make the curve of a schedule by its name, see :func:`schedules.get_curve`."""
+def curve_of(name: str, *given: Any) -> Curve:
+    """Make the curve of a schedule by its name, with the arguments of :func:`schedules.get_curve`."""
     info = get_schedule_info(name)
     if info.curve is None:
         raise ValueError(f"{info.name} follows a metric, so it is no curve over the steps; use get_scheduler")
-    arguments = arguments_of(info, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
+    arguments = arguments_of(info, *given)
     if "last_epoch" in arguments:
         raise TypeError("last_epoch is the position of an optimizer's schedule; a curve has none")
     return info.curve(**arguments)

@@ -32,10 +32,10 @@ from hfoptim.trainer import defaults
 from hfoptim.trainer.options import fit, parse_options
 from hfoptim.training.gradient_release import releasable
 from hfoptim.wrappers import CombinedOptimizer
-from schedules.checking import with_some_steps
 from schedules.checks import did_you_mean
 from schedules.following import Following, find, unknown
-from schedules.named.sequence import described
+from schedules.registry import with_some_steps
+from schedules.table import described
 
 logger = logging.getLogger(__name__)
 
