@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from hfoptim.engine import backends, bucket_cache, checks, peer_options, storage
+from hfoptim.engine import backends, bucket_cache, checks, inputs, peer_options, storage
 from hfoptim.engine.ambient import leave_undisturbed, undisturbed
 from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
@@ -20,6 +20,7 @@ from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.options import ENGINE_DEFAULTS, check_options, documentation
 from hfoptim.engine.rule import Rule
+from hfoptim.engine.run_state import NO_RUN_STATE, RunState
 
 if TYPE_CHECKING:
     from hfoptim.engine.report import Report
@@ -68,8 +69,13 @@ class EngineOptimizer(Optimizer):
     numbers: ClassVar[tuple[str, ...]] = ("eps", "weight_decay", "momentum")
     # How many coefficients `betas` has.
     beta_count: ClassVar[int] = 2
-    # Entries of a group that change from step to step and that no choice of a rule depends on.
+    # Entries of a group, beside those of the run state, that change from step to step and that no choice of a rule
+    # depends on.
     per_step_options: ClassVar[frozenset[str]] = frozenset({"lr"})
+    # A state that is computed from the gradients' graph before a step.
+    curvature: ClassVar[inputs.Curvature | None] = None
+    # Whether a step depends on the value of the loss.
+    needs_loss: ClassVar[bool] = False
     # The buckets of the last step; neither saved nor copied.
     _cached_slots: list[bucket_cache.CachedSlot] | None = None
     _bucket_steps: list[BucketStep]
@@ -85,17 +91,22 @@ class EngineOptimizer(Optimizer):
     occasional_state: ClassVar[frozenset[str]] = storage.RESIDUALS
     # Whether a schedule that lowers lr works against this class.
     wants_constant_lr: ClassVar[bool] = False
-    # Whether lr must be the same in all groups, or 0.
+    # Whether lr must be the same in all groups, or 0, which freezes a group.
     one_lr: ClassVar[bool] = False
     # Takes the steps inside of backward, while gradients are released.
     release: Release | None = None
+    # The loss of the step to come, as far as it is known.
+    _loss: Tensor | None = None
     # Notes what rules say about the steps, while somebody asks.
     report: Report | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
-        given = peer_options.without_flags(type(self).__name__, options, [*defaults, *ENGINE_DEFAULTS])
+        run_state = self.run_state
+        known = [*defaults, *run_state.init, *ENGINE_DEFAULTS]
+        given = peer_options.without_flags(type(self).__name__, options, known)
         self.defaults = {**defaults, **ENGINE_DEFAULTS, **defaults, **given}
         self.check_group(self.defaults)
+        self.defaults = {**run_state.first(self.defaults), **self.defaults}
         super().__init__(params, self.defaults)
 
     # -- what a subclass may override ---------------------------------------------------------------------------
@@ -110,6 +121,14 @@ class EngineOptimizer(Optimizer):
     def decay_for(self, group: dict[str, Any]) -> Decay:
         """Where weight decay enters for a group; the class's placement unless overridden."""
         return self.decay
+
+    @property
+    def run_state(self) -> RunState:
+        """Numbers that are carried from step to step; a class that has any sets it to its `RunState`."""
+        return NO_RUN_STATE
+
+    def check_ready(self) -> None:
+        """Raise if no step can be taken now. Called before a step's closure, and before gradient release moves any."""
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter of a group is wrong, and put each into it as Python's own number, tuple or text.
@@ -127,6 +146,7 @@ class EngineOptimizer(Optimizer):
             # torch puts `differentiable` into the defaults of whatever it unpickles.
             if name in group and (name not in self.defaults or name == "differentiable"):
                 checks.unavailable(name, group[name], peer_options.FLAGS[name])
+        self.run_state.check(group)
         check_options(group)
 
     @staticmethod
@@ -150,6 +170,8 @@ class EngineOptimizer(Optimizer):
         """Add a parameter group; hyper-parameters it does not name are the optimizer's defaults."""
         group = {**self.defaults, **checks.group_dict(param_group)}
         self.check_group(group)
+        for first in self.param_groups[:1]:
+            self.run_state.join(group, first, type(self).__name__)
         param_group.update(group)  # torch, too, completes the caller's
         super().add_param_group(param_group)
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
@@ -195,24 +217,60 @@ class EngineOptimizer(Optimizer):
         """Turn a peer's saved state of one parameter into ours, where `peer_state` does not suffice."""
         return state
 
+    @property
+    def is_second_order(self) -> bool:
+        """Whether gradients need a graph: `loss.backward(create_graph=True)`. timm's training loops ask for it."""
+        return self.curvature is not None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler lets the optimizer know that it is there, which is then refused."""
+        return self.is_second_order or self.release is not None
+
+    def add_loss(self, loss: Tensor | float) -> None:
+        """Tell the loss of the step to come, for optimizers whose step depends on it; the others make no use of it.
+
+        Where gradients are accumulated: call it once per micro-batch with the loss that `backward` was called on, so
+        that the sum is the loss whose gradient the step is taken with. Nothing waits for the device.
+
+        Args:
+            loss: not multiplied by a GradScaler; under data parallelism that of this rank, as the step takes the mean
+                over all ranks.
+
+        Raises:
+            TypeError: no number.
+            ValueError: a tensor of more than one.
+        """
+        if self.needs_loss:
+            value = inputs.as_loss(loss)
+            self._loss = value if self._loss is None else self._loss + value.to(self._loss.device)
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Take one optimization step; under gradient release, end the one that backward has taken.
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
+            loss: as `add_loss` takes it. For optimizers whose step depends on it (`needs_loss`): they take the
+                closure's where none was told.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
             TypeError: a gradient is sparse; no parameter has changed.
-            RuntimeError: under gradient release, if a gradient is there that was not released.
+            RuntimeError: the step depends on a loss that was not told; or, under gradient release, a gradient is there
+                that was not released.
         """
-        loss = None
+        self.check_ready()
+        if loss is not None:
+            self.add_loss(loss)
+        found = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                found = closure()
+            if found is not None and self._loss is None:
+                self.add_loss(found)
         with undisturbed():
             entries = self._entries()
             if self._is_only_for_state(entries):
@@ -226,37 +284,67 @@ class EngineOptimizer(Optimizer):
                 )
             else:
                 self._step(entries)
-        return loss
-
-    def on_step_start(self, totals: dict[str, Any]) -> None:
-        """Called once per step, before any parameter moves; overridden where groups carry numbers from step to step.
-
-        Args:
-            totals: the sums of the rules' probes, over all parameters and ranks. What is added to them reaches the
-                rules' `per_step` in the same way, by name.
-        """
+        return found
 
     @_disable_dynamo  # the engine has its own kernels; traced, its bookkeeping compiles anew as counts change
     def _step(self, entries: list[_Entry]) -> None:
         """Step the parameters given."""
+        if self.one_lr:
+            entries = self._of_one_lr(entries)
+        loss = self._mean_loss() if self.needs_loss else None
+        if self.curvature is not None:
+            name = type(self).__name__
+            inputs.refuse_scaler(
+                self,
+                f"GradScaler scales the loss, and divides the gradients, but not the Hessian that {name} takes from "
+                f"their graph; train in bfloat16 or float32",
+            )
+            self.curvature.prepare(name, entries, self.param_groups, self.state)
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
         slots, self._cached_slots = self._cached_slots, None
         work = self._reuse(slots, entries) if slots else None
         if work is None:
             slots, work = None, self._collect(entries)
         totals = totals_of(work)
-        self.on_step_start(totals)
-        self._run(work, totals)
+        self._run(work, totals, self._begin(totals, loss))
         self._cached_slots = slots or self._keep(entries, work)
         for slot in self._cached_slots or ():
             slot.version = slot.step._version
             slot.bucket.rows[slot.place][1] = slot.step  # gradients are not kept alive; this one is never read
 
+    def _begin(self, totals: dict[str, Tensor], loss: Tensor | None = None) -> dict[int, dict[str, Any]]:
+        """Advance the run state; what the `per_step` of each group is handed beside the totals, by the group's id."""
+        found = self.run_state.step(self.param_groups, totals, loss)
+        if loss is None:
+            return found
+        return {id(group): {"loss": loss, **found.get(id(group), {})} for group in self.param_groups}
+
+    def _of_one_lr(self, entries: list[_Entry]) -> list[_Entry]:
+        """The entries of groups that are not frozen."""
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if len(rates - {0.0}) > 1:
+            raise ValueError(
+                f"groups have the learning rates {', '.join(f'{rate:g}' for rate in sorted(rates))}: "
+                f"{type(self).__name__} makes one estimate for all groups, so lr must be the same, or 0 for a frozen "
+                f"group"
+            )
+        return [entry for entry in entries if float(self.param_groups[entry[0]]["lr"]) > 0.0]
+
+    def _mean_loss(self) -> Tensor:
+        """The loss of this step over all ranks, on the device of the first parameter."""
+        loss, self._loss = self._loss, None
+        if loss is None:
+            raise RuntimeError(
+                f"the step of {type(self).__name__} depends on the loss, which it was not told: call "
+                f"step(loss=loss.detach()), step(closure), or add_loss(loss) before step()"
+            )
+        return inputs.mean_over_ranks(loss.to(self.param_groups[0]["params"][0].device))
+
     def _reuse(self, slots: list[bucket_cache.CachedSlot], entries: list[_Entry]) -> list[BucketStep] | None:
         """The last step's buckets with the gradients of this one; None where they do not fit any more."""
         if len(slots) != len(entries):
             return None
-        if bucket_cache.options_of(self.param_groups, self.per_step_options) != self._options:
+        if self._options_now() != self._options:
             return None
         for slot, (index, param, grad) in zip(slots, entries, strict=True):
             if not slot.holds(index, param, grad, self.state):
@@ -284,12 +372,15 @@ class EngineOptimizer(Optimizer):
                 )
             )
         self._bucket_steps = work
-        self._options = bucket_cache.options_of(self.param_groups, self.per_step_options)
+        self._options = self._options_now()
         return slots
 
-    def _run(self, work: list[BucketStep], totals: dict[str, Any]) -> None:
+    def _options_now(self) -> list[list[Any]]:
+        return bucket_cache.options_of(self.param_groups, self.per_step_options | self.run_state.init.keys())
+
+    def _run(self, work: list[BucketStep], totals: dict[str, Tensor], more: dict[int, dict[str, Any]]) -> None:
         for item in work:
-            item.bucket.scalars = self._scalars(item, totals)
+            item.bucket.scalars = self._scalars(item, totals, more.get(id(item.group), {}))
             if self.report is not None:
                 self.report.take(item)
             if item.whole:
@@ -391,10 +482,10 @@ class EngineOptimizer(Optimizer):
             storage.storages(rule, param, group),
         )
 
-    def _scalars(self, item: BucketStep, totals: dict[str, Tensor]) -> dict[str, Any]:
+    def _scalars(self, item: BucketStep, totals: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
         scalars = decay_scalars(item.bucket.plan, item.group)
-        scalars |= rule.per_step(item.t, item.group, **totals) if rule.probe else rule.per_step(item.t, item.group)
+        scalars |= rule.per_step(item.t, item.group, **{**(totals if rule.probe else {}), **more})
         if "lr" not in scalars:
             scalars["lr"] = float(item.group["lr"])
         return placed(scalars, item.bucket)

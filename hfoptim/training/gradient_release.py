@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import undisturbed
+from hfoptim.engine.inputs import refuse_scaler
 from hfoptim.engine.optimizer import EngineOptimizer, Survey
 
 
@@ -30,6 +31,7 @@ class Release:
 
     def __init__(self) -> None:
         self._survey: Survey | None = None  # None between two steps
+        self._more: dict[int, dict[str, Any]] = {}  # what the run state gives this step
         self._stepped: set[Tensor] = set()
         self._looked_around = False
         # Backward has a thread for every device.
@@ -63,9 +65,10 @@ class Release:
                 )
             entry = optimizer._entry(index, position, param, grad)
             if self._survey is None:
-                optimizer.on_step_start({})
+                optimizer.check_ready()
+                self._more = optimizer._begin({})
                 self._survey = survey
-            optimizer._run(optimizer._collect([entry], survey), {})
+            optimizer._run(optimizer._collect([entry], survey), {}, self._more)
             self._stepped.add(param)
             param.grad = None
 
@@ -79,19 +82,17 @@ class Release:
         Raises:
             RuntimeError: there are some, or GradScaler has scaled them.
         """
-        # How GradScaler makes itself known to an optimizer that can undo the scaling.
-        if optimizer.__dict__.pop("found_inf", None) is not None:
-            optimizer.__dict__.pop("grad_scale", None)
-            raise RuntimeError(
-                "GradScaler divides gradients by its scale in optimizer.step(), and gradient release has used them "
-                "before; train in bfloat16, or without gradient release"
-            )
+        refuse_scaler(
+            optimizer,
+            "GradScaler divides gradients by its scale in optimizer.step(), and gradient release has used them "
+            "before; train in bfloat16, or without gradient release",
+        )
         if entries:
             param = entries[0][1]
             index, position, _ = optimizer._survey().places[param]
             raise RuntimeError(_left_over(optimizer._name_of(index, position), is_released(param)))
         if self._survey is None:  # no parameter had a gradient
-            optimizer.on_step_start({})
+            optimizer._begin({})
         self._survey = None
         self._stepped.clear()
 
@@ -162,8 +163,6 @@ def prepare_for_gradient_release(model: nn.Module, optimizer: Optimizer, ignore_
     for group in inner.param_groups:
         group["gradient_release"] = True
     inner.release = Release()
-    # GradScaler then lets the optimizer know that it is there.
-    inner._step_supports_amp_scaling = True  # type: ignore[attr-defined]
 
 
 def remove_gradient_release(model: nn.Module) -> None:
@@ -180,7 +179,6 @@ def remove_gradient_release(model: nn.Module) -> None:
         optimizer = hook.optimizer()
         if optimizer is not None and optimizer.release is not None:
             optimizer.release = None
-            del optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
             for group in optimizer.param_groups:
                 group["gradient_release"] = False
 
@@ -207,8 +205,13 @@ def releasable(optimizer: Any) -> RuleOptimizer:
         elif unwrap_all(inner, RuleOptimizer):
             why = "it holds several optimizers, and one at a time can be prepared"
         raise ValueError(f"{name} does not work with gradient release: {why}")
-    if type(inner)._step is not RuleOptimizer._step:
+    if inner.curvature is not None or inner.run_state.totals:
         raise ValueError(f"{name} does not work with gradient release: it computes something from all gradients first")
+    if inner.needs_loss:
+        raise ValueError(
+            f"{name} does not work with gradient release: it needs the loss, which is told after backward, before the "
+            f"first parameter moves"
+        )
     for group in inner.param_groups:
         for param in group["params"]:
             if inner.rule_for(param, group).probe is not None:
