@@ -2,7 +2,9 @@
 
 from hfoptim.engine.apply import Decay
 from hfoptim.engine.declaration import Name, RuleOptimizer
+from hfoptim.engine.distributed.dtensor import is_dtensor, local
 from hfoptim.engine.hyperparameters import Hyper, hyper
+from hfoptim.engine.inputs import Curvature, Due
 from hfoptim.engine.optimizer import unmasked, unwrap, unwrap_all
 from hfoptim.engine.options import ENGINE_DEFAULTS, EngineOptions
 from hfoptim.engine.rule import (
@@ -24,19 +26,23 @@ from hfoptim.engine.rule import (
     zeros,
     zeros_without,
 )
+from hfoptim.engine.run_state import RunState
 
 __all__ = [
     "ELEMENT",
     "ENGINE_DEFAULTS",
     "MATRIX",
     "TENSOR",
+    "Curvature",
     "Decay",
+    "Due",
     "EngineOptions",
     "Hyper",
     "Name",
     "Probe",
     "Rule",
     "RuleOptimizer",
+    "RunState",
     "Scope",
     "State",
     "add_scaled",
@@ -44,6 +50,8 @@ __all__ = [
     "clone",
     "ema",
     "hyper",
+    "is_dtensor",
+    "local",
     "nonnegative",
     "rms",
     "rule",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LEAST_FACTOR = 1e-2
 # Packages whose code stands between a user and what is warned of.
 _BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
 
@@ -78,6 +79,20 @@ def learning_rate(name: str, value: Any) -> Any:
     found = number(name, value)
     # A tensor of whole numbers could not hold what a schedule writes into it.
     return value if isinstance(value, Tensor) and value.is_floating_point() else found
+
+
+def factor(owner: str, lr: float) -> None:
+    """Warn of a learning rate that was meant for another optimizer, such as TrainingArguments' default of 5e-5.
+
+    Args:
+        owner: the optimizer, whose step size lr multiplies.
+        lr: the largest of all groups.
+    """
+    if 0.0 < lr < _LEAST_FACTOR:
+        warn(
+            f"a learning rate of {lr:g} multiplies the step size that {owner} finds by itself, so that it hardly "
+            f"moves; leave it at 1.0"
+        )
 
 
 def integer(name: str, value: Any, low: int) -> int:

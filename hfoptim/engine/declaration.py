@@ -102,7 +102,8 @@ class RuleOptimizer(_Declared):
                 raise TypeError(f"{type(self).__name__}: {error}") from None
             in_group = [name for name, each in self.hypers.items() if each.in_group]
             options = given.arguments.pop("options", {})
-            options = peer_options.without_flags(type(self).__name__, options, [*in_group, *ENGINE_DEFAULTS])
+            known = [*in_group, *self.run_state.init, *ENGINE_DEFAULTS]
+            options = peer_options.without_flags(type(self).__name__, options, known)
             given.apply_defaults()
             values = {**given.arguments, **ENGINE_DEFAULTS, **options}
             del values["options"]

@@ -91,6 +91,8 @@ class EngineOptimizer(Optimizer):
     occasional_state: ClassVar[frozenset[str]] = storage.RESIDUALS
     # Whether a schedule that lowers lr works against this class.
     wants_constant_lr: ClassVar[bool] = False
+    # Whether lr multiplies a step size that the class finds by itself, so that it is 1, or a schedule from 1 to 0.
+    lr_is_factor: ClassVar[bool] = False
     # Whether lr must be the same in all groups, or 0, which freezes a group.
     one_lr: ClassVar[bool] = False
     # Takes the steps inside of backward, while gradients are released.
@@ -108,6 +110,8 @@ class EngineOptimizer(Optimizer):
         self.check_group(self.defaults)
         self.defaults = {**run_state.first(self.defaults), **self.defaults}
         super().__init__(params, self.defaults)
+        if self.lr_is_factor:
+            checks.factor(type(self).__name__, max(float(group["lr"]) for group in self.param_groups))
 
     # -- what a subclass may override ---------------------------------------------------------------------------
 

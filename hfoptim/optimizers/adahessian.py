@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from hfoptim.engine import (
     ELEMENT,
-    EngineOptions,
+    Curvature,
+    Due,
+    Name,
     RuleOptimizer,
     State,
     bias_correction,
     ema,
+    hyper,
     nonnegative,
     rule,
     zeros,
 )
-from hfoptim.engine.checks import flag, integer, number
-from hfoptim.engine.distributed.dtensor import is_dtensor
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.optimizers.shared import hutchinson
 from hfoptim.optimizers.shared.moments import moment_rates
-
-SEED = 2147483647
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -59,9 +56,16 @@ def adahessian(
     return exp_avg / (exp_hessian_diag_sq**h.power + h.eps), exp_avg, exp_hessian_diag_sq, None
 
 
-def rademacher(param: Tensor, generator: torch.Generator) -> Tensor:
-    """A random tensor like the parameter, each entry 1 or -1."""
-    return torch.empty_like(param, requires_grad=False).bernoulli_(generator=generator).mul_(2.0).sub_(1.0)
+def averaged(due: Sequence[Due], diagonals: list[Tensor]) -> list[Tensor]:
+    """The diagonals, those of convolution kernels averaged where that was asked for."""
+    for (group, param, _), diagonal in zip(due, diagonals, strict=True):
+        if group["avg_conv_kernel"] and param.ndim == 4:
+            diagonal.copy_(diagonal.abs().mean((2, 3), keepdim=True))
+    return diagonals
+
+
+def _estimate(due: Sequence[Due], step: int) -> list[Tensor]:
+    return averaged(due, hutchinson.diagonals(due, step))
 
 
 class Adahessian(RuleOptimizer):
@@ -84,22 +88,8 @@ class Adahessian(RuleOptimizer):
 
     State: `exp_avg` (m), `exp_hessian_diag_sq` (v), `hessian` (D).
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 0.1): learning rate.
-        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
-        eps (1e-8): added to the power of v, >= 0.
-        weight_decay (0.0): decoupled weight decay, per step and unit of lr.
-        hessian_power (1.0): power k, in [0, 1]; 0 is momentum alone.
-        update_each (1): steps for which one estimate of D is used.
-        n_samples (1): random z per estimate.
-        avg_conv_kernel (False): replace D of a 4-D parameter by the mean of |D| over its last two dimensions.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option; from `step`, a sharded or complex
-            parameter.
+        TypeError: from `step`, a sharded or complex parameter.
         RuntimeError: from `step`: no gradient has a graph, or GradScaler has scaled them.
 
     Source:
@@ -109,46 +99,25 @@ class Adahessian(RuleOptimizer):
     """
 
     rule = adahessian
-    # GradScaler then lets the optimizer know that it is there.
-    _step_supports_amp_scaling = True
-    absent_from_peers = frozenset({"update_each", "n_samples", "avg_conv_kernel"})
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        hessian_power: float = 1.0,
-        update_each: int = 1,
-        n_samples: int = 1,
-        avg_conv_kernel: bool = False,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "hessian_power": hessian_power,
-            "update_each": update_each,
-            "n_samples": n_samples,
-            "avg_conv_kernel": avg_conv_kernel,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
-
-    @property
-    def is_second_order(self) -> bool:
-        """Gradients need a graph: `loss.backward(create_graph=True)`."""
-        return True
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        group["hessian_power"] = number("hessian_power", group["hessian_power"], 0.0, 1.0, high_open=False)
-        group["update_each"] = integer("update_each", group["update_each"], 1)
-        group["n_samples"] = integer("n_samples", group["n_samples"], 1)
-        flag("avg_conv_kernel", group["avg_conv_kernel"])
+    names = (
+        Name(
+            "adahessian",
+            "Adam with the diagonal of the Hessian in place of the gradient's square; gradients need a graph",
+            "https://arxiv.org/abs/2006.00719",
+        ),
+    )
+    second_order = True
+    curvature = Curvature("hessian", "update_each", _estimate)
+    lr: float = hyper(0.1, "learning rate")
+    betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
+    eps: float = hyper(1e-8, "added to the power of v")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
+    hessian_power: float = hyper(1.0, "power k; 0 is momentum alone", most=1.0)
+    update_each: int = hyper(1, "steps for which one estimate of D is used", low=1, in_peers=False)
+    n_samples: int = hyper(1, "random z per estimate", low=1, in_peers=False)
+    avg_conv_kernel: bool = hyper(
+        False, "replace D of a 4-D parameter by the mean of |D| over its last two dimensions", in_peers=False
+    )
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         if "hessian step" not in state:
@@ -161,67 +130,5 @@ class Adahessian(RuleOptimizer):
                     f"the state_dict has no Hessian, and with update_each={group['update_each']} none is estimated at "
                     f"step {int(state['step']) + 1}; load one of a step that is a multiple of update_each"
                 )
-            state["hessian"] = torch.zeros_like(param, dtype=_exact(param))
+            state["hessian"] = torch.zeros_like(param, dtype=hutchinson.exact(param))
         return state
-
-    def _step(self, entries: list[tuple[int, Tensor, Tensor]]) -> None:
-        if self.__dict__.pop("found_inf", None) is not None:
-            self.__dict__.pop("grad_scale", None)
-            raise RuntimeError(
-                "GradScaler scales the loss, and divides the gradients, but not the Hessian that Adahessian takes from "
-                "their graph; train in bfloat16 or float32"
-            )
-        for _, param, _ in entries:
-            if param.is_complex() or is_dtensor(param):
-                kind = "complex" if param.is_complex() else "sharded"
-                raise TypeError(f"Adahessian differentiates gradients, and does not take {kind} parameters")
-        counts = {param: int(self.state[param].get("step", 0)) for _, param, _ in entries if self.state.get(param)}
-        due = [
-            (self.param_groups[index], param, grad)
-            for index, param, grad in entries
-            if counts.get(param, 0) % self.param_groups[index]["update_each"] == 0
-        ]
-        if due:
-            diagonals = self.diagonals(due, max(counts.values(), default=0))
-            for (group, param, _), diagonal in zip(due, diagonals, strict=True):
-                if group["avg_conv_kernel"] and param.ndim == 4:
-                    diagonal.copy_(diagonal.abs().mean((2, 3), keepdim=True))
-                self.state[param].setdefault("hessian", diagonal).copy_(diagonal)
-        super()._step(entries)
-
-    def diagonals(self, due: list[tuple[dict[str, Any], Tensor, Tensor]], step: int) -> list[Tensor]:
-        """The Hessian's diagonal, estimated from products with random vectors (Hutchinson).
-
-        Args:
-            due: groups, parameters and gradients with their graph.
-            step: the number of steps taken, which decides the random vectors.
-        """
-        grads = [grad for _, _, grad in due if grad.requires_grad]
-        if not grads:
-            raise RuntimeError(
-                "Adahessian differentiates the gradients, and none of them has a graph; call "
-                "loss.backward(create_graph=True)"
-            )
-        devices = list(dict.fromkeys(param.device for _, param, _ in due))
-        # One seed for each device: equal draws on two of them would be correlated.
-        generators = {d: torch.Generator(d).manual_seed(SEED + step * len(devices) + i) for i, d in enumerate(devices)}
-        diagonals = [torch.zeros_like(param, dtype=_exact(param)) for _, param, _ in due]
-        params = [param for _, param, _ in due]
-        samples = max(group["n_samples"] for group, _, _ in due)
-        for sample in range(samples):
-            vectors = [rademacher(param, generators[param.device]) for param in params]
-            products = torch.autograd.grad(
-                grads,
-                params,
-                [vector for vector, (_, _, grad) in zip(vectors, due, strict=True) if grad.requires_grad],
-                retain_graph=sample < samples - 1,
-                allow_unused=True,
-            )
-            for (group, _, _), diagonal, product, vector in zip(due, diagonals, products, vectors, strict=True):
-                if product is not None and sample < group["n_samples"]:
-                    diagonal.add_(product * vector, alpha=1.0 / group["n_samples"])
-        return diagonals
-
-
-def _exact(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)

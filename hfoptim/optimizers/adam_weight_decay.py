@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, TENSOR, EngineOptions, Probe, Rule, RuleOptimizer, nonnegative, zeros
-from hfoptim.engine.checks import flag, group_dict, integer, number, strings
+from hfoptim.engine import ELEMENT, TENSOR, Name, Probe, Rule, RunState, hyper, nonnegative, zeros
 from hfoptim.engine.checks import learning_rate as check_lr
-from hfoptim.engine.optimizer import EngineOptimizer
-from hfoptim.engine.parameter_names import bare_names, searched
+from hfoptim.engine.checks import number
+from hfoptim.optimizers.shared.clipping import clip_factor, squared_norm
+from hfoptim.optimizers.shared.decay_patterns import DecayedByName, patterns
 from hfoptim.optimizers.shared.moments import folded, moments, moments_step
 from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+_ERASES = "would erase every gradient"
 
 
 def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -> dict[str, Any]:
@@ -29,14 +29,8 @@ def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -
         if group[name] is not None:
             scalars[name] = float(group[name])
     if grad_sq is not None:
-        norm = grad_sq.sqrt()
-        scalars["global_clip"] = group["global_clipnorm"] / norm.clamp(min=group["global_clipnorm"])
+        scalars["global_clip"] = clip_factor(grad_sq, group["global_clipnorm"])
     return scalars
-
-
-def squared_norm(grad: Any, param: Any, *state_and_h: Any) -> dict[str, Any]:
-    """A probe for the norm of all gradients together."""
-    return {"grad_sq": grad.square().sum()}
 
 
 @cache
@@ -65,7 +59,12 @@ def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
     return Rule(fn, scope, state, _per_step, Probe(squared_norm) if clip == "global_clipnorm" else None)
 
 
-class AdamWeightDecay(RuleOptimizer):
+def _number_or_function(name: str, value: Any) -> Any:
+    """A learning rate, or a function of the step count that gives it."""
+    return value if callable(value) and not isinstance(value, Tensor) else check_lr("lr", value)
+
+
+class AdamWeightDecay(DecayedByName):
     """Adam with decoupled weight decay chosen by parameter name, and gradient clipping: Keras' numbers in PyTorch.
 
     With g the clipped gradient, p the parameter, t the step:
@@ -76,126 +75,106 @@ class AdamWeightDecay(RuleOptimizer):
 
     State: `exp_avg` (m), `exp_avg_sq` (v), `max_exp_avg_sq` (w). Clipping leaves `p.grad` as it is.
 
-    Args:
-        params: a module, named parameters, parameters, or dicts that define parameter groups. Name patterns need names.
-        learning_rate (default 1e-3): a number, or a function of the step count (from 0) that gives it, for example
-            `schedules.WarmUp`.
-        beta_1 (0.9), beta_2 (0.999): decay rates of m and v, each in [0, 1).
-        epsilon (1e-7): added to the root of v, >= 0.
-        amsgrad (False): divide by the largest v so far.
-        weight_decay_rate (0.0): decoupled weight decay, per step and unit of lr.
-        include_in_weight_decay (None): regular expressions; a parameter whose name one of them is found in is decayed,
-            whatever the next argument says.
-        exclude_from_weight_decay (None): regular expressions; a parameter whose name one of them is found in is not
-            decayed. All others are.
-        name ("AdamWeightDecay"): kept as `.name`.
-        clipnorm (None): largest norm of each gradient.
-        clipvalue (None): largest absolute entry of a gradient.
-        global_clipnorm (None): largest norm of all gradients together.
-        lr, betas, eps, weight_decay (None): PyTorch's names; each replaces its counterpart above.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, two ways of clipping, patterns without names, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option.
+        ValueError: two ways of clipping, or patterns without names.
 
     Source:
         transformers 4.34, `optimization_tf.AdamWeightDecay`; Keras `Adam`; Loshchilov and Hutter, arXiv 1711.05101.
     """
 
-    per_step_options = frozenset({"lr", "iterations"})
-    peer_flags = {"correct_bias": True, **TORCH_ADAM}
-    absent_from_peers = frozenset(_CLIPS) | {"amsgrad", "iterations"}
+    names = (
+        Name(
+            "adam_weight_decay",
+            "Keras' Adam with decoupled decay chosen by parameter name and gradient clipping",
+            "https://arxiv.org/abs/1711.05101",
+        ),
+    )
+    if TYPE_CHECKING:
+        params: InitVar[nn.Module | ParamsT]
+    absent_from_peers = frozenset({"iterations"})
+    peer_flags = {**TORCH_ADAM, "correct_bias": True}
+    learning_rate: float | Callable[[int], float] = hyper(
+        1e-3,
+        "a number, or a function of the step count (from 0) that gives it, for example `schedules.WarmUp`",
+        check=_number_or_function,
+        in_group=False,
+    )
+    beta_1: float = hyper(0.9, "decay rate of m", below=1.0, in_group=False)
+    beta_2: float = hyper(0.999, "decay rate of v", below=1.0, in_group=False)
+    epsilon: float = hyper(1e-7, "added to the root of v", in_group=False)
+    amsgrad: bool = hyper(False, "divide by the largest v so far", in_peers=False)
+    weight_decay_rate: float = hyper(0.0, "decoupled weight decay, per step and unit of lr", in_group=False)
+    include_in_weight_decay: Sequence[str] | None = hyper(
+        None,
+        "regular expressions; a parameter whose name one of them is found in is decayed, whatever the next says",
+        check=patterns,
+        in_group=False,
+    )
+    exclude_from_weight_decay: Sequence[str] | None = hyper(
+        None,
+        "regular expressions; a parameter whose name one of them is found in is not decayed. All others are",
+        check=patterns,
+        in_group=False,
+    )
+    name: str = hyper("AdamWeightDecay", "kept as `.name`", in_group=False)
+    _: KW_ONLY
+    clipnorm: float | None = hyper(None, "largest norm of each gradient", above=0.0, excluded=_ERASES, in_peers=False)
+    clipvalue: float | None = hyper(
+        None, "largest absolute entry of a gradient", above=0.0, excluded=_ERASES, in_peers=False
+    )
+    global_clipnorm: float | None = hyper(
+        None, "largest norm of all gradients together", above=0.0, excluded=_ERASES, in_peers=False
+    )
+    lr: float | Callable[[int], float] | None = hyper(
+        None, "PyTorch's name, in place of `learning_rate`", check=check_lr
+    )
+    betas: tuple[float, float] | None = hyper(None, "PyTorch's name, in place of `beta_1` and `beta_2`")
+    eps: float | None = hyper(None, "PyTorch's name, in place of `epsilon`")
+    weight_decay: float | None = hyper(None, "PyTorch's name, in place of `weight_decay_rate`")
 
-    def __init__(
-        self,
-        params: nn.Module | ParamsT,
-        learning_rate: float | Callable[[int], float] = 1e-3,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        amsgrad: bool = False,
-        weight_decay_rate: float = 0.0,
-        include_in_weight_decay: Sequence[str] | None = None,
-        exclude_from_weight_decay: Sequence[str] | None = None,
-        name: str = "AdamWeightDecay",
-        *,
-        clipnorm: float | None = None,
-        clipvalue: float | None = None,
-        global_clipnorm: float | None = None,
-        lr: float | Callable[[int], float] | None = None,
-        betas: tuple[float, float] | None = None,
-        eps: float | None = None,
-        weight_decay: float | None = None,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        learning_rate = learning_rate if lr is None else lr
-        if not callable(learning_rate) or isinstance(learning_rate, Tensor):
-            learning_rate = check_lr("lr", learning_rate)
-        self.name = name
-        self.learning_rate = learning_rate
-        self.include_in_weight_decay = _patterns("include_in_weight_decay", include_in_weight_decay)
-        self.exclude_from_weight_decay = _patterns("exclude_from_weight_decay", exclude_from_weight_decay)
-        defaults = {
-            "lr": learning_rate(0) if callable(learning_rate) else learning_rate,
-            "betas": (beta_1, beta_2) if betas is None else betas,
-            "eps": epsilon if eps is None else eps,
-            "amsgrad": amsgrad,
-            "weight_decay": weight_decay_rate if weight_decay is None else weight_decay,
-            "clipnorm": clipnorm,
-            "clipvalue": clipvalue,
-            "global_clipnorm": global_clipnorm,
-            "iterations": 0,
+    def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        keras = {
+            "lr": given["learning_rate"],
+            "betas": (given["beta_1"], given["beta_2"]),
+            "eps": given["epsilon"],
+            "weight_decay": given["weight_decay_rate"],
         }
-        params = params.named_parameters() if isinstance(params, nn.Module) else params
-        EngineOptimizer.__init__(self, params, defaults, **options)
+        given = {**given, **{name: value for name, value in keras.items() if given[name] is None}}
+        self.learning_rate = _number_or_function("lr", given["lr"])
+        self.name = given["name"]
+        if callable(self.learning_rate):
+            given["lr"] = self.learning_rate(0)
+        if isinstance(given["params"], nn.Module):
+            given["params"] = given["params"].named_parameters()
+        return super().from_arguments(given)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("name", "learning_rate", "include_in_weight_decay", "exclude_from_weight_decay")
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in own}}
+        return {**super().__getstate__(), "name": self.name, "learning_rate": self.learning_rate}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; parameters that the patterns exempt from decay form a second one beside it."""
-        if not (self.include_in_weight_decay or self.exclude_from_weight_decay):
-            super().add_param_group(param_group)
-            return
-        names, params = _names_and_params(group_dict(param_group)["params"])
-        rate = param_group.get("weight_decay", self.defaults["weight_decay"])
-        decaying = self._decaying(names)
-        for decayed in (True, False):
-            chosen = [(n, p) for n, p in zip(names, params, strict=True) if (n in decaying) is decayed]
-            if chosen:
-                super().add_param_group({**param_group, "params": chosen, "weight_decay": rate if decayed else 0.0})
+    @property
+    def run_state(self) -> RunState:
+        """The count of steps, for a function that gives the learning rate."""
+        return RunState({"iterations": 0}, self._scheduled)
 
-    def _decaying(self, names: list[str]) -> set[str]:
-        short = bare_names(names)
-        included, excluded = (
-            {name for pattern in patterns for name in searched(pattern, short)}
-            for patterns in (self.include_in_weight_decay, self.exclude_from_weight_decay)
-        )
-        return included | ({*names} - excluded)
+    def _scheduled(
+        self, state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if not callable(self.learning_rate):
+            return {}
+        rate = number("learning_rate's value", self.learning_rate(state["iterations"]))
+        return {"lr": rate * group.get("lr_scale", 1.0), "iterations": state["iterations"] + 1}
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        flag("amsgrad", group["amsgrad"])
-        group["iterations"] = integer("iterations", group["iterations"], 0)
         given = [name for name in _CLIPS if group[name] is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one way of clipping")
-        for name in given:
-            group[name] = number(name, group[name])
-            if group[name] == 0.0:
-                raise ValueError(f"{name}=0 would erase every gradient, expected a number above 0, or None")
+        for name in ("lr", "betas", "eps", "weight_decay"):
+            if group[name] is None:  # as an argument it stands for Keras' name
+                raise TypeError(f"{name}=None in a parameter group, expected a number")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adam_weight_decay(next((name for name in _CLIPS if group[name] is not None), None), group["amsgrad"])
-
-    def on_step_start(self, totals: Mapping[str, Tensor]) -> None:
-        if callable(self.learning_rate):
-            for group in self.param_groups:
-                rate = number("learning_rate's value", self.learning_rate(group["iterations"]))
-                group["lr"] = rate * group.get("lr_scale", 1.0)
-                group["iterations"] += 1
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments but `params`, as Keras' optimizers give them."""
@@ -217,27 +196,3 @@ class AdamWeightDecay(RuleOptimizer):
     def from_config(cls, config: Mapping[str, Any], params: nn.Module | ParamsT) -> AdamWeightDecay:
         """An optimizer from `get_config()`; in PyTorch it also needs the parameters."""
         return cls(params, **config)
-
-
-def _patterns(name: str, value: Sequence[str] | None) -> list[str]:
-    patterns = strings(name, () if value is None else value)
-    for pattern in patterns:
-        _check_pattern(name, pattern)
-    return patterns
-
-
-def _check_pattern(name: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from error
-
-
-def _names_and_params(params: Iterable[Any]) -> tuple[list[str], list[Tensor]]:
-    pairs = list(params)
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise ValueError(
-            "include_in_weight_decay and exclude_from_weight_decay match names; give the model or "
-            "model.named_parameters() as params"
-        )
-    return [name for name, _ in pairs], [param for _, param in pairs]

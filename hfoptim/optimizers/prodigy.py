@@ -5,40 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from hfoptim.engine import (
     ELEMENT,
     TENSOR,
     Decay,
-    EngineOptions,
+    Name,
     Probe,
     Rule,
     RuleOptimizer,
+    RunState,
     State,
     bias_correction,
     clone,
     ema,
+    hyper,
+    is_dtensor,
     nonnegative,
     zeros,
 )
-from hfoptim.engine.checks import flag, group_dict, integer, number, plain, warn
-from hfoptim.engine.distributed.dtensor import is_dtensor
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine.checks import number, plain
 from hfoptim.optimizers.shared.moments import moment_rates
-
-# The estimate is one for all groups: these options are, too, and these numbers are kept in every group.
-_COMMON = ("betas", "beta3", "use_bias_correction", "d0", "d_coef", "growth_rate")
-_ESTIMATE = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
-# Where reading a number back does not make the host wait: there the estimate is kept as numbers, else as tensors.
-HOST = ("cpu",)
-# A learning rate below this is one that was meant for another optimizer, such as TrainingArguments' default 5e-5.
-_SUSPICIOUS_LR = 1e-2
 
 
 def _beta3(group: Mapping[str, Any]) -> float:
@@ -65,16 +57,37 @@ def _probing(t: int, group: Mapping[str, Any]) -> dict[str, Any]:
     return {**_weights(group, d, dlr), "pull": (d / group["d0"]) * dlr}
 
 
-def _per_step(t: int, group: Mapping[str, Any], d: Any, dlr: Any, **sums: Tensor) -> dict[str, Any]:
-    """`d` and `dlr` are the estimate and the step size from before this step, `group["d"]` is the new estimate."""
+def _per_step(t: int, group: Mapping[str, Any], d_before: Any, dlr: Any, **sums: Tensor) -> dict[str, Any]:
+    """`d_before` and `dlr` are the estimate and the step size from before this step, `group["d"]` the new estimate."""
     return {
         **moment_rates(t, group),
-        **_weights(group, d, dlr),
-        "d": d,
+        **_weights(group, d_before, dlr),
+        "d": d_before,
         "d_new": group["d"],
         "eps": group["d"] * group["eps"],
         "lr": dlr,
         "decay": dlr * float(group["weight_decay"]),
+    }
+
+
+def _estimate(state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The distance after a step, in units of the step size; `group` is that of the largest lr."""
+    d, denominator = state["d"], totals["denominator"]
+    numerator = state["d_numerator"] * _beta3(group) + totals["numerator"]
+    # Without any gradient that is not 0 nothing is known, and nothing moves.
+    known = denominator > 0
+    d_hat = torch.where(known, group["d_coef"] * numerator / denominator, d)
+    largest = torch.maximum(state["d_max"], d_hat)
+    grown = torch.where(d == group["d0"], torch.maximum(d, d_hat), d) * group["growth_rate"]
+    return {
+        "dlr": torch.where(known, d * _rate(group), 0.0),
+        "d_before": d,
+        "d": torch.minimum(largest, grown),
+        "d_max": largest,
+        "d_hat": d_hat,
+        "d_numerator": numerator,
+        "d_denom": denominator,
+        "k": state["k"] + 1,
     }
 
 
@@ -125,6 +138,10 @@ def _sample(state: State, every: int) -> State:
     return State(lambda param, dtype: state.init(param, dtype).flatten()[::every].clone())
 
 
+def _growth(name: str, value: Any) -> float:
+    return math.inf if plain(value) == math.inf else number(name, value, 1.0)
+
+
 class Prodigy(RuleOptimizer):
     """Adam that finds its step size by itself, from the distance it has come: leave lr at 1.
 
@@ -145,116 +162,45 @@ class Prodigy(RuleOptimizer):
     with the momentum it had; and options that groups disagree in are those of the first group. optax has
     `use_bias_correction=True` only. State: `exp_avg` (m), unless beta1 is 0, `exp_avg_sq` (v), `p0`, `s`.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1.0): factor of the step size found; for a schedule. Below 0.01 it draws a warning.
-        betas (0.9, 0.999): decay rates of m and v, each in [0, 1).
-        beta3 (None): decay rate of r and s, in [0, 1); None is sqrt(beta2).
-        eps (1e-8): added to the root of v in units of d, > 0.
-        weight_decay (0.0): weight decay, per step and unit of step size.
-        decouple (True): decoupled weight decay; False adds it to the gradient.
-        use_bias_correction (False): Adam's bias corrections.
-        safeguard_warmup (False): keep lr out of s, so that a long warm-up does not inflate d.
-        d0 (1e-6): first d, > 0.
-        d_coef (1.0): factor of the estimate, >= 0; the knob to turn, say from 0.5 to 2.
-        growth_rate (inf): largest factor that d grows by in a step, >= 1.
-        fsdp_in_use (False): parameters are sharded over the ranks of torch.distributed: sums are taken over all ranks.
-            PyTorch's FullyShardedDataParallel is noticed without it.
-        slice_p (1): estimate d from every slice_p-th entry of each parameter, which makes `p0` and `s` smaller.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, groups that disagree, no parameters, or, from `step()`, slice_p > 1
-            with a sharded parameter.
-        TypeError: a hyper-parameter of the wrong type, an unknown option, or a complex parameter with slice_p > 1.
+        ValueError: groups that disagree, or, from `step()`, slice_p > 1 with a sharded parameter.
+        TypeError: a complex parameter with slice_p > 1.
 
     Source:
         Mishchenko and Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, arXiv 2306.06101;
         konstmish/prodigy (prodigyopt 1.1).
     """
 
-    per_step_options = frozenset({"lr", "d", "d_max", "d_hat", "d_numerator", "d_denom", "k"})
+    names = (Name("prodigy", paper="https://arxiv.org/abs/2306.06101"),)
+    run_state = RunState(
+        {**dict.fromkeys(("d", "d_max", "d_hat"), itemgetter("d0")), "d_numerator": 0.0, "d_denom": 0.0, "k": 0},
+        _estimate,
+        totals=("numerator", "denominator"),
+        shared=True,
+        common=("betas", "beta3", "use_bias_correction", "d0", "d_coef", "growth_rate"),
+    )
     absent_from_peers = frozenset({"d_hat", "d_denom"})
     one_lr = True
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float | None = None,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decouple: bool = True,
-        use_bias_correction: bool = False,
-        safeguard_warmup: bool = False,
-        d0: float = 1e-6,
-        d_coef: float = 1.0,
-        growth_rate: float = math.inf,
-        fsdp_in_use: bool = False,
-        slice_p: int = 1,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        d0 = number("d0", d0)  # where the estimate begins, too
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "beta3": beta3,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decouple": decouple,
-            "use_bias_correction": use_bias_correction,
-            "safeguard_warmup": safeguard_warmup,
-            "d0": d0,
-            "d_coef": d_coef,
-            "growth_rate": growth_rate,
-            "fsdp_in_use": fsdp_in_use,
-            "slice_p": slice_p,
-            "d": d0,
-            "d_max": d0,
-            "d_hat": d0,
-            "d_numerator": 0.0,
-            "d_denom": 0.0,
-            "k": 0,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
-        largest = max(float(group["lr"]) for group in self.param_groups)
-        if 0.0 < largest < _SUSPICIOUS_LR:
-            warn(
-                f"a learning rate of {largest:g} multiplies the step size that Prodigy finds by itself, so that it "
-                f"hardly moves; leave it at 1.0"
-            )
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; it joins in with the estimate that the other groups have come to."""
-        if self.param_groups:
-            group, first = {**self.defaults, **group_dict(param_group)}, self.param_groups[0]
-            self.check_group(group)
-            for name in _COMMON:
-                if group[name] != first[name]:
-                    raise ValueError(
-                        f"{name}={group[name]!r} in one group and {first[name]!r} in another: Prodigy makes one "
-                        f"estimate for all groups, so they must agree"
-                    )
-            param_group = {**param_group, **{name: first[name] for name in _ESTIMATE}}
-        super().add_param_group(param_group)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        for name in ("eps", "d0"):
-            group[name] = number(name, group[name])
-            if group[name] == 0.0:
-                raise ValueError(f"{name}=0 is out of range, expected a number above 0")
-        group["d_coef"] = number("d_coef", group["d_coef"])
-        if group["beta3"] is not None:
-            group["beta3"] = number("beta3", group["beta3"], 0.0, 1.0)
-        unlimited = plain(group["growth_rate"]) == math.inf
-        group["growth_rate"] = math.inf if unlimited else number("growth_rate", group["growth_rate"], 1.0)
-        for name in ("decouple", "use_bias_correction", "safeguard_warmup", "fsdp_in_use"):
-            flag(name, group[name])
-        group["slice_p"] = integer("slice_p", group["slice_p"], 1)
-        for name in _ESTIMATE:
-            group[name] = group[name] if isinstance(group[name], Tensor) else plain(group[name])
+    lr_is_factor = True
+    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
+    beta3: float | None = hyper(None, "decay rate of r and s; None is sqrt(beta2)", below=1.0)
+    eps: float = hyper(1e-8, "added to the root of v in units of d", above=0.0)
+    weight_decay: float = hyper(0.0, "weight decay, per step and unit of step size")
+    decouple: bool = hyper(True, "decoupled weight decay; False adds it to the gradient")
+    use_bias_correction: bool = hyper(False, "Adam's bias corrections")
+    safeguard_warmup: bool = hyper(False, "keep lr out of s, so that a long warm-up does not inflate d")
+    d0: float = hyper(1e-6, "first d", above=0.0)
+    d_coef: float = hyper(1.0, "factor of the estimate; the knob to turn, say from 0.5 to 2")
+    growth_rate: float = hyper(math.inf, "largest factor that d grows by in a step, at least 1", check=_growth)
+    fsdp_in_use: bool = hyper(
+        False,
+        "parameters are sharded over the ranks of torch.distributed: sums are taken over all ranks. PyTorch's "
+        "FullyShardedDataParallel is noticed without it",
+    )
+    slice_p: int = hyper(
+        1, "estimate d from every slice_p-th entry of each parameter, which makes `p0` and `s` smaller", low=1
+    )
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         if group["slice_p"] > 1 and is_dtensor(param):
@@ -279,59 +225,3 @@ class Prodigy(RuleOptimizer):
             if saved.shape != wanted.shape and saved.numel() == wanted.numel():
                 state[name] = wanted.to(saved.dtype).copy_(saved.reshape(wanted.shape))
         return state
-
-    def _step(self, entries: list[Any]) -> None:
-        rates = {float(group["lr"]) for group in self.param_groups}
-        if len(rates - {0.0}) > 1:
-            raise ValueError(
-                f"groups have the learning rates {', '.join(f'{rate:g}' for rate in sorted(rates))}: Prodigy makes one "
-                f"estimate for all groups, so lr must be the same, or 0 for a frozen group"
-            )
-        super()._step([entry for entry in entries if float(self.param_groups[entry[0]]["lr"]) > 0.0])
-
-    def _is_sharded(self) -> bool:
-        return any(
-            group["fsdp_in_use"] or any(hasattr(param, "_fsdp_flattened") for param in group["params"])
-            for group in self.param_groups
-        )
-
-    def on_step_start(self, totals: dict[str, Any]) -> None:
-        first, sharded = self.param_groups[0], self._is_sharded()
-        if totals:
-            sums = torch.stack([totals["numerator"], totals["denominator"]])
-        elif sharded:  # the other ranks wait for this one
-            sums = torch.zeros(2, dtype=torch.float32, device=first["params"][0].device)
-        else:
-            return
-        # The estimate grows over the whole run: in double precision where the device has it.
-        sums = sums if sums.device.type == "mps" else sums.double()
-        if sharded:
-            torch.distributed.all_reduce(sums)
-        denominator, lr = sums[1], max(float(group["lr"]) for group in self.param_groups)
-        d, largest, numerator = (_like(sums[0], first[name]) for name in ("d", "d_max", "d_numerator"))
-        numerator = numerator * _beta3(first) + sums[0]
-        # Without any gradient that is not 0 nothing is known, and nothing moves.
-        known = denominator > 0
-        d_hat = torch.where(known, first["d_coef"] * numerator / denominator, d)
-        largest = torch.maximum(largest, d_hat)
-        grown = torch.where(d == first["d0"], torch.maximum(d, d_hat), d) * first["growth_rate"]
-        found: dict[str, Any] = {
-            "dlr": torch.where(known, d * _rate({**first, "lr": lr}), 0.0),
-            "d_before": d,
-            "d": torch.minimum(largest, grown),
-            "d_max": largest,
-            "d_hat": d_hat,
-            "d_numerator": numerator,
-            "d_denom": denominator,
-        }
-        if sums.device.type in HOST:
-            found = {name: value.item() for name, value in found.items()}
-        totals.update(dlr=found.pop("dlr"), d=found.pop("d_before"))
-        found["k"] = first["k"] + 1
-        for group in self.param_groups:
-            group.update(found)
-
-
-def _like(number: Tensor, value: Any) -> Tensor:
-    """`value` as a tensor like `number`, made on its device."""
-    return value.to(number) if isinstance(value, Tensor) else torch.full_like(number, value)

@@ -11,7 +11,7 @@ import torch
 from harness import assert_follows, assert_moved, assert_same, flattened, parameters, set_lr, through_disk, values
 
 import hfoptim
-from hfoptim.optimizers import adahessian
+from hfoptim.optimizers.shared import hutchinson
 
 # torch warns that gradients with a graph hold each other; zero_grad() lets go of them.
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward")
@@ -43,7 +43,7 @@ def draws(monkeypatch):
 
     real = torch.randint
     monkeypatch.setattr(
-        adahessian, "rademacher", lambda p, generator: vector("ours", p.shape).to(p.dtype).mul(2).sub(1)
+        hutchinson, "rademacher", lambda p, generator: vector("ours", p.shape).to(p.dtype).mul(2).sub(1)
     )
 
     def randint(low, high, size, generator=None, device=None):
@@ -145,13 +145,13 @@ def test_resuming_repeats_the_random_vectors(options):
 
 def test_random_vectors_are_new_at_every_step_and_for_every_parameter(monkeypatch):
     seen = []
-    draw = adahessian.rademacher
+    draw = hutchinson.rademacher
 
     def watched(param, generator):
         seen.append(draw(param, generator))
         return seen[-1]
 
-    monkeypatch.setattr(adahessian, "rademacher", watched)
+    monkeypatch.setattr(hutchinson, "rademacher", watched)
     params = {name: torch.nn.Parameter(torch.ones(64)) for name in "ab"}
     optimizer = hfoptim.Adahessian(list(params.values()), lr=1e-3, n_samples=2)
     before = torch.get_rng_state()

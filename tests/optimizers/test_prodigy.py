@@ -12,7 +12,7 @@ import torch
 from harness import assert_follows, assert_same, feed, flattened, parameters, set_lr, through_disk, train, values
 
 import hfoptim
-from hfoptim.optimizers import prodigy
+from hfoptim.engine import run_state
 
 LAYOUTS = ("scalar", "vector", "matrix", "conv", "transposed")
 # Where d grows from within a few steps of the tests' gradients.
@@ -196,7 +196,7 @@ def test_tensors_on_a_device_and_numbers_on_the_host_give_the_same(options, monk
         feed(other, t, follow=mine)
         host.step()
         with monkeypatch.context() as patch:
-            patch.setattr(prodigy, "HOST", ())
+            patch.setattr(run_state, "HOST", ())
             device.step()
         rows[0].append(flattened(other))
         rows[1].append(flattened(mine))
