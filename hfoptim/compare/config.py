@@ -247,8 +247,8 @@ def default_lr(optimizer: Any) -> float | None:
 
     parameters = inspect.signature(optimizer).parameters
     for name in ("lr", "learning_rate"):
-        if name in parameters and isinstance(parameters[name].default, float):
-            return parameters[name].default
+        if name in parameters and isinstance(default := parameters[name].default, float):
+            return default
     return None
 
 

@@ -205,13 +205,14 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def state_bytes_per_param(optimizer: torch.optim.Optimizer) -> float:
     """Bytes of all state tensors divided by the number of parameters that are optimized."""
-    total = sum(
+    total: int = sum(
         value.numel() * value.element_size()
         for state in optimizer.state_dict()["state"].values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
-    return total / sum(param.numel() for group in optimizer.param_groups for param in group["params"])
+    count: int = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
+    return total / count
 
 
 def finite(value: float) -> float | None:

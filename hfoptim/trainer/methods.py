@@ -88,7 +88,7 @@ def _attend(trainer: Any, optimizer: Any, num_training_steps: int) -> None:
 # -- in place of Trainer's own ----------------------------------------------------------------------------------------
 
 
-class _MethodOfMany(staticmethod):
+class _MethodOfMany(staticmethod):  # type: ignore[type-arg]  # has none when it runs
     """A static method that knows the object that it is called on, `super()` included, where there is one.
 
     Args:
@@ -104,8 +104,8 @@ class _MethodOfMany(staticmethod):
         return self.__func__ if instance is None else functools.partial(self.make, instance)
 
 
-def _building(original: Any) -> staticmethod:
-    def build(trainer: Any | None, args: Any, model: Any = None) -> tuple[Any, Any]:
+def _building(original: Any) -> staticmethod[..., Any]:
+    def build(trainer: Any | None, args: Any, model: Any = None) -> Any:
         maker = maker_of(trainer)
         made = None if maker is None else maker.optimizer_cls_and_kwargs(args, model, trainer)
         if made is None:
@@ -115,7 +115,7 @@ def _building(original: Any) -> staticmethod:
         return made
 
     @functools.wraps(original.__get__(None, Trainer))
-    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> Any:
         try:
             trainer = private.trainer_in_charge()
         except RuntimeError:  # nobody's

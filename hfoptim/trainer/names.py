@@ -74,7 +74,8 @@ class _Names:
         if isinstance(value, str):
             plain = value.strip().lower().replace("-", "_")
             if plain in self.kind._value2member_map_:
-                return self.kind(plain)
+                member: Enum = self.kind(plain)
+                return member
             try:
                 name = self.canonical(plain.removeprefix(PREFIX))
             except ValueError:
