@@ -20,7 +20,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @cache
 def _device_types() -> tuple[str, ...]:
-    accelerator = torch.accelerator.current_accelerator()
+    try:
+        accelerator = torch.accelerator.current_accelerator()
+    except RuntimeError:  # what torch 2.6 built for CPUs alone answers, where later ones return None
+        accelerator = None
     return ("cpu",) if accelerator is None or accelerator.type == "cpu" else ("cpu", accelerator.type)
 
 

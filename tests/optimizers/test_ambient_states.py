@@ -192,6 +192,21 @@ def test_the_guard_costs_nothing_where_nothing_is_switched_on():
         assert torch.get_autocast_dtype("cpu") is torch.bfloat16
 
 
+def test_a_step_where_torch_has_no_accelerator_to_name(monkeypatch):
+    # torch 2.6 built for CPUs alone raises where later ones return None.
+    def raises():
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    ambient._device_types.cache_clear()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", raises)
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        hfoptim.Lion([param], lr=0.5).step()
+    assert param.tolist() == [0.5, 0.5, 0.5]
+    ambient._device_types.cache_clear()
+
+
 def test_muon_stays_small_in_autocast():
     """Gradients of rank 2: bfloat16 products where float32's were counted on moved this by 3.9."""
     generator = torch.Generator().manual_seed(0)
