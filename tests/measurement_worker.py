@@ -70,7 +70,7 @@ def training(folder: Path) -> dict[str, list[Numbers]]:
     for name, make in OPTIMIZERS.items():
         dtype = torch.float32 if "8 bits" in name else torch.float64
         alone, sharded, copied = network(dtype), network(dtype), network(dtype)
-        for layer in sharded:
+        for layer in sharded.children():
             if any(True for _ in layer.parameters()):
                 fully_shard(layer, mesh=mesh)
         fully_shard(sharded, mesh=mesh)
@@ -97,6 +97,7 @@ def meshes(folder: Path) -> list[dict[str, float]]:
             divided.append(nn.Parameter(distribute_tensor(weight, mesh, way)))
             divided[-1].grad = distribute_tensor(grad, mesh, way)
     # A gradient that is still to be added up.
+    assert plain[0].grad is not None
     quarter = torch.distributed.tensor.DTensor.from_local(plain[0].grad / 4, mesh, [Partial(), Partial()])
     divided[0].grad = quarter.redistribute(mesh, [Shard(0), Partial()])
     found = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import hfoptim
 
@@ -37,7 +38,7 @@ def train(name: str, rank: int, release: bool) -> list[Tensor]:
         assert all((param.grad is None) is release for param in model.parameters())
         optimizer.step()
         optimizer.zero_grad()
-    return [param.full_tensor() for param in model.parameters()]
+    return [cast(DTensor, param).full_tensor() for param in model.parameters()]
 
 
 def main() -> None:

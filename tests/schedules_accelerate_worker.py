@@ -112,7 +112,7 @@ def accelerated(name: str, accumulation: int, start: int, stop: int, folder: Pat
     trace, made = watch(optimizer), MAKERS[name](optimizer)
     # One batch more than whole windows, so that the last window of the data is a short one.
     data = [torch.full((3,), float(i + 1)) for i in range(4 * accelerator.num_processes * (2 * accumulation + 1))]
-    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=4)
     model, optimizer, loader, *made = accelerator.prepare(model, optimizer, loader, *made)
     if start:
         accelerator.load_state(str(folder))

@@ -91,7 +91,7 @@ def test_ragged_windows_equal_the_big_batch(hand_over: str) -> None:
 
 def test_training_with_it_equals_training_on_the_big_batch() -> None:
     """Five steps, where momentum and clipping would show any gradient that is off or left over."""
-    losses = {}
+    losses: dict[str, list[float]] = {}
     for way in ("big", "accumulated"):
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)

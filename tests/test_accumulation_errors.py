@@ -73,11 +73,11 @@ def test_bad_calls_on_a_model() -> None:
     token_loss(model, *ragged_batch([3], seed=0)).backward()
     with pytest.raises(ValueError, match="shape"):
         accumulator([torch.ones(1) for _ in model.parameters()])
-    model[1].bias = nn.Parameter(torch.zeros(8, dtype=torch.float64))
+    model[1].register_parameter("bias", nn.Parameter(torch.zeros(8, dtype=torch.float64)))
     with pytest.raises(ValueError, match=r"'1.bias'\] were replaced"):
         accumulator()
     assert model[0].weight.grad is not None  # a call that raises takes nothing
-    model.append(nn.Linear(11, 2))
+    model.append(nn.Linear(11, 2))  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"unknown \['4.weight', '4.bias'\]"):
         accumulator()
 

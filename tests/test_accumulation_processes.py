@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(command: list[str], mode: str, folder: Path) -> list[dict[str, object]]:
+def launch(command: list[str], mode: str, folder: Path) -> list[dict[str, Any]]:
     """Runs the worker on two processes and returns what each of them found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

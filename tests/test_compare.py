@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -33,6 +34,7 @@ from hfoptim.compare import (
 )
 from hfoptim.compare import config as config_module
 from hfoptim.compare.results import environment, write_atomically
+from hfoptim.engine import unwrap
 
 WORDS = ["the", "state", "of", "step", "and", "rate", "lion", "loss", "curve", "moves", "falls", "with", "slow", "seed"]
 
@@ -511,7 +513,7 @@ def test_state_bytes_count_every_tensor() -> None:
     optimizer.step()
     assert runs.state_bytes_per_param(optimizer) == pytest.approx(8.04)
     wrapped = SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))
-    assert runs.unwrap(wrapped) is optimizer
+    assert unwrap(wrapped) is optimizer
 
 
 def test_half_written_checkpoints_are_not_used(tmp_path: Path) -> None:
@@ -606,7 +608,7 @@ def test_other_files_are_not_resumed(tmp_path: Path, content: str) -> None:
 def test_picture_needs_matplotlib(
     tiny: dict[str, Any], tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     results = compare(CompareConfig.from_options(**tiny), tmp_path / "out", console=console)
     assert results.complete
     assert not (tmp_path / "out" / "loss_curves.png").exists()

@@ -260,7 +260,7 @@ def test_being_asked_leaves_no_trace_in_checkpoints_and_copies() -> None:
     optimizer = make(0.5)
     for name in ("linear", "reduce_lr_on_plateau", "greedy"):
         options = {"min_lr": 1e-9} if name == "greedy" else None
-        schedule = schedules.get_scheduler(name, optimizer, 0, 10, options)
+        schedule: Any = schedules.get_scheduler(name, optimizer, 0, 10, options)
         before = schedule.state_dict()
         assert schedule.total_steps >= schedule._step_count
         assert schedule.state_dict() == before

@@ -55,6 +55,7 @@ def test_lr_stays_at_its_end_value(name: str, kwargs: dict[str, Any], warmup: in
 @pytest.mark.parametrize(("name", "end"), [("linear", 0.0), ("cosine", 0.0), ("polynomial", 1e-7)])
 def test_end_values(name: str, end: float) -> None:
     schedule = schedules.get_scheduler(name, make(0.05, 0.2), 3, 12)
+    assert isinstance(schedule, schedules.ScheduleLR)
     for step in (12, 13, 10**9):
         assert schedule.lr_at(step) == pytest.approx([end, end], rel=1e-15)
 

@@ -144,7 +144,7 @@ FLOORS: list[tuple[str, dict[str, Any]]] = [
 def test_a_floor_is_seen_where_the_lr_is_known(name: str, options: dict[str, Any]) -> None:
     schedules.check_options(name, options)
     schedules.check_options(name, options, "1e-2")  # type: ignore[arg-type]
-    schedules.check_options(name, options, [1e-3, torch.tensor(0.1), 0.0])
+    schedules.check_options(name, options, [1e-3, torch.tensor(0.1), 0.0])  # type: ignore[list-item]
     for lr in (1e-4, [1e-2, 1e-4], "1e-4"):
         with pytest.raises(ValueError, match=r"0\.001 is above the initial lr 0\.0001"):
             schedules.check_options(name, options, lr)  # type: ignore[arg-type]

@@ -49,6 +49,7 @@ def test_any_step_in_any_order(name: str, lr: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stepped_schedule_is_the_curve(name: str) -> None:
     schedule = schedules.get_scheduler(name, make(*LRS), 10, 100, at_a_tenth(name))
+    assert isinstance(schedule, schedules.ScheduleLR)
     lrs = trace(schedule, 100 + PAST)
     curve = schedules.get_curve(name, 10, 100, at_a_tenth(name))
     for group, lr in enumerate(LRS):
@@ -93,7 +94,8 @@ def test_it_pickles_compares_and_hashes_by_value(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_warmup_may_be_a_share_of_the_total(name: str) -> None:
     info = schedules.get_schedule_info(name)
-    parameters = inspect.signature(info.curve).parameters  # type: ignore[arg-type]
+    assert info.curve is not None
+    parameters = inspect.signature(info.curve).parameters
     if "num_warmup_steps" not in parameters:
         pytest.skip("no warm-up")
     assert schedules.get_curve(name, 0.1, T, kwargs_of(name)) == curve_of(name)

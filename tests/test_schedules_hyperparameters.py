@@ -74,6 +74,7 @@ def test_each_group_follows_the_curve_from_its_own_value(joined: bool) -> None:
         schedule.step()
     assert [group["initial_weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0, 0.1]
     plain = schedules.get_scheduler("cosine", make(), 2, 8)
+    assert isinstance(plain, schedules.ScheduleLR)
     assert lrs == ([plain.lr_at(t)[0] for t in range(14)] if joined else [0.01] * 14)
     assert ("initial_lr" in optimizer.param_groups[0]) == joined
 

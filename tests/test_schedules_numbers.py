@@ -73,6 +73,8 @@ def test_every_number_of_every_schedule(name: str, form: str) -> None:
     plainly = schedules.get_scheduler(name, optimizer(), warmup, 25, options_of(name))
     schedule = schedules.get_scheduler(name, optimizer(), number(warmup), number(25), given)
     if schedules.get_schedule_info(name).curve:
+        assert isinstance(schedule, schedules.ScheduleLR)
+        assert isinstance(plainly, schedules.ScheduleLR)
         assert schedule.curve == plainly.curve
         assert schedules.get_curve(name, number(warmup / 25), number(25), given) == plainly.curve
     assert run(name, schedule) == run(name, plainly)

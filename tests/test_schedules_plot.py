@@ -88,7 +88,7 @@ def test_a_diagram_each() -> None:
 
 def test_schedules_that_drive_an_optimizer() -> None:
     driven = optimizer()
-    schedule = schedules.get_scheduler("linear", driven, 2, 10)
+    schedule: Any = schedules.get_scheduler("linear", driven, 2, 10)
     alone = schedules.schedule_hyperparameter(optimizer(), "weight_decay", linear(8))
     schedules.schedule_hyperparameter(alone.optimizer, "beta1", linear(8).between(absolute(0.8), absolute(0.9)), alone)
     figure = schedules.plot(("one", schedule), ("other", alone))

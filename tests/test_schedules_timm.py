@@ -156,7 +156,7 @@ def test_configurations_are_read_as_timm_reads_them(cfg: dict[str, Any]) -> None
         assert {**ours, "decay_milestones": list(ours["decay_milestones"])} == other
     if cfg["sched"] != "plateau":
         updates = cfg.get("sched_on_updates", False)
-        ours, total = create_scheduler(args, make(*LRS), 2)
+        ours, total = create_scheduler(args, make(*LRS), 2)  # type: ignore[assignment]
         other, other_total = theirs("create_scheduler")(args, make(*LRS), 2)
         assert total == other_total
         assert_same(epochs(ours, 60, updates), epochs(other, 60, updates))

@@ -219,7 +219,7 @@ def test_cosine_annealing_equals_torch_and_then_stays(eta_min: float) -> None:
 
 def test_polynomial_is_torchs() -> None:
     for power in (1.0, 2.5):
-        theirs = theirs_of(lambda o, p=power: torch_lr.PolynomialLR(o, STEPS, p), STEPS + PAST)
+        theirs = theirs_of(lambda o, p=power: torch_lr.PolynomialLR(o, STEPS, p), STEPS + PAST)  # type: ignore[misc]
         ours = ours_of("polynomial", {"lr_end": 0.0, "power": power}, 0, STEPS)
         close(trace(ours, STEPS + PAST), theirs)
 
@@ -245,7 +245,7 @@ def test_a_restart_at_the_end_stays_low() -> None:
     """torch restarts at step T; a run longer than planned should not heat up."""
     for kwargs, total in (({"T_0": 7}, 21), ({"T_0": 3, "T_mult": 2, "eta_min": 0.01}, 21), ({"T_0": 7}, 7)):
         ours = ours_of("cosine_annealing_with_warm_restarts", kwargs, 0, total)
-        theirs = theirs_of(lambda o, k=kwargs: torch_lr.CosineAnnealingWarmRestarts(o, **k), total + 1)
+        theirs = theirs_of(lambda o, k=kwargs: torch_lr.CosineAnnealingWarmRestarts(o, **k), total + 1)  # type: ignore[misc]
         close(trace(ours, total), theirs[:total])
         assert theirs[total] == pytest.approx(list(LRS))
         floor = [kwargs.get("eta_min", 0.0)] * 2

@@ -24,7 +24,7 @@ def batches():
     return [torch.randn(3, 4, generator=generator) for _ in range(BATCHES)]
 
 
-class Net(lightning.LightningModule):
+class Net(lightning.LightningModule):  # type: ignore[name-defined]
     """A small regression.
 
     Args:

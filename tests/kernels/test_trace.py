@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ COMPARED = {
     "where_method": lambda v: v["x"].where(v["y"] > 0, v["positive"]),
     "where_of_row": lambda v: torch.where(v["row"] > 0, v["x"], v["column"]),
 }
-REDUCED = {
+REDUCED: dict[str, Any] = {
     **{
         f"{name}{label}": lambda v, name=name, options=options: getattr(v["x"], name)(**options) * 1.0
         for name in ("sum", "mean", "amax", "norm")

@@ -18,8 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 # Options that torch's optimizers, or ours, have been given after their first checkpoints were written.
-LATER = ("maximize", "foreach", "fused", "differentiable", "capturable", "caution", "kahan_sum", "stochastic_rounding")
-LATER = (*LATER, "master_weights", "state_dtype", "state_rounding", "gradient_release")
+LATER = (
+    *("maximize", "foreach", "fused", "differentiable", "capturable", "caution", "kahan_sum", "stochastic_rounding"),
+    *("master_weights", "state_dtype", "state_rounding", "gradient_release"),
+)
 
 
 def trained(row, named=True, steps=2):

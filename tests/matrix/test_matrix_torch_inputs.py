@@ -15,7 +15,7 @@ import hfoptim
 pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
 from torch.testing._internal.common_optimizers import optim_db
 
-INFOS = {info.optim_cls.__name__: info for info in optim_db}
+INFOS = {info.optim_cls.__name__: info for info in optim_db}  # type: ignore[attr-defined]  # they are classes
 OURS = {
     "Adam": hfoptim.Adam,
     "AdamW": hfoptim.Adam,  # hfoptim.AdamW is transformers'

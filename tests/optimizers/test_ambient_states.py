@@ -46,6 +46,14 @@ def mkldnn_precision(value):
     torch.backends.mkldnn.matmul.fp32_precision = value
 
 
+@contextlib.contextmanager
+def nested(*contexts):
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
 STATES = {
     "autocast_bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast_float16": lambda: torch.autocast("cpu", torch.float16),
@@ -60,14 +68,6 @@ STATES = {
     "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
     "autocast_in_inference_mode": lambda: nested(torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)),
 }
-
-
-@contextlib.contextmanager
-def nested(*contexts):
-    with contextlib.ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
 
 
 def make(name, params, **options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ VARIANTS = [
 every_format = pytest.mark.parametrize("state_dtype", FORMATS)
 ROUNDED = [(form, rounding) for form in FORMATS for rounding in ("nearest", "stochastic")]
 every_rounding = pytest.mark.parametrize(("state_dtype", "state_rounding"), ROUNDED)
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "kahan": {"kahan_sum": True},
     "stochastic": {"stochastic_rounding": True},
     "remainder8": {"master_weights": 8},

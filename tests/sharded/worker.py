@@ -58,7 +58,8 @@ def model_of(params: dict[str, nn.Parameter]) -> nn.Module:
 def sharded_model(mesh: DeviceMesh, names: tuple[str, ...] = NAMES, dtype: torch.dtype = torch.float64) -> nn.Module:
     model = model_of(parameters(names, dtype))
     alone = {p for p in model.parameters() if p.ndim == 0}
-    return fully_shard(model, mesh=mesh, ignored_params=alone)
+    fully_shard(model, mesh=mesh, ignored_params=alone)
+    return model
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -389,7 +390,7 @@ def exactly(mesh: DeviceMesh, cls: Any, names: tuple[str, ...], dtype: torch.dty
 
 def precisions(mesh: DeviceMesh) -> int:
     """Compressed state, roundings, runners."""
-    forms = [
+    forms: list[dict[str, Any]] = [
         {"state_dtype": "8bit"},
         {"state_dtype": "4bit"},
         {"state_dtype": "8bit", "state_rounding": "stochastic"},
@@ -397,7 +398,7 @@ def precisions(mesh: DeviceMesh) -> int:
         {},
         {"foreach": False},
     ]
-    roundings = [{}, {"stochastic_rounding": True}, {"master_weights": 16}, {"kahan_sum": False}]
+    roundings: list[dict[str, Any]] = [{}, {"stochastic_rounding": True}, {"master_weights": 16}, {"kahan_sum": False}]
     names = ("large", "conv_wide", "long", "row", "one")
     runs = [(torch.float32, form) for form in forms]
     runs += [(torch.bfloat16, {**forms[0], **rounding}) for rounding in roundings]
@@ -526,7 +527,7 @@ def training(folder: Path) -> list[str]:
     for name, entry, variant in firsts():
         options = {**variant.options, "dim": 6, "n_heads": 1} if "n_heads" in variant.options else variant.options
         alone, layered, copied = network(), network(), network()
-        for layer in layered:
+        for layer in layered.children():
             if any(True for _ in layer.parameters()):
                 fully_shard(layer, mesh=mesh)
         fully_shard(layered, mesh=mesh)

@@ -18,7 +18,7 @@ from hfoptim.trainer.options import parse_options
 class Judging(Trainer):
     """Has a judge with weights beside the model; parameters whose names have one of `rates` learn at that rate."""
 
-    rates = {}
+    rates: dict[str, float] = {}
 
     def __init__(self, *args, **kwargs):
         self.judge = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 1))

@@ -90,16 +90,18 @@ def sam_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> No
     theirs.second_step()
 
 
+def pulling(base: Any, params: Any) -> Lookahead:
+    return Lookahead(base(params), k=2, pullback_momentum="pullback")
+
+
 def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for base in BASES.values():
-        beside(lambda params, base=base: Lookahead(base(params), k=3), lookahead_step, mesh)
-        beside(
-            lambda params, base=base: Lookahead(base(params), k=2, pullback_momentum="pullback"), lookahead_step, mesh
-        )
-        for adaptive in (False, True):
-            beside(lambda params, base=base, on=adaptive: SAM(None, base(params), adaptive=on), sam_step, mesh)
+        beside(lambda params, base=base: Lookahead(base(params), k=3), lookahead_step, mesh)  # type: ignore[misc]
+        beside(lambda params, base=base: pulling(base, params), lookahead_step, mesh)  # type: ignore[misc]
+        for on in (False, True):
+            beside(lambda params, base=base, on=on: SAM(None, base(params), adaptive=on), sam_step, mesh)  # type: ignore[misc]
     dist.destroy_process_group()
     (folder / f"done-{rank}").touch()
 

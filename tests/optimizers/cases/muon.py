@@ -39,11 +39,11 @@ class TorchMuonAndAdamW:
     """torch.optim.Muon for matrices and torch.optim.AdamW for everything else, as one optimizer."""
 
     def __init__(self, params: dict[str, Tensor], options: Options) -> None:
-        shared = {name: options[name] for name in ("lr", "weight_decay", "eps") if name in options}
-        rest = {name: options.pop(name) for name in ("betas",) if name in options}
+        shared: Options = {name: options[name] for name in ("lr", "weight_decay", "eps") if name in options}
+        rest: Options = {name: options.pop(name) for name in ("betas",) if name in options}
         matrices = [param for name, param in params.items() if name in MATRICES]
         vectors = [param for name, param in params.items() if name not in MATRICES]
-        self.parts = [
+        self.parts: list[Any] = [
             torch_in_float64(torch.optim.Muon(matrices, **options)),
             torch.optim.AdamW(vectors, **{"eps": 1e-7, "betas": (0.9, 0.95), "weight_decay": 0.1, **shared, **rest}),
         ]
