@@ -175,8 +175,8 @@ def report(before: Record, after: Record) -> bool:
     groups = defaultdict(list)
     for key, parts in found.items():
         groups[key.split("/")[1], ", ".join(parts)].append(key)
-    for (label, parts), keys in list(groups.items())[:SHOWN]:
-        print(f"{label}: {parts}\n    in {len(keys)}: {'; '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}")
+    for (label, what), keys in list(groups.items())[:SHOWN]:
+        print(f"{label}: {what}\n    in {len(keys)}: {'; '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}")
     if len(groups) > SHOWN:
         print(f"... and {len(groups) - SHOWN} more groups of differences")
     print(f"{len(before['digests'])} combinations compared, {len(found)} differ")

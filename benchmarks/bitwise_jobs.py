@@ -230,7 +230,9 @@ def step(optimizer: Any, loss: Callable[[], Tensor], needs: str | None) -> None:
 
 def set_lr(optimizer: Optimizer, t: int, lr: float | None) -> None:
     """Another learning rate for every step and every group; None leaves it to the optimizer."""
-    for index, group in enumerate(optimizer.param_groups if lr is not None else ()):
+    if lr is None:
+        return
+    for index, group in enumerate(optimizer.param_groups):
         group["lr"] = lr * (1.0 - 0.06 * ((7 * t + 2 * index) % 5))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import schedules
-from schedules.curves import Curve
-from schedules.shapes import Constant, Cosine, Linear, Ramp
+from schedules.curves import Constant, Curve
+from schedules.shapes import Cosine, Linear, Ramp
 
 RISE = [0, 0.25, 0.5, 0.75]
 HALF_COSINE = [1, 0.9330127018922193, 0.75, 0.5, 0.25, 0.06698729810778065, 0]
