@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 from hfoptim.engine.backends import compiled
 from hfoptim.engine.bucket import Bucket
@@ -20,9 +20,10 @@ from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import GRAD, PARAM, Layout
 from hfoptim.engine.codegen.schedule import Program
 from hfoptim.engine.codegen.trace import Untraceable
+from hfoptim.engine.tensor_slots import TensorSlots
 
 # A row that a kernel was called for: plan, names of the scalars, tensors, and whether it is to be summed only.
-Seen = tuple[Any, tuple[str, ...], Sequence[Tensor], bool]
+Seen = tuple[Any, tuple[str, ...], TensorSlots, bool]
 
 
 def adamw_bytes(dtype: torch.dtype) -> float:
@@ -37,7 +38,7 @@ def watched() -> Iterator[list[Seen]]:
     calls = compiled._calls
 
     def recorded(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> Any:
-        seen.extend((bucket.plan, tuple(bucket.scalars), list(row), probe) for row in bucket.rows)
+        seen.extend((bucket.plan, tuple(bucket.scalars), copy(row), probe) for row in bucket.rows)
         return calls(bucket, kernels_or_error, probe)
 
     with mock.patch.object(compiled, "_calls", recorded):
@@ -58,12 +59,12 @@ def bytes_moved(optimizer: torch.optim.Optimizer) -> float | None:
 def moved_by(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> float | None:
     """`bytes_moved` of a step that was `watched`."""
     stepped = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
-    if sum(row[0].numel() for _, _, row, probe in seen if not probe) != stepped:
+    if sum(row.param.numel() for _, _, row, probe in seen if not probe) != stepped:
         return None
     known: dict[Any, float] = {}
     total = 0.0
     for plan, names, row, probe in seen:
-        key = (plan, names, probe, tuple((t.dtype, t.shape) for t in row))
+        key = (plan, names, probe, tuple((t.dtype, t.shape) for t in row.tensors))
         try:
             if key not in known:
                 program, layout, _ = native.program_of(plan, names, row, probe)
@@ -74,10 +75,10 @@ def moved_by(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> float | 
     return total / stepped
 
 
-def _row_bytes(program: Program, layout: Layout, row: Sequence[Tensor]) -> float:
-    numel = row[0].numel()
+def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> float:
+    numel = row.param.numel()
     sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
-    rest = row[layout.tensors - 1].element_size() * numel if layout.rounding in _WITH_REST else 0
+    rest = row.residual.element_size() * numel if layout.rounding in _WITH_REST else 0
     total = 0.0
     for phase in range(program.phases):
         read, written = _full(program, phase)
@@ -93,9 +94,9 @@ def _row_bytes(program: Program, layout: Layout, row: Sequence[Tensor]) -> float
 _WITH_REST = ("kahan", "remainder8", "remainder16")
 
 
-def _size(layout: Layout, index: int, row: Sequence[Tensor]) -> int:
+def _size(layout: Layout, index: int, row: TensorSlots) -> int:
     slot = layout.slots[index]
-    tensors = row[slot.position : slot.position + (2 if slot.coded else 1)]
+    tensors = row.tensors[slot.position : slot.position + (2 if slot.coded else 1)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -1,12 +1,12 @@
 """The engine: runs any rule over many parameters. Knows no optimizer by name."""
 
-from hfoptim.engine.apply import Decay
 from hfoptim.engine.declaration import Name, RuleOptimizer
 from hfoptim.engine.distributed.dtensor import is_dtensor, local
 from hfoptim.engine.hyperparameters import Hyper, hyper
 from hfoptim.engine.inputs import Curvature, Due
 from hfoptim.engine.optimizer import unmasked, unwrap, unwrap_all
 from hfoptim.engine.options import ENGINE_DEFAULTS, EngineOptions
+from hfoptim.engine.plan import Decay
 from hfoptim.engine.rule import (
     ELEMENT,
     MATRIX,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Plan, entering
+from hfoptim.engine.apply import entering
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope, hyper_type
+from hfoptim.engine.tensor_slots import TensorSlots
 
 
 @dataclass
@@ -23,20 +26,19 @@ class Bucket:
 
     Args:
         plan: rule and options.
-        rows: for each parameter its tensors: parameter, gradient, for each state of the rule its tensor, or its codes
-            and scales; Kahan's term or the remainder if the plan has one. `storage.split` sorts them.
+        rows: for each parameter its tensors.
         scalars: what the rule sees as `h`: numbers, or 0-d tensors on the bucket's device.
         seeds: for each row that of the parameter's random bits; empty where the plan needs none.
     """
 
     plan: Plan
-    rows: list[list[Tensor]] = field(default_factory=list)
+    rows: list[TensorSlots] = field(default_factory=list)
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
-        return self.rows[0][0].device
+        return self.rows[0].param.device
 
     def hyper(self) -> Any:
         """The scalars as the NamedTuple a rule reads."""
@@ -49,9 +51,9 @@ class Bucket:
 
     def occupied(self) -> Bucket:
         """The same bucket without parameters that have no entries, such as empty parts of sharded ones."""
-        if all(row[0].numel() for row in self.rows):
+        if all(row.param.numel() for row in self.rows):
             return self
-        return self.chosen([i for i, row in enumerate(self.rows) if row[0].numel()])
+        return self.chosen([i for i, row in enumerate(self.rows) if row.param.numel()])
 
     @contextmanager
     def shaped(self) -> Iterator[Bucket]:
@@ -62,27 +64,28 @@ class Bucket:
             return
         rows, copies = [], []
         for row in self.rows:
-            own, seen = row[0].shape, shape(row[0].shape)
-            shaped = [t.reshape(seen) if t.shape == own else t for t in row]
-            written = [(t, s) for i, (t, s) in enumerate(zip(row, shaped, strict=True)) if i != 1]  # not the gradient
-            copies += [(t, s) for t, s in written if t.data_ptr() != s.data_ptr()]
+            shaped = row.map(partial(_reshaped, row.param.shape, shape(row.param.shape)))
+            copies += [(t, s) for t, s in zip(row.written, shaped.written, strict=True) if t.data_ptr() != s.data_ptr()]
             rows.append(shaped)
         yield Bucket(self.plan, rows, self.scalars, self.seeds)
         for tensor, copied in copies:
             tensor.copy_(copied.reshape(tensor.shape))
 
 
+def _reshaped(own: torch.Size, seen: tuple[int, ...], tensor: Tensor) -> Tensor:
+    return tensor.reshape(seen) if tensor.shape == own else tensor
+
+
 def each_row(bucket: Bucket, function: Callable[..., Any]) -> Iterator[Any]:
     """What a pure function gives for each row: called like a rule, which it may be a part of."""
     plan, h = bucket.plan, bucket.hyper()
     for row in bucket.rows:
-        parts = storage.split(plan, row)
-        weight, state = storage.decode(plan, parts)
-        weight, grad = entering(plan, h, parts.grad, weight)
+        weight, state = storage.decode(plan, row)
+        weight, grad = entering(plan, h, row.grad, weight)
         yield function(grad, weight, *(s.to(plan.dtype) for s in state), h)
 
 
-def flat(tensors: list[Tensor]) -> list[Tensor] | None:
+def flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     """1-D views that walk through the memory of all tensors in the same order; None where there are none.
 
     That needs one dense layout shared by all of them, contiguous or permuted (channels-last, a transposed weight).
@@ -122,7 +125,7 @@ class Piece(NamedTuple):
         start: index of the first entry in the parameter, in logical order; counts where the plan is `ordered`.
     """
 
-    row: list[Tensor]
+    row: TensorSlots
     seed: int = 0
     start: int = 0
 
@@ -140,16 +143,16 @@ def pieces(bucket: Bucket) -> Iterator[Piece]:
     plan, limit = bucket.plan, piece_size(bucket)
     divisible, ordered = plan.scope is Scope.ELEMENT, plan.ordered
     for index, row in enumerate(bucket.rows):
-        numel = row[0].numel()
+        numel = row.param.numel()
         seed = bucket.seeds[index] if ordered else 0
         if not divisible or numel <= limit:
             yield Piece(row, seed)
         elif ordered:
             for piece, start in storage.cut(plan, row, limit):
                 yield Piece(piece, seed, start)
-        elif (views := flat(row)) is None:
+        elif (views := flat(row.tensors)) is None:
             yield Piece(row)
         else:
             for start in range(0, numel, limit):
                 length = min(limit, numel - start)
-                yield Piece([view.narrow(0, start, length) for view in views])
+                yield Piece(plan.slots(view.narrow(0, start, length) for view in views))

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.tensor_slots import TensorSlots
 
 
 @dataclass
@@ -25,7 +25,7 @@ class CachedSlot:
         param: the parameter.
         state: its state.
         keys: the entries of the state that are in its row, in order.
-        bucket, place: where its row is.
+        row: its tensors, those that the bucket has.
         step, version: its step counter, and that tensor's version after the engine last wrote it.
         grad_dtype: of the gradient the bucket was chosen for.
     """
@@ -34,23 +34,22 @@ class CachedSlot:
     param: Tensor
     state: dict[str, Any]
     keys: tuple[str, ...]
-    bucket: Bucket
-    place: int
+    row: TensorSlots
     step: Tensor
     version: int
     grad_dtype: Any
 
     def holds(self, index: int, param: Tensor, grad: Tensor, states: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Whether the parameter would get this seat again."""
+        """Whether the parameter would get this slot again."""
         state, step = self.state, self.step
-        row = self.bucket.rows[self.place]
+        row = self.row
         if param is not self.param or index != self.index or states.get(param) is not state:
             return False
         if state.get("step") is not step or step._version != self.version:
             return False
-        if grad.dtype is not self.grad_dtype or not _same_memory(row[0], param):
+        if grad.dtype is not self.grad_dtype or not _same_memory(row.param, param):
             return False
-        return all(state.get(key) is tensor for key, tensor in zip(self.keys, row[2:], strict=True))
+        return all(state.get(key) is tensor for key, tensor in zip(self.keys, row.kept, strict=True))
 
 
 def _same_memory(kept: Tensor, param: Tensor) -> bool:

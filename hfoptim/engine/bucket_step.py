@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import backends, storage
-from hfoptim.engine.apply import Plan, decay_scalars
 from hfoptim.engine.bucket import Bucket, each_row
 from hfoptim.engine.distributed import dtensor, sharded
+from hfoptim.engine.plan import Plan, decay_scalars
 from hfoptim.engine.rule import Scope
+from hfoptim.engine.tensor_slots import TensorSlots
 
 
 @dataclass
@@ -36,14 +37,14 @@ class BucketStep:
         if self.bucket.plan.ordered:
             self.bucket.seeds = [storage.row_seed(self.t, ordinal) for ordinal in self.ordinals]
 
-    def add(self, own: Tensor, row: list[Tensor], step: Tensor, ordinal: int) -> None:
+    def add(self, own: Tensor, row: TensorSlots, step: Tensor, ordinal: int) -> None:
         self.params.append(own)
         self.ordinals.append(ordinal)
-        param = row[0]
-        if not self.whole:
-            row = [dtensor.local(t) for t in row]
+        param = row.param
+        if dtensor.is_dtensor(param) and not self.whole:
+            row = row.map(dtensor.local)
         if param.is_complex():
-            row = [torch.view_as_real(t) if t.is_complex() else t for t in row]
+            row = row.map(lambda t: torch.view_as_real(t) if t.is_complex() else t)
         self.bucket.rows.append(row)
         if self.bucket.plan.ordered:
             start = 0 if self.whole else dtensor.start(param)
@@ -51,10 +52,10 @@ class BucketStep:
         self.steps.append(step)
 
 
-def row_of(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> list[Tensor]:
-    """A parameter's row; DTensors where it is sharded."""
+def row_of(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> TensorSlots:
+    """A parameter's tensors; DTensors where it is sharded."""
     # Detached: a view of a parameter would require a gradient, which a kernel is not compiled for.
-    return [param.detach(), grad.detach(), *(state[key] for key in plan.keys)]
+    return plan.slots([param.detach(), grad.detach(), *(state[key] for key in plan.keys)])
 
 
 def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import backends, bucket_cache, checks, inputs, peer_options, storage
 from hfoptim.engine.ambient import leave_undisturbed, undisturbed
-from hfoptim.engine.apply import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, placed, row_of, totals_of
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.options import ENGINE_DEFAULTS, check_options, documentation
+from hfoptim.engine.plan import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.rule import Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
 
@@ -314,7 +314,7 @@ class EngineOptimizer(Optimizer):
         self._cached_slots = slots or self._keep(entries, work)
         for slot in self._cached_slots or ():
             slot.version = slot.step._version
-            slot.bucket.rows[slot.place][1] = slot.step  # gradients are not kept alive; this one is never read
+            slot.row.grad = slot.step  # gradients are not kept alive; this one is never read
 
     def _begin(self, totals: dict[str, Tensor], loss: Tensor | None = None) -> dict[int, dict[str, Any]]:
         """Advance the run state; what the `per_step` of each group is handed beside the totals, by the group's id."""
@@ -354,7 +354,7 @@ class EngineOptimizer(Optimizer):
             if not slot.holds(index, param, grad, self.state):
                 return None
         for slot, entry in zip(slots, entries, strict=True):
-            slot.bucket.rows[slot.place][1] = entry[2]
+            slot.row.grad = entry[2]
         for item in self._bucket_steps:
             item.advance()
         return self._bucket_steps
@@ -372,7 +372,7 @@ class EngineOptimizer(Optimizer):
             keys, step = item.bucket.plan.keys, item.steps[place]
             slots.append(
                 bucket_cache.CachedSlot(
-                    index, param, self.state[param], keys, item.bucket, place, step, step._version, grad.dtype
+                    index, param, self.state[param], keys, item.bucket.rows[place], step, step._version, grad.dtype
                 )
             )
         self._bucket_steps = work

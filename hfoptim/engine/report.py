@@ -9,11 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hfoptim.engine.apply import Plan
 from hfoptim.engine.backends import eager_tiled
 from hfoptim.engine.bucket import Bucket, each_row
 from hfoptim.engine.bucket_step import BucketStep
 from hfoptim.engine.distributed import sharded
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Probe
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Decay, plan_of
 from hfoptim.engine.backends import compiled, loop
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.plan import Decay, plan_of
 from hfoptim.engine.rule import TENSOR, Rule
 from hfoptim.engine.storage import Rounding
 
@@ -53,19 +53,19 @@ def bucket_of(
             tensor.copy_(noise if place < 2 else noise.abs() + 0.1)
         if rounding.residual:
             row.append(torch.zeros_like(param, dtype=rounding.remainder or dtype))
-        bucket.rows.append(row)
+        bucket.rows.append(plan.slots(row))
         bucket.seeds.append(storage.row_seed(7, number))
     return bucket
 
 
 def copied(bucket):
-    rows = [[t.clone(memory_format=torch.preserve_format) for t in row] for row in bucket.rows]
+    rows = [row.map(lambda t: t.clone(memory_format=torch.preserve_format)) for row in bucket.rows]
     return Bucket(bucket.plan, rows, bucket.scalars, list(bucket.seeds))
 
 
 def refuse(bucket):
     raise AssertionError(
-        f"{len(bucket.rows)} rows were left without a kernel, the first of {tuple(bucket.rows[0][0].shape)}"
+        f"{len(bucket.rows)} rows were left without a kernel, the first of {tuple(bucket.rows[0].param.shape)}"
     )
 
 
@@ -96,7 +96,7 @@ def by_loop(bucket):
 def assert_near(ours, theirs, before, tolerance):
     """Every tensor of every row is where it is in the other bucket, within a share of the largest entry or movement."""
     for number, rows in enumerate(zip(ours.rows, theirs.rows, before.rows, strict=True)):
-        for place, (mine, other, start) in enumerate(zip(*rows, strict=True)):
+        for place, (mine, other, start) in enumerate(zip(*(row.tensors for row in rows), strict=True)):
             assert mine.dtype == other.dtype
             apart = float((mine.double() - other.double()).abs().max())
             moved = float((other.double() - start.double()).abs().max())

@@ -50,13 +50,13 @@ def encoder(kind, shapes):
     bucket = bucket_of(set_state, shapes, ELEMENT, kept=(kind,), m=state)
     for row in bucket.rows:
         if not kind.signed:
-            row[1].square_()
+            row.grad.square_()
     return bucket
 
 
 def decoded(bucket):
     """The values of the (first) state, row by row."""
-    return [storage.decode(bucket.plan, storage.split(bucket.plan, row))[1][0] for row in bucket.rows]
+    return [storage.decode(bucket.plan, row)[1][0] for row in bucket.rows]
 
 
 def apart_by_codes(mine, other, bits):
@@ -80,9 +80,9 @@ def test_the_nearest_code_is_that_of_the_definition(kind, monkeypatch):
     bucket = encoder(kind, SHAPES)
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
     for a, b in zip(mine.rows, other.rows, strict=True):
-        assert torch.equal(a[3], b[3])
-        assert torch.equal(a[2], b[2])
-        assert torch.equal(a[0], b[0])
+        assert torch.equal(a.kept[1], b.kept[1])
+        assert torch.equal(a.kept[0], b.kept[0])
+        assert torch.equal(a.param, b.param)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.stochastic], ids=name_of)
@@ -90,9 +90,9 @@ def test_stochastic_codes_follow_the_same_random_bits(kind, monkeypatch):
     bucket = encoder(kind, SHAPES)
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
     for a, b in zip(mine.rows, other.rows, strict=True):
-        assert torch.equal(a[3], b[3])
+        assert torch.equal(a.kept[1], b.kept[1])
         # The share between two codes, which a random number is compared to, is computed otherwise.
-        assert_codes_near(a[2], b[2], kind)
+        assert_codes_near(a.kept[0], b.kept[0], kind)
 
 
 @every_kind
@@ -102,7 +102,7 @@ def test_threads_draw_the_same_random_bits(kind, monkeypatch):
     monkeypatch.setattr(native, "_ONE_THREAD", 0)
     together = by_kernel(bucket, monkeypatch, threads=3)
     for a, b in zip(alone.rows, together.rows, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(a.tensors, b.tensors, strict=True))
 
 
 def filled(kind, numbers, monkeypatch):
@@ -115,10 +115,10 @@ def filled(kind, numbers, monkeypatch):
     inside[: len(numbers)] = numbers
     grad[:, 1:] = inside.view(count, size)
     bucket = encoder(kind, [(count, kind.block)])
-    bucket.rows[0][1].copy_(grad)
+    bucket.rows[0].grad.copy_(grad)
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    assert (mine.rows[0][3] == 1.0).all()
-    codes, expected = (unpack(b.rows[0][2]) if kind.bits == 4 else b.rows[0][2] for b in (mine, other))
+    assert (mine.rows[0].kept[1] == 1.0).all()
+    codes, expected = (unpack(b.rows[0].kept[0]) if kind.bits == 4 else b.rows[0].kept[0] for b in (mine, other))
     return codes[:, 1:].flatten()[: len(numbers)].long(), expected[:, 1:].flatten()[: len(numbers)].long()
 
 
@@ -158,18 +158,18 @@ def test_numbers_of_every_magnitude(kind, monkeypatch):
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 3e38])
 def test_blocks_of_tiny_and_huge_numbers(kind, size, monkeypatch):
     bucket = encoder(kind, [(77, 1001)])
-    grad = bucket.rows[0][1]
+    grad = bucket.rows[0].grad
     grad.mul_(size / float(grad.abs().max()))
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    assert torch.equal(mine.rows[0][3], other.rows[0][3])
-    assert_codes_near(mine.rows[0][2], other.rows[0][2], kind)
+    assert torch.equal(mine.rows[0].kept[1], other.rows[0].kept[1])
+    assert_codes_near(mine.rows[0].kept[0], other.rows[0].kept[0], kind)
 
 
 @every_kind
 def test_a_block_of_zeros(kind, monkeypatch):
     bucket = encoder(kind, [(77, 1001), (5000,)])
-    bucket.rows[0][1][3:5] = 0.0
-    bucket.rows[1][1].zero_()
+    bucket.rows[0].grad[3:5] = 0.0
+    bucket.rows[1].grad.zero_()
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
     for a, b in zip(decoded(mine), decoded(other), strict=True):
         torch.testing.assert_close(a, b, rtol=0.6 if kind.stochastic else 1e-6, atol=0.0)
@@ -187,7 +187,7 @@ def test_a_block_of_zeros(kind, monkeypatch):
 )
 def test_what_is_not_finite_stays_in_its_block(kind, bad, monkeypatch):
     bucket = encoder(kind, [(77, 1001)])
-    bucket.rows[0][1][3, 300] = bad
+    bucket.rows[0].grad[3, 300] = bad
     block = torch.zeros(77, 1001, dtype=torch.bool)
     start = 300 // kind.block * kind.block
     block[3, start : start + kind.block] = True
@@ -196,7 +196,7 @@ def test_what_is_not_finite_stays_in_its_block(kind, bad, monkeypatch):
     assert not ours[3, 300].isfinite()
     assert ours[~block].isfinite().all()
     assert (ours[~block] == theirs[~block]).float().mean() > 0.999
-    assert torch.equal(mine.rows[0][3].isfinite(), other.rows[0][3].isfinite())
+    assert torch.equal(mine.rows[0].kept[1].isfinite(), other.rows[0].kept[1].isfinite())
     if math.isnan(bad):
         assert ours[block].isnan().all()
 
@@ -213,9 +213,9 @@ def test_codes_are_read_as_by_the_definition(kind, monkeypatch):
     bucket = bucket_of(fn, SHAPES, ELEMENT, kept=(kind,), m=zeros if kind.signed else nonnegative)
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
     for a, b in zip(mine.rows, other.rows, strict=True):
-        torch.testing.assert_close(a[0], b[0], rtol=1e-6, atol=1e-6)
-        assert torch.equal(a[2], b[2])
-        assert torch.equal(a[3], b[3])
+        torch.testing.assert_close(a.param, b.param, rtol=1e-6, atol=1e-6)
+        assert torch.equal(a.kept[0], b.kept[0])
+        assert torch.equal(a.kept[1], b.kept[1])
 
 
 def test_two_states_and_one_in_full(monkeypatch):
@@ -229,9 +229,9 @@ def test_two_states_and_one_in_full(monkeypatch):
         mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
         for a, b in zip(mine.rows, other.rows, strict=True):
             for place in (0, 3, 4, 6):
-                torch.testing.assert_close(a[place], b[place], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(a.tensors[place], b.tensors[place], rtol=1e-5, atol=1e-5)
             for place, kind in ((2, kept[0]), (5, kept[2])):
-                assert_codes_near(a[place], b[place], kind)
+                assert_codes_near(a.tensors[place], b.tensors[place], kind)
 
 
 @pytest.mark.parametrize("form", [Format.Q8, Format.Q4], ids=lambda f: f.value)
@@ -247,9 +247,9 @@ def test_a_tensors_norm_over_codes(form, monkeypatch):
     for threads in (1, 3):
         mine = by_kernel(bucket, monkeypatch, threads)
         for a, b in zip(mine.rows, other.rows, strict=True):
-            torch.testing.assert_close(a[0], b[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(a[3], b[3], rtol=1e-6, atol=0.0)
-            assert_codes_near(a[2], b[2], Storage(form))
+            torch.testing.assert_close(a.param, b.param, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(a.kept[1], b.kept[1], rtol=1e-6, atol=0.0)
+            assert_codes_near(a.kept[0], b.kept[0], Storage(form))
 
 
 # -- bfloat16 --------------------------------------------------------------------------------------------------------
@@ -269,8 +269,8 @@ def become(rounding, numbers, scale=1.0):
         lambda g, p, h: (-g,), [numbers.shape], ELEMENT, torch.bfloat16, grad_dtype=torch.float32, rounding=rounding
     )
     bucket.scalars["lr"] = scale
-    bucket.rows[0][0].zero_()
-    bucket.rows[0][1].copy_(numbers)
+    bucket.rows[0].param.zero_()
+    bucket.rows[0].grad.copy_(numbers)
     return bucket
 
 
@@ -282,27 +282,27 @@ def bits(tensor):
 def test_every_float_is_rounded_as_by_the_definition(rounding, monkeypatch):
     bucket = become(rounding, every_float())
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    assert torch.equal(bits(mine.rows[0][0]), bits(other.rows[0][0]))
+    assert torch.equal(bits(mine.rows[0].param), bits(other.rows[0].param))
     if rounding is Rounding.KAHAN:
-        torch.testing.assert_close(mine.rows[0][2], other.rows[0][2], rtol=0.0, atol=0.0, equal_nan=True)
+        torch.testing.assert_close(mine.rows[0].kept[0], other.rows[0].kept[0], rtol=0.0, atol=0.0, equal_nan=True)
     elif rounding.residual:
-        assert torch.equal(mine.rows[0][2], other.rows[0][2])
+        assert torch.equal(mine.rows[0].kept[0], other.rows[0].kept[0])
 
 
 @pytest.mark.parametrize("rounding", list(Rounding), ids=lambda r: r.value)
 def test_not_a_number_stays_one(rounding, monkeypatch):
     bucket = become(rounding, torch.tensor([math.nan, 1.0, -math.nan]))
     row = by_kernel(bucket, monkeypatch).rows[0]
-    assert row[0].isnan().tolist() == [True, False, True]
-    row[1].fill_(1.0)
+    assert row.param.isnan().tolist() == [True, False, True]
+    row.grad.fill_(1.0)
     again = by_kernel(bucket, monkeypatch).rows[0]
-    assert again[0].isnan().tolist() == [True, False, True]
+    assert again.param.isnan().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("remainder", [Rounding.REMAINDER8, Rounding.REMAINDER16], ids=lambda r: r.value)
 def test_remainders_are_put_back_behind_their_parameters(remainder, monkeypatch):
     bucket = become(remainder, torch.zeros(1 << 16))
-    param, _, rest = bucket.rows[0]
+    param, rest = bucket.rows[0].written
     g = torch.Generator().manual_seed(0)
     param.copy_(torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16))
     param[param.isnan()] = 0.0
@@ -310,8 +310,8 @@ def test_remainders_are_put_back_behind_their_parameters(remainder, monkeypatch)
     limit = torch.iinfo(rest.dtype)
     rest.random_(limit.min, limit.max + 1, generator=g)
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    assert torch.equal(bits(mine.rows[0][0]), bits(other.rows[0][0]))
-    assert torch.equal(mine.rows[0][2], other.rows[0][2])
+    assert torch.equal(bits(mine.rows[0].param), bits(other.rows[0].param))
+    assert torch.equal(mine.rows[0].kept[0], other.rows[0].kept[0])
 
 
 def test_sixteen_bits_of_remainder_are_exact_float32_weights(monkeypatch):
@@ -319,7 +319,7 @@ def test_sixteen_bits_of_remainder_are_exact_float32_weights(monkeypatch):
     numbers = numbers[numbers.abs() < 3e38]
     row = by_kernel(become(Rounding.REMAINDER16, numbers), monkeypatch).rows[0]
     # Zero minus a zero loses its sign.
-    torch.testing.assert_close(storage.join_float32(row[0], row[2]), numbers, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(storage.join_float32(row.param, row.kept[0]), numbers, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_sixteen_bits_of_remainder_are_exact_float32_weights(monkeypatch):
 def test_bfloat16_state_is_rounded_as_by_the_definition(kind, monkeypatch):
     numbers = every_float()
     bucket = bucket_of(set_state, [numbers.shape], ELEMENT, kept=(kind,), m=zeros)
-    bucket.rows[0][1].copy_(numbers)
+    bucket.rows[0].grad.copy_(numbers)
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    assert torch.equal(bits(mine.rows[0][2]), bits(other.rows[0][2]))
+    assert torch.equal(bits(mine.rows[0].kept[0]), bits(other.rows[0].kept[0]))
 
 
 # -- optimizers ------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import torch
 from rows import assert_near, bucket_of, by_kernel, by_loop
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Decay, plan_of
 from hfoptim.engine.backends import compiled
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.cpp.writer import GROUP
 from hfoptim.engine.codegen.trace import Untraceable
+from hfoptim.engine.plan import Decay, plan_of
 from hfoptim.engine.rule import (
     ELEMENT,
     TENSOR,
@@ -165,7 +165,7 @@ def test_a_tensor_that_threads_share_evenly_and_one_of_one_entry(name, threads, 
 def test_many_tensors_that_go_through_the_passes_in_groups(name, monkeypatch):
     shapes = [(37, 29)] * 400 + [(300, 999)] + [(37, 28)] * 3
     bucket = made(name, shapes)
-    assert sum(row[0].numel() for row in bucket.rows) > 2 * GROUP
+    assert sum(row.param.numel() for row in bucket.rows) > 2 * GROUP
     assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float32])
 
 
@@ -186,8 +186,8 @@ def test_tensors_without_entries(numel, threads, monkeypatch):
         bucket = made(name, [(0,), (3,), (0, 5), (numel,), (2, 0, 3)])
         ours, theirs = by_kernel(bucket, monkeypatch, threads), by_loop(bucket)
         for mine, other, before in zip(ours.rows, theirs.rows, bucket.rows, strict=True):
-            if before[0].numel():
-                for a, b in zip(mine, other, strict=True):
+            if before.param.numel():
+                for a, b in zip(mine.tensors, other.tensors, strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -208,18 +208,18 @@ def test_nothing_is_written_but_the_rows_tensors_and_no_gradient(name, threads, 
     monkeypatch.setattr(native, "_ONE_THREAD", 0)
     bucket = made(name, [(5, 67), (3, 4099), (2, 7, 9)], dtype=torch.float64)
     wholes = []
-    for row in bucket.rows:
-        pairs = [guarded(t) for t in row]
-        row[:] = [inner for inner, _ in pairs]
+    for index, row in enumerate(bucket.rows):
+        pairs = [guarded(t) for t in row.tensors]
+        bucket.rows[index] = bucket.plan.slots(inner for inner, _ in pairs)
         wholes += [(inner.numel(), whole) for inner, whole in pairs]
     expected = by_loop(bucket)
-    grads = [row[1].clone() for row in bucket.rows]
+    grads = [row.grad.clone() for row in bucket.rows]
     # In place, where the fences are.
     monkeypatch.setattr("rows.copied", lambda bucket: bucket)
     by_kernel(bucket, monkeypatch, threads)
     for row, other, grad in zip(bucket.rows, expected.rows, grads, strict=True):
-        assert torch.equal(row[1], grad)
-        for mine, theirs in zip(row, other, strict=True):
+        assert torch.equal(row.grad, grad)
+        for mine, theirs in zip(row.tensors, other.tensors, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
     for numel, whole in wholes:
         assert (whole[:63] == 77).all()
@@ -232,14 +232,14 @@ def test_nothing_is_written_but_the_rows_tensors_and_no_gradient(name, threads, 
 def test_states_may_change_places(state, monkeypatch):
     bucket = bucket_of(lambda g, p, m, n, h: (g, n, m), [(5, 9)], m=state, n=state)
     row = by_kernel(bucket, monkeypatch).rows[0]
-    assert torch.equal(row[2], bucket.rows[0][3])
-    assert torch.equal(row[3], bucket.rows[0][2])
+    assert torch.equal(row.kept[0], bucket.rows[0].kept[1])
+    assert torch.equal(row.kept[1], bucket.rows[0].kept[0])
 
 
 def test_a_state_may_become_the_old_parameter(monkeypatch):
     bucket = bucket_of(lambda g, p, m, h: (g * g.mean(), p), [(5, 9)], m=zeros)
     row = by_kernel(bucket, monkeypatch).rows[0]
-    assert torch.equal(row[2], bucket.rows[0][0])
+    assert torch.equal(row.kept[0], bucket.rows[0].param)
 
 
 @pytest.mark.parametrize(
@@ -253,11 +253,13 @@ def test_a_state_may_become_the_old_parameter(monkeypatch):
 def test_other_layouts_are_stepped_as_they_are_or_left_to_the_loop(layout):
     for name in ("elements", "totals", "rows"):
         bucket = made(name, [(31, 17)], dtype=torch.float64)
-        bucket.rows[0] = [layout(t) if t.shape == (31, 17) else t for t in bucket.rows[0]]
+        bucket.rows[0] = bucket.rows[0].map(lambda t: layout(t) if t.shape == (31, 17) else t)
         expected = by_loop(bucket)
-        rows = [[t.as_strided(t.shape, t.stride()) for t in row] for row in bucket.rows]
+        rows = [row.map(lambda t: t.as_strided(t.shape, t.stride())) for row in bucket.rows]
         compiled.run(bucket)
-        for mine, other, same in zip(bucket.rows[0], expected.rows[0], rows[0], strict=True):
+        for mine, other, same in zip(
+            *(row.tensors for row in (bucket.rows[0], expected.rows[0], rows[0])), strict=True
+        ):
             assert mine.data_ptr() == same.data_ptr()
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
@@ -265,7 +267,7 @@ def test_other_layouts_are_stepped_as_they_are_or_left_to_the_loop(layout):
 def test_a_dense_layout_that_all_share_needs_no_loop(monkeypatch):
     for name in ("elements", "totals"):
         bucket = made(name, [(31, 17)], dtype=torch.float64)
-        bucket.rows[0] = [t.t().contiguous().t() for t in bucket.rows[0]]
+        bucket.rows[0] = bucket.rows[0].map(lambda t: t.t().contiguous().t())
         assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.float64])
 
 
@@ -300,22 +302,22 @@ def test_sums_of_ten_million_numbers_are_accurate(shape, threads, monkeypatch):
     # Uniform in [0, 1): a running sum in float32 would be off by percents.
     grad = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     small = [torch.zeros(shape[:1]), torch.zeros(shape[1:])] if len(shape) == 2 else []
-    bucket.rows[0] = [torch.zeros(shape), grad, *small, torch.zeros(())]
+    bucket.rows[0] = bucket.plan.slots([torch.zeros(shape), grad, *small, torch.zeros(())])
     row = by_kernel(bucket, monkeypatch, threads).rows[0]
     exact = grad.double()
-    torch.testing.assert_close(row[-1].double(), exact.sum(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(row.kept[-1].double(), exact.sum(), rtol=1e-6, atol=0.0)
     if len(shape) == 2:
-        torch.testing.assert_close(row[2].double(), exact.sum(1), rtol=1e-6, atol=0.0)
-        torch.testing.assert_close(row[3].double(), exact.sum(0), rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(row.kept[0].double(), exact.sum(1), rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(row.kept[1].double(), exact.sum(0), rtol=1e-6, atol=0.0)
 
 
 def test_scalars_are_computed_in_double_precision(monkeypatch):
     # 1 - b rounded to float32 first would be off by 1e-5.
     bucket = bucket_of(lambda g, p, h: (g * ((1.0 - h.b) * 1e4),), [(100,)], scalars={"b": 0.9999}, scope=ELEMENT)
     row = by_kernel(bucket, monkeypatch).rows[0]
-    grad = bucket.rows[0][1].double()
+    grad = bucket.rows[0].grad.double()
     torch.testing.assert_close(
-        row[0].double(), bucket.rows[0][0].double() - 0.1 * grad * ((1 - 0.9999) * 1e4), rtol=1e-6, atol=1e-7
+        row.param.double(), bucket.rows[0].param.double() - 0.1 * grad * ((1 - 0.9999) * 1e4), rtol=1e-6, atol=1e-7
     )
 
 
@@ -360,26 +362,26 @@ def test_comparisons_are_handed_from_pass_to_pass(dim, monkeypatch):
 @pytest.mark.parametrize("name", ["elements", "totals", "rows", "columns", "factored"])
 def test_what_is_not_finite_spreads_as_in_the_loop(name, bad, monkeypatch):
     bucket = made(name, [(31, 17)], dtype=torch.float64)
-    bucket.rows[0][1][3, 5] = bad
+    bucket.rows[0].grad[3, 5] = bad
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    for a, b in zip(mine.rows[0], other.rows[0], strict=True):
+    for a, b in zip(mine.rows[0].tensors, other.rows[0].tensors, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["param", "grad"])
 def test_the_larger_and_the_smaller_of_nan_and_a_number_are_nan(place, monkeypatch):
     bucket = bucket_of(lambda g, p, m, h: (g.maximum(p), g.minimum(p)), [(64,)], ELEMENT, m=zeros)
-    bucket.rows[0][place][5] = math.nan
+    bucket.rows[0].tensors[place][5] = math.nan
     mine, other = by_kernel(bucket, monkeypatch), by_loop(bucket)
-    assert mine.rows[0][2][5].isnan()
-    for a, b in zip(mine.rows[0], other.rows[0], strict=True):
+    assert mine.rows[0].kept[0][5].isnan()
+    for a, b in zip(mine.rows[0].tensors, other.rows[0].tensors, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)
 
 
 def test_subnormal_numbers_are_not_flushed(monkeypatch):
     bucket = bucket_of(lambda g, p, m, h: (g, m * 0.5), [(64,)], ELEMENT, m=zeros)
-    bucket.rows[0][2].fill_(2.0**-140)
-    assert (by_kernel(bucket, monkeypatch).rows[0][2] == 2.0**-141).all()
+    bucket.rows[0].kept[0].fill_(2.0**-140)
+    assert (by_kernel(bucket, monkeypatch).rows[0].kept[0] == 2.0**-141).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -390,9 +392,9 @@ def test_rounding_is_to_the_nearest_ties_to_even(dtype, monkeypatch):
     values = torch.cat([values, torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, 65519.0, 65520.0, 1e-30])])
     bucket = bucket_of(lambda g, p, h: (-g,), [values.shape], ELEMENT, dtype=dtype, grad_dtype=torch.float32)
     bucket.scalars["lr"] = 1.0
-    bucket.rows[0][0].zero_()
-    bucket.rows[0][1].copy_(values)
-    got = by_kernel(bucket, monkeypatch).rows[0][0]
+    bucket.rows[0].param.zero_()
+    bucket.rows[0].grad.copy_(values)
+    got = by_kernel(bucket, monkeypatch).rows[0].param
     torch.testing.assert_close(got, values.to(dtype), rtol=0.0, atol=0.0, equal_nan=True)
 
 
@@ -436,7 +438,7 @@ def test_a_state_without_dimensions_of_the_parameter_has_no_kernel():
     assert all(
         torch.equal(a, b)
         for mine, other in zip(bucket.rows, expected.rows, strict=True)
-        for a, b in zip(mine, other, strict=True)
+        for a, b in zip(mine.tensors, other.tensors, strict=True)
     )
 
 
@@ -449,7 +451,7 @@ def test_an_element_wise_rule_with_smaller_state_has_no_kernel():
             native.kernel(bucket.plan, ("lr",), row)
     with pytest.warns(UserWarning, match="no kernel is generated for the rule"):
         compiled.run(bucket)
-    assert all(torch.equal(mine[0], other[0]) for mine, other in zip(bucket.rows, expected.rows, strict=True))
+    assert all(torch.equal(mine.param, other.param) for mine, other in zip(bucket.rows, expected.rows, strict=True))
 
 
 # -- how many kernels ------------------------------------------------------------------------------------------------
@@ -497,8 +499,8 @@ def test_a_probe_hands_back_its_sums_over_all_tensors(threads, monkeypatch):
     for row in bucket.rows:
         kernel = native.kernel(plan, tuple(scalars), row, probe=True)
         assert kernel.results == ("dot", "largest", "sizes", "lr")
-        calls.setdefault(id(kernel.step), native.Call(kernel, 0)).add(kernel, row, 0)
-    before = [[t.clone() for t in row] for row in bucket.rows]
+        calls.setdefault(id(kernel.step), native.Call(kernel, None)).add(kernel, row, 0)
+    before = [row.map(torch.clone) for row in bucket.rows]
     found = dict.fromkeys(("dot", "largest", "sizes", "lr"), 0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(native, "_ONE_THREAD", 0)
@@ -506,10 +508,14 @@ def test_a_probe_hands_back_its_sums_over_all_tensors(threads, monkeypatch):
         for name, value in call.run(scalars).items():
             found[name] += value
     h = hyper_type(tuple(scalars))(**scalars)
-    expected = [sums(g, p, m, size, h) for p, g, m, size in bucket.rows]
+    expected = [sums(g, p, m, size, h) for p, g, m, size in (row.tensors for row in bucket.rows)]
     for name, value in found.items():
         torch.testing.assert_close(value, float(sum(e[name] for e in expected)), rtol=1e-12, atol=1e-12)
-    assert all(torch.equal(a, b) for x, y in zip(before, bucket.rows, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(before, bucket.rows, strict=True)
+        for a, b in zip(x.tensors, y.tensors, strict=True)
+    )
 
 
 def test_a_probe_in_bfloat16_and_codes_reads_what_the_rule_reads(monkeypatch):
@@ -520,12 +526,13 @@ def test_a_probe_in_bfloat16_and_codes_reads_what_the_rule_reads(monkeypatch):
     kept = (storage.Storage(storage.Format.Q8),)
     plan = plan_of(rule, Decay.NONE, torch.float32, kept=kept)
     param = torch.randn(70, 130, generator=torch.Generator().manual_seed(0)).bfloat16()
-    row = [param, param * 0.5, *(init(param, torch.float32) for init in storage.inits(kept[0], rule, "m").values())]
-    row[2].random_(0, 256, generator=torch.Generator().manual_seed(1))
-    row[3].uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
+    inits = storage.inits(kept[0], rule, "m").values()
+    row = plan.slots([param, param * 0.5, *(init(param, torch.float32) for init in inits)])
+    row.kept[0].random_(0, 256, generator=torch.Generator().manual_seed(1))
+    row.kept[1].uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
     kernel = native.kernel(plan, ("lr",), row, probe=True)
-    call = native.Call(kernel, native.scales_place(plan))
+    call = native.Call(kernel, native.coded_state(plan))
     call.add(kernel, row, 0)
-    weight, (m,) = storage.decode(plan, storage.split(plan, row))
-    expected = sums(row[1].double(), weight.double(), m.double(), None)["dot"]
+    weight, (m,) = storage.decode(plan, row)
+    expected = sums(row.grad.double(), weight.double(), m.double(), None)["dot"]
     torch.testing.assert_close(call.run({"lr": 0.1})["dot"], float(expected), rtol=1e-5, atol=1e-5)

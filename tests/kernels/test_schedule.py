@@ -7,10 +7,10 @@ import torch
 
 import hfoptim
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Decay, plan_of
 from hfoptim.engine.backends import loop
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.trace import Untraceable
+from hfoptim.engine.plan import Decay, plan_of
 from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, scalar, zeros, zeros_without
 
 
@@ -32,7 +32,7 @@ def of_rule(fn, scope=TENSOR, shape=(6, 4), kept=None, dtype=torch.float32, **st
     row = [param, param.clone()]
     for name, how in zip(state, plan.storage, strict=True):
         row += [init(param, torch.float32) for init in storage.inits(how, plan.rule, name).values()]
-    return native.program_of(plan, ("lr",), row)[0]
+    return native.program_of(plan, ("lr",), plan.slots(row))[0]
 
 
 def walks(program):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Decay, plan_of
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.trace import Graph, Symbol, Untraceable
+from hfoptim.engine.plan import Decay, plan_of
 from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, ema, rms, zeros, zeros_without
 
 # Of the dimension with each label.
@@ -270,7 +270,7 @@ def program(fn, scope=TENSOR, shape=(6, 4), **state):
     row = [param, param.clone()]
     for name, kept in zip(state, plan.storage, strict=True):
         row += [init(param, torch.float32) for init in storage.inits(kept, plan.rule, name).values()]
-    return native.program_of(plan, ("lr",), row)
+    return native.program_of(plan, ("lr",), plan.slots(row))
 
 
 @pytest.mark.parametrize(

@@ -112,12 +112,12 @@ def totals(g, p, h):
 
 def test_gaps_in_memory_go_to_the_loop_without_a_word(recwarn):
     bucket = bucket_of(totals, [(6, 8), (5, 4)])
-    bucket.rows[0] = [t[:, ::2] for t in bucket.rows[0]]
+    bucket.rows[0] = bucket.rows[0].map(lambda t: t[:, ::2])
     expected = by_loop(bucket)
     compiled.run_as_asked(bucket)
     assert not recwarn.list
-    assert torch.equal(bucket.rows[0][0], expected.rows[0][0])
-    torch.testing.assert_close(bucket.rows[1][0], expected.rows[1][0])
+    assert torch.equal(bucket.rows[0].param, expected.rows[0].param)
+    torch.testing.assert_close(bucket.rows[1].param, expected.rows[1].param)
 
 
 def test_shapes_without_a_loop_go_to_the_eager_loop_with_one_warning():
@@ -131,7 +131,7 @@ def test_shapes_without_a_loop_go_to_the_eager_loop_with_one_warning():
     assert len(caught) == 1
     for stepped in (bucket, again):
         for mine, theirs in zip(stepped.rows, expected.rows, strict=True):
-            assert torch.equal(mine[0], theirs[0])
+            assert torch.equal(mine.param, theirs.param)
 
 
 def test_a_compiler_that_does_not_know_float16(monkeypatch):
@@ -146,4 +146,4 @@ def test_a_compiler_that_does_not_know_float16(monkeypatch):
     compiled.warn_uncompiled.cache_clear()
     with pytest.warns(UserWarning, match="float16"):
         compiled.run(bucket)
-    assert torch.equal(bucket.rows[0][0], expected.rows[0][0])
+    assert torch.equal(bucket.rows[0].param, expected.rows[0].param)

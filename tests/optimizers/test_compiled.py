@@ -146,7 +146,7 @@ def test_equals_the_loop_and_compiles_once_whatever_number_changes(entry, varian
 )
 def test_what_lies_in_one_piece_is_not_left_to_the_loop(entry, variant, monkeypatch):
     def refuse(bucket):
-        raise AssertionError(f"{bucket.rows[0][0].shape} is left without a kernel")
+        raise AssertionError(f"{bucket.rows[0].param.shape} is left without a kernel")
 
     for name in ("loop", "foreach"):
         monkeypatch.setattr(compiled, name, SimpleNamespace(run=refuse))

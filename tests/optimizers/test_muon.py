@@ -36,6 +36,7 @@ from transformers import (
 import hfoptim
 from hfoptim.engine.backends import compiled, matrix
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.tensor_slots import TensorSlots
 from hfoptim.optimizers.shared import newton_schulz
 
 USUAL = ((3.4445, -4.7750, 2.0315),) * 5
@@ -203,7 +204,8 @@ def test_a_matrix_steps_alike_alone_and_among_others():
 
 def test_a_stack_has_no_more_entries_than_allowed():
     def rows(count, *shape):
-        return [[torch.empty(shape, device="meta") for _ in range(3)] for _ in range(count)]
+        param, grad, momentum = (torch.empty(shape, device="meta") for _ in range(3))
+        return [TensorSlots(param, grad, ((momentum,),)) for _ in range(count)]
 
     bucket = Bucket(SimpleNamespace(caution=False), rows(5, 3 << 10, 1 << 10) + rows(1, 1 << 14, 1 << 14))
     assert [len(stack.rows) for stack in matrix._stacks(bucket)] == [2, 2, 1, 1]

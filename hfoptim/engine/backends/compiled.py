@@ -17,6 +17,7 @@ from hfoptim.engine.bucket import Bucket, flat
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.trace import Untraceable, Unwalkable
 from hfoptim.engine.rule import Rule
+from hfoptim.engine.tensor_slots import TensorSlots
 
 
 def run(bucket: Bucket) -> None:
@@ -83,7 +84,6 @@ def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple
     """Kernel calls for a bucket's rows, the rows that no kernel walks through, and those whose rule has no kernel."""
     plan, names = bucket.plan, tuple(bucket.scalars)
     calls: dict[int, native.Call] = {}
-    scales = native.scales_place(plan)
     unwalkable, others = Bucket(plan, [], bucket.scalars, []), Bucket(plan, [], bucket.scalars, [])
     kernel, left = None, unwalkable
     for index, row in enumerate(bucket.rows):
@@ -92,8 +92,10 @@ def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple
                 kernel, left = native.kernel(plan, names, row, probe), unwalkable
             except Unwalkable as error:
                 kernel, left = None, unwalkable
-                if row[0].numel() > 1:
-                    _warn_once(plan.rule, f"the rule {plan.rule.name} on shapes such as {tuple(row[0].shape)}: {error}")
+                if row.param.numel() > 1:
+                    _warn_once(
+                        plan.rule, f"the rule {plan.rule.name} on shapes such as {tuple(row.param.shape)}: {error}"
+                    )
             except Untraceable as error:
                 kernel, left = None, others
                 problem = f"{'the probe of ' if probe else ''}the rule {plan.rule.name}: {error}"
@@ -114,19 +116,20 @@ def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple
             continue
         call = calls.get(id(kernel.step))
         if call is None:
-            call = calls[id(kernel.step)] = native.Call(kernel, scales)
+            call = calls[id(kernel.step)] = native.Call(kernel, native.coded_state(plan))
         call.add(kernel, row, seed)
     return list(calls.values()), unwalkable, others
 
 
-def _takes(kernel: native.Kernel, bucket: Bucket, row: list[Tensor]) -> bool:
+def _takes(kernel: native.Kernel, bucket: Bucket, row: TensorSlots) -> bool:
     """Whether the memory of a row's tensors is what the kernel walks through."""
-    if all([t.is_contiguous() for t in row]):  # noqa: C419 - twice as fast as a generator
+    tensors = row.tensors
+    if all([t.is_contiguous() for t in tensors]):  # noqa: C419 - twice as fast as a generator
         return True
     if not kernel.flat or bucket.plan.ordered:
         return False
     # State of other shapes (a number per tensor) is read whole.
-    return flat([t for t in row if t.shape == row[0].shape]) is not None
+    return flat([t for t in tensors if t.shape == row.param.shape]) is not None
 
 
 _told: WeakSet[Rule] = WeakSet()

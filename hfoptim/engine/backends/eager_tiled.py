@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Plan
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM
 from hfoptim.engine.codegen.schedule import Program, Time
 from hfoptim.engine.codegen.trace import Node, Untraceable
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope
+from hfoptim.engine.tensor_slots import TensorSlots
 
 # Entries from which a tensor is worth it, and entries of a piece.
 LARGE = 1 << 22
@@ -53,19 +54,19 @@ def run(bucket: Bucket) -> Bucket:
     return left
 
 
-def _program(bucket: Bucket, row: list[Tensor], probe: bool = False) -> tuple[Program, tuple[str, ...]] | None:
+def _program(bucket: Bucket, row: TensorSlots, probe: bool = False) -> tuple[Program, tuple[str, ...]] | None:
     """(the schedule, the names of the probe's sums) for a large tensor that can be taken piece by piece."""
-    if bucket.plan.scope is not Scope.TENSOR or not bucket.plan.plain or row[0].numel() < LARGE:
+    if bucket.plan.scope is not Scope.TENSOR or not bucket.plan.plain or row.param.numel() < LARGE:
         return None
     try:
         program, _, names = native.traced(bucket.plan, tuple(bucket.scalars), row, probe)
     except Untraceable:
         return None
     # More than two axes: a piece would have to be whole batches.
-    return (program, names) if program.axes < 3 and all(t.is_contiguous() for t in row) else None
+    return (program, names) if program.axes < 3 and all(t.is_contiguous() for t in row.tensors) else None
 
 
-def probed(bucket: Bucket, row: list[Tensor]) -> dict[str, Tensor] | None:
+def probed(bucket: Bucket, row: TensorSlots) -> dict[str, Tensor] | None:
     """What the probe of the bucket's rule gives for a large tensor; None where it is not to be had piece by piece."""
     found = _program(bucket, row, probe=True)
     if found is None:
@@ -79,15 +80,14 @@ def probed(bucket: Bucket, row: list[Tensor]) -> dict[str, Tensor] | None:
 class _Step:
     """One step of one tensor, seen as rows of columns; a flat one as many rows of one column."""
 
-    def __init__(self, plan: Plan, program: Program, row: list[Tensor], scalars: dict[str, Any]) -> None:
+    def __init__(self, plan: Plan, program: Program, row: TensorSlots, scalars: dict[str, Any]) -> None:
         self.plan, self.program, self.scalars = plan, program, scalars
         self.nodes, self.kinds, self.times = program.nodes, program.kinds, program.times
-        shape = row[0].shape
+        shape = row.param.shape
         self.sizes = dict(enumerate(shape))
         rows = math.prod(shape[label] for label in program.merged[0]) if program.axes == 2 else 1
-        parts = storage.split(plan, row)
-        self.residual = None if parts.residual is None else parts.residual.view(rows, -1)
-        self.tensors = [row[0].view(rows, -1), row[1].view(rows, -1), *(tensors[0] for tensors in parts.states)]
+        self.residual = None if row.residual is None else row.residual.view(rows, -1)
+        self.tensors = [row.param.view(rows, -1), row.grad.view(rows, -1), *(tensor for (tensor,) in row.states)]
         self.row_shape = (rows, shape.numel() // rows)
         loads = {node.value: self.kinds[i] for i, node in enumerate(self.nodes) if node.op == "load"}
         forms = {"full": (rows, -1), "row": (-1, 1), "column": (1, -1), "scalar": ()}

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import torch
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Plan, moved
+from hfoptim.engine.apply import moved
 from hfoptim.engine.backends import eager_tiled
 from hfoptim.engine.bucket import Bucket, Piece, piece_size, pieces
-from hfoptim.engine.storage import Rounding, Row
+from hfoptim.engine.plan import Plan
+from hfoptim.engine.storage import Rounding
 from hfoptim.engine.tensor_list import TensorList
 
 
@@ -23,38 +24,38 @@ def run(bucket: Bucket) -> None:
     plan, h = bucket.plan, bucket.hyper()
     bucket = eager_tiled.run(bucket)
     for batch in _batches(bucket):
-        rows = [storage.split(plan, piece.row) for piece in batch]
+        rows = [piece.row for piece in batch]
         weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
         grads = TensorList([row.grad for row in rows])
         columns = [TensorList(column) for column in zip(*states, strict=True)]
         new, *new_states = moved(plan, h, grads, TensorList(weights), columns)
         for index, values in enumerate(new_states):
             if values is not None:
-                _write_state(plan, index, batch, rows, values)
-        _write_params(plan, batch, rows, new)
+                _write_state(plan, index, batch, values)
+        _write_params(plan, batch, new)
 
 
-def _write_state(plan: Plan, index: int, batch: list[Piece], rows: list[Row], values: TensorList) -> None:
+def _write_state(plan: Plan, index: int, batch: list[Piece], values: TensorList) -> None:
     kept = plan.storage[index]
     if kept.copied:
-        torch._foreach_copy_([row.states[index][0] for row in rows], values.tensors)
+        torch._foreach_copy_([tensor for piece in batch for tensor in piece.row.states[index]], values.tensors)
         return
-    for piece, row, value in zip(batch, rows, values, strict=True):
-        storage.encode_state(kept, row.states[index], value, storage.state_seed(piece.seed, index), piece.start)
+    for piece, value in zip(batch, values, strict=True):
+        storage.encode_state(kept, piece.row.states[index], value, storage.state_seed(piece.seed, index), piece.start)
 
 
-def _write_params(plan: Plan, batch: list[Piece], rows: list[Row], new: TensorList) -> None:
-    params = [row.param for row in rows]
+def _write_params(plan: Plan, batch: list[Piece], new: TensorList) -> None:
+    params = [piece.row.param for piece in batch]
     if plan.rounding is Rounding.NEAREST:
         torch._foreach_copy_(params, new.tensors)
     elif plan.rounding is Rounding.KAHAN:
-        residuals = [row.residual for row in rows]
+        residuals = [piece.row.residual for piece in batch]
         rounded, new_residuals = storage.kahan(new, TensorList(residuals), params[0].dtype)
         torch._foreach_copy_(params, rounded.tensors)
         torch._foreach_copy_(residuals, new_residuals.tensors)
     else:
-        for piece, row, weight in zip(batch, rows, new, strict=True):
-            storage.encode_param(plan, row, weight, piece.seed, piece.start)
+        for piece, weight in zip(batch, new, strict=True):
+            storage.encode_param(plan, piece.row, weight, piece.seed, piece.start)
 
 
 def _batches(bucket: Bucket) -> Iterator[list[Piece]]:
@@ -63,7 +64,7 @@ def _batches(bucket: Bucket) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     filled = 0
     for piece in pieces(bucket):
-        numel = piece.row[0].numel()
+        numel = piece.row.param.numel()
         if batch and filled + numel > limit:
             yield batch
             batch, filled = [], 0

@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine.apply import Plan, step_in_place
+from hfoptim.engine.apply import step_in_place
 from hfoptim.engine.backends import loop
 from hfoptim.engine.bucket import Bucket, flat
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope, hyper_type
+from hfoptim.engine.tensor_slots import TensorSlots
 
 NAME = "inductor"
 
 # Element-wise, smaller tensors are copied together and stepped in one call: a call costs as much time as it takes to
 # copy about this many entries to and fro.
 PACK_BELOW = 1 << 15
-GRAD = 1  # the gradient's place in a row
 
 # Element-wise kernels step as many tensors per call: entering a compiled function costs some 40 microseconds of Python.
 SHARE = 4
@@ -51,28 +52,28 @@ def run(bucket: Bucket) -> None:
         packed = packed.pin_memory().to(device, non_blocking=True)
     tensor_scalars = {name: value for name, value in bucket.scalars.items() if isinstance(value, Tensor)}
     rows, small, left_over = _sort(bucket)
-    columns = [torch.cat(column) for column in zip(*small, strict=True)]
-    if columns:
-        rows.append(columns)
+    together = None
+    if small:
+        together = bucket.plan.slots(map(torch.cat, zip(*(row.tensors for row in small), strict=True)))
+        rows.append(together)
     compiled: dict[int, Kernel] = {}
-    for together in _calls(bucket.plan, rows):
-        tensors = together[0]
-        ndim = tensors[0].ndim
+    for call in _calls(bucket.plan, rows):
+        first = call[0]
+        ndim = first.param.ndim
         if ndim not in compiled:
-            signature = tuple((t.dtype, t.ndim) for t in tensors)
+            signature = tuple((t.dtype, t.ndim) for t in first.tensors)
             compiled[ndim] = kernel(bucket.plan, device, names, tuple(tensor_scalars), signature)
-            compiled[ndim].ready(bucket.plan, packed, tensor_scalars, tensors)
-        compiled[ndim].function(packed, list(tensor_scalars.values()), together)
-    if columns:
-        sizes = [row[0].numel() for row in small]
-        for i, column in enumerate(columns):
-            if i != GRAD:
-                torch._foreach_copy_([row[i] for row in small], list(column.split(sizes)))
+            compiled[ndim].ready(bucket.plan, packed, tensor_scalars, first)
+        compiled[ndim].function(packed, list(tensor_scalars.values()), [row.tensors for row in call])
+    if together is not None:
+        sizes = [row.param.numel() for row in small]
+        for whole, *parts in zip(together.written, *(row.written for row in small), strict=True):
+            torch._foreach_copy_(parts, list(whole.split(sizes)))
     if left_over:
         loop.run(Bucket(bucket.plan, left_over, bucket.scalars))
 
 
-def _calls(plan: Plan, rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+def _calls(plan: Plan, rows: list[TensorSlots]) -> Iterator[list[TensorSlots]]:
     """The rows by kernel call: several element-wise ones share one, each other has its own."""
     if plan.scope is not Scope.ELEMENT:
         yield from ([row] for row in rows)
@@ -81,36 +82,37 @@ def _calls(plan: Plan, rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]
         together = rows[start : start + SHARE]
         # One kernel for any number of rows: the missing ones are throw-away tensors.
         while len(together) < SHARE:
-            together.append([torch.zeros(_FILLER, dtype=t.dtype, device=t.device) for t in rows[0]])
+            together.append(rows[0].map(lambda t: torch.zeros(_FILLER, dtype=t.dtype, device=t.device)))
         yield together
 
 
-def _sort(bucket: Bucket) -> tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor]]]:
+def _sort(bucket: Bucket) -> tuple[list[TensorSlots], list[TensorSlots], list[TensorSlots]]:
     """The bucket's rows: those with a kernel call of their own, small ones to be packed, those left to the loop."""
-    large: list[list[Tensor]] = []
-    small: list[list[Tensor]] = []
-    left_over: list[list[Tensor]] = []
+    large: list[TensorSlots] = []
+    small: list[TensorSlots] = []
+    left_over: list[TensorSlots] = []
     for row in bucket.rows:
         views = _views(bucket.plan, row)
         if views is None:
             left_over.append(row)
-        elif bucket.plan.scope is Scope.ELEMENT and row[0].numel() < PACK_BELOW:
+        elif bucket.plan.scope is Scope.ELEMENT and row.param.numel() < PACK_BELOW:
             small.append(views)
         else:
             large.append(views)
     # Sizes 0 and 1 would be compiled for themselves, packed as well as alone.
-    if sum(row[0].numel() for row in small) < 2:
+    if sum(row.param.numel() for row in small) < 2:
         return large, [], [*left_over, *small]
     return large, small, left_over
 
 
-def _views(plan: Plan, row: list[Tensor]) -> list[Tensor] | None:
+def _views(plan: Plan, row: TensorSlots) -> TensorSlots | None:
     """A row in the form its kernel takes, or None."""
     if plan.scope is Scope.ELEMENT:
-        return flat(row)
-    shape = row[0].shape
-    takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and row[0].numel() > _FEW
-    return row if takes and all(t.is_contiguous() for t in row) else None
+        views = flat(row.tensors)
+        return None if views is None else plan.slots(views)
+    shape = row.param.shape
+    takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and row.param.numel() > _FEW
+    return row if takes and all(t.is_contiguous() for t in row.tensors) else None
 
 
 @dataclass
@@ -120,20 +122,21 @@ class Kernel:
     function: Callable[..., None]
     traced: bool = field(default=False)
 
-    def ready(self, plan: Plan, packed: Tensor, tensor_scalars: dict[str, Tensor], tensors: list[Tensor]) -> None:
+    def ready(self, plan: Plan, packed: Tensor, tensor_scalars: dict[str, Tensor], like: TensorSlots) -> None:
         """Compile once, on throw-away tensors whose sizes all differ, so that no size is taken for another."""
         if self.traced:
             return
-        shapes: list[tuple[int, ...]] = [_TRACE_SHAPES[tensors[0].ndim]]
+        shapes: list[tuple[int, ...]] = [_TRACE_SHAPES[like.param.ndim]]
         if plan.scope is Scope.ELEMENT:
             shapes = [(shapes[0][0] + i,) for i in range(SHARE)]
         rows = []
         for shape in shapes:
-            param = torch.zeros(shape, dtype=tensors[0].dtype, device=tensors[0].device)
-            dtypes = [t.dtype for t in tensors[2:]]
-            state = [init(param, dtype) for init, dtype in zip(plan.rule.state.values(), dtypes, strict=False)]
-            compensation = [torch.zeros_like(param)] if plan.kahan else []
-            rows.append([param, torch.zeros_like(param, dtype=tensors[1].dtype), *state, *compensation])
+            param = torch.zeros(shape, dtype=like.param.dtype, device=like.param.device)
+            states = [
+                init(param, kept.dtype) for init, (kept,) in zip(plan.rule.state.values(), like.states, strict=True)
+            ]
+            residual = [torch.zeros_like(param)] if plan.kahan else []
+            rows.append((param, torch.zeros_like(param, dtype=like.grad.dtype), *states, *residual))
         self.function(packed, list(tensor_scalars.values()), rows)
         self.traced = True
 
@@ -158,10 +161,10 @@ def kernel(
 def _compile(plan: Plan, names: tuple[str, ...], tensor_names: tuple[str, ...]) -> Callable[..., None]:
     hyper = hyper_type((*names, *tensor_names))
 
-    def step(packed: Tensor, tensor_scalars: list[Tensor], rows: list[list[Tensor]]) -> None:
+    def step(packed: Tensor, tensor_scalars: list[Tensor], rows: list[tuple[Tensor, ...]]) -> None:
         h = hyper(*packed.unbind(), *tensor_scalars)
         for row in rows:
-            step_in_place(plan, h, row)
+            step_in_place(plan, h, plan.slots(row))
 
     # Dynamo keeps its cache, and counts its limit of recompilations, per code object: every kernel has its own.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)

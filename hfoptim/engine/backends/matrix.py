@@ -34,7 +34,7 @@ def run(bucket: Bucket) -> None:
 def _together(stack: Bucket, h: Any, seeds: list[int]) -> None:
     """Step rows of equal shapes; a function of its own, so that one stack is gone before the next is made."""
     plan = stack.plan
-    rows = [storage.split(plan, row) for row in stack.rows]
+    rows = stack.rows
     weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
     columns = [torch.stack(column) for column in zip(*states, strict=True)]
     new, *new_states = moved(plan, h, torch.stack([row.grad for row in rows]), torch.stack(weights), columns)
@@ -48,8 +48,8 @@ def _stacks(bucket: Bucket) -> Iterator[Bucket]:
     limit = 0 if bucket.plan.caution else STACK.get(bucket.device.type, STACK["default"])
     alike: dict[tuple[torch.Size, ...], list[int]] = {}
     for index, row in enumerate(bucket.rows):
-        alike.setdefault(tuple(t.shape for t in row), []).append(index)
+        alike.setdefault(tuple(t.shape for t in row.tensors), []).append(index)
     for indices in alike.values():
-        count = max(1, limit // max(1, bucket.rows[indices[0]][0].numel()))
+        count = max(1, limit // max(1, bucket.rows[indices[0]].param.numel()))
         for start in range(0, len(indices), count):
             yield bucket.chosen(indices[start : start + count])

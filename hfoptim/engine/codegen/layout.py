@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Parameter and gradient among the values of a rule, before its states; and among the addresses a kernel is given.
 PARAM, GRAD = 0, 1
 
 

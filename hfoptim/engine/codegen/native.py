@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Plan, entering, moved
+from hfoptim.engine.apply import entering, moved
 from hfoptim.engine.codegen import build, cpp
-from hfoptim.engine.codegen.layout import Layout, Slot
+from hfoptim.engine.codegen.layout import GRAD, PARAM, Layout, Slot
 from hfoptim.engine.codegen.schedule import Program, schedule
 from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable, Unwalkable
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope, hyper_type
+from hfoptim.engine.tensor_slots import TensorSlots
 
 # Fewer entries are not worth waking other threads for.
 _ONE_THREAD = 1 << 15
@@ -60,22 +62,25 @@ class Call:
 
     Args:
         kernel: of the first row; the others' have the same function.
-        scales: the place of the first tensor of scales in a row, 0 where there is none.
+        coded: the index of the first state that is kept in codes; None where there is none.
     """
 
     kernel: Kernel
-    scales: int
+    coded: int | None
     table: array[int] = field(default_factory=lambda: array("Q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
     seeds: array[int] = field(default_factory=lambda: array("I"))
     entries: int = 0
 
-    def add(self, kernel: Kernel, row: Sequence[Tensor], seed: int) -> None:
+    def add(self, kernel: Kernel, row: TensorSlots, seed: int) -> None:
         """Take a row."""
-        shape = row[0].shape
+        shape = row.param.shape
         numel = shape.numel()
-        code_rows = len(row[self.scales]) if self.scales else 1
-        self.table.extend([tensor.data_ptr() for tensor in row])
+        code_rows = 1
+        if self.coded is not None:
+            _, scales = row.states[self.coded]
+            code_rows = len(scales)
+        self.table.extend([tensor.data_ptr() for tensor in row.tensors])
         self.sizes.extend((*kernel.loops(shape, numel), code_rows, numel // code_rows))
         self.seeds.append(seed)
         self.entries += numel
@@ -90,29 +95,23 @@ class Call:
         return dict(zip(self.kernel.results, sums, strict=True))
 
 
-def scales_place(plan: Plan) -> int:
-    """The place in a row of the first tensor of scales; 0 where there is none."""
-    place = 2
-    for kept in plan.storage:
-        if kept.bits:
-            return place + 1
-        place += kept.tensors
-    return 0
+def coded_state(plan: Plan) -> int | None:
+    """The index of the first state that is kept in codes; None where there is none."""
+    return next((index for index, kept in enumerate(plan.storage) if kept.bits), None)
 
 
-# What came of it, or why nothing did.
 _programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | Untraceable] = {}
 _kernels: dict[Any, Kernel | Untraceable | RuntimeError] = {}
 
 
-def _key(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Any:
+def _key(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool) -> Any:
     # What is said of a tensor's shape: which of its dimensions are of size 1. Element-wise, not even that.
-    kind = None if shapeless(plan, probe) else tuple(size == 1 for size in row[0].shape)
-    return plan, names, kind, tuple(t.dtype for t in row), probe
+    kind = None if shapeless(plan, probe) else tuple(size == 1 for size in row.param.shape)
+    return plan, names, kind, tuple([t.dtype for t in row.tensors]), probe
 
 
 def traced(
-    plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False
+    plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = False
 ) -> tuple[Program, Layout, tuple[str, ...]]:
     """What `program_of` gives for rows like this one, traced once.
 
@@ -136,7 +135,7 @@ def _anew(error: Any) -> Any:
     return type(error)(*error.args)
 
 
-def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False) -> Kernel:
+def kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = False) -> Kernel:
     """The kernel for rows like this one.
 
     Args:
@@ -161,7 +160,7 @@ def kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: boo
     return found
 
 
-def _kernel(plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool) -> Kernel:
+def _kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool) -> Kernel:
     program, layout, results = traced(plan, names, row, probe)
     if _uses_float16(program, layout) and not build.has_float16():
         raise RuntimeError("the C++ compiler does not know float16, _Float16 in C++")
@@ -179,7 +178,7 @@ def shapeless(plan: Plan, probe: bool) -> bool:
 
 
 def program_of(
-    plan: Plan, names: tuple[str, ...], row: Sequence[Tensor], probe: bool = False
+    plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = False
 ) -> tuple[Program, Layout, tuple[str, ...]]:
     """A plan's rule or probe, traced for parameters like that of a row, and scheduled; and the names of its results.
 
@@ -189,7 +188,7 @@ def program_of(
     layout = layout_of(plan, row)
     graph = Graph()
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
-    shapes = _shapes(plan, storage.split(plan, row), shapeless(plan, probe))
+    shapes = _shapes(plan, row, shapeless(plan, probe))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
     new, sums = _run(plan, h, grad, param, state, probe)
     results = [_symbol(value).index for value in sums.values()]
@@ -226,22 +225,21 @@ def _symbol(value: Any) -> Symbol:
     return value
 
 
-def layout_of(plan: Plan, row: Sequence[Tensor]) -> Layout:
+def layout_of(plan: Plan, row: TensorSlots) -> Layout:
     """Where a row's values are and how they are kept."""
-    parts = storage.split(plan, row)
     slots = [
-        Slot(0, _dtype(parts.param), plan.rounding is storage.Rounding.STOCHASTIC),
-        Slot(1, _dtype(parts.grad)),
+        Slot(PARAM, _dtype(row.param), plan.rounding is storage.Rounding.STOCHASTIC),
+        Slot(GRAD, _dtype(row.grad)),
     ]
-    position = 2
-    for salt, (kept, tensors) in enumerate(zip(plan.storage, parts.states, strict=True), start=1):
-        name = _dtype(tensors[0])
+    position = len(slots)
+    for salt, (kept, (tensor, *_)) in enumerate(zip(plan.storage, row.states, strict=True), start=1):
+        name = _dtype(tensor)
         if kept.bits:
             name = f"{kept.bits}bit" + ("" if kept.signed else "_unsigned")
         slots.append(Slot(position, name, kept.stochastic, salt))
         position += kept.tensors
     compute = "float64" if plan.dtype is torch.float64 else "float32"
-    return Layout(compute, tuple(slots), plan.rounding.value, len(row))
+    return Layout(compute, tuple(slots), plan.rounding.value, len(row.tensors))
 
 
 def _codebook(kept: str) -> list[float]:
@@ -257,7 +255,7 @@ def _dtype(tensor: Tensor) -> str:
     return name
 
 
-def _shapes(plan: Plan, row: storage.Row, shapeless: bool) -> list[Shape]:
+def _shapes(plan: Plan, row: TensorSlots, shapeless: bool) -> list[Shape]:
     """Labels for the dimensions of parameter, gradient and states, as the rule sees them."""
     shape = row.param.shape
     if shapeless:
@@ -269,8 +267,8 @@ def _shapes(plan: Plan, row: storage.Row, shapeless: bool) -> list[Shape]:
     if shape.numel() == 1:
         own = (0, *own[1:])
     out = [own, own]
-    for init, tensors, kept in zip(plan.rule.state.values(), row.states, plan.storage, strict=True):
-        state = tensors[0].shape
+    for init, (tensor, *_), kept in zip(plan.rule.state.values(), row.states, plan.storage, strict=True):
+        state = tensor.shape
         if kept.bits or state == shape:
             out.append(own)
         elif len(state) == len(shape) and all(s in (1, n) for s, n in zip(state, shape, strict=True)):

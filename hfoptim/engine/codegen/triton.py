@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine.apply import Plan
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
 from hfoptim.engine.codegen.places import Places
 from hfoptim.engine.codegen.schedule import Program, Store
 from hfoptim.engine.codegen.trace import BOOLEAN, Node, Untraceable
+from hfoptim.engine.plan import Plan
+from hfoptim.engine.tensor_slots import TensorSlots
 
 BLOCK = 1024
 
@@ -176,7 +177,7 @@ def load(source: str) -> Any:
     return module.step
 
 
-def run(plan: Plan, rows: Sequence[Sequence[Tensor]], scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> None:
+def run(plan: Plan, rows: Sequence[TensorSlots], scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> None:
     """Step rows of contiguous tensors of an element-wise plan, in one launch.
 
     Raises:
@@ -184,10 +185,10 @@ def run(plan: Plan, rows: Sequence[Sequence[Tensor]], scalars: Mapping[str, Any]
     """
     names = tuple(scalars)
     kernel = _loaded(native.traced(plan, names, rows[0]), names)
-    device = rows[0][0].device
-    sizes = tuple(row[0].numel() for row in rows)
+    device = rows[0].param.device
+    sizes = tuple(row.param.numel() for row in rows)
     owner, first, entries = _blocks(sizes, device)
-    table = _sent([tensor.data_ptr() for row in rows for tensor in row], torch.int64, device)
+    table = _sent([tensor.data_ptr() for row in rows for tensor in row.tensors], torch.int64, device)
     numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in scalars.values()]
     values = _sent(numbers, torch.float64, device)
     for place, value in enumerate(scalars.values()):

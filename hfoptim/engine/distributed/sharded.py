@@ -16,17 +16,17 @@ from torch import Tensor
 from torch import distributed as dist
 
 from hfoptim.engine import storage
-from hfoptim.engine.apply import Plan, entering, moved
+from hfoptim.engine.apply import entering, moved
 from hfoptim.engine.bucket import Bucket, each_row
 from hfoptim.engine.distributed.dtensor import Groups, cuts, follows, groups_of, in_rows, local, part_of, span, whole_of
 from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope
 from hfoptim.engine.tensor_list import TensorList
+from hfoptim.engine.tensor_slots import TensorSlots
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-GRAD = 1  # the gradient's place in a row
 
 # Entries of the parameters that a rank has in work at once; their gradients, state and results come on top.
 BATCH = 1 << 24
@@ -36,20 +36,19 @@ ALIGNMENT = 16
 # Plans and shapes found to need whole tensors.
 _whole_only: set[Any] = set()
 
-Row = list[Any]
 Function = Callable[..., dict[str, Any]]
 
 
-def takes(plan: Plan, row: Row) -> bool:
+def takes(plan: Plan, row: TensorSlots) -> bool:
     """Whether a row is for this runner: sharded, and its local part cannot be stepped as a tensor by itself."""
-    divided = cuts(row[0])
+    divided = cuts(row.param)
     if not divided:
         return False
-    if plan.ordered and not in_rows(row):
+    if plan.ordered and not in_rows(row.tensors):
         return True
     if plan.scope is Scope.MATRIX and not plan.caution:
         # Such rules work on the last two dimensions: a stack may be divided between matrices.
-        shape, shaped = row[0].shape, plan.rule.shape
+        shape, shaped = row.param.shape, plan.rule.shape
         return max(divided) >= -2 or (shaped is not None and tuple(shaped(shape)) != shape)
     return plan.scope is not Scope.ELEMENT
 
@@ -61,7 +60,7 @@ def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
         bucket: its rows hold DTensors with one mesh and one way of being divided, and what is not divided.
         whole: the runner for whole tensors.
     """
-    groups = groups_of(bucket.rows[0][0])
+    groups = groups_of(bucket.rows[0].param)
     for batch in _batches(bucket, groups):
         if _in_parts(batch, groups):
             continue
@@ -74,7 +73,7 @@ def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
 def _batches(bucket: Bucket, groups: Groups) -> Iterator[Bucket]:
     """The rows, the largest first, in batches that give each rank about as much to do and no more than `BATCH`."""
     ranks = math.prod(dist.get_world_size(group) for group in groups)
-    sizes = [row[0].numel() for row in bucket.rows]
+    sizes = [row.param.numel() for row in bucket.rows]
     batch: list[int] = []
     filled = 0
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -91,7 +90,7 @@ def _batches(bucket: Bucket, groups: Groups) -> Iterator[Bucket]:
 
 def _in_parts(bucket: Bucket, groups: Groups) -> bool:
     """Step the local parts; False, with nothing changed, where the rule needs whole tensors."""
-    kind = (bucket.plan, frozenset(row[0].ndim for row in bucket.rows))
+    kind = (bucket.plan, frozenset(row.param.ndim for row in bucket.rows))
     lists = _lists(bucket, groups)
     if lists is None or kind in _whole_only:
         return False
@@ -102,7 +101,7 @@ def _in_parts(bucket: Bucket, groups: Groups) -> bool:
         _whole_only.add(kind)
         return False
     for i, row in enumerate(bucket.rows):
-        part = storage.split(bucket.plan, [local(t) for t in row])
+        part = row.map(local)
         values = [
             None if state is None else state.parts.tensors[i].reshape(kept[0].shape)
             for state, kept in zip(new_states, part.states, strict=True)
@@ -128,7 +127,7 @@ def numbers(bucket: Bucket, function: Function) -> Iterator[dict[str, list[Tenso
     Yields:
         For some of the tensors, by name, a number each.
     """
-    groups = groups_of(bucket.rows[0][0])
+    groups = groups_of(bucket.rows[0].param)
     for batch in _batches(bucket, groups):
         found = _of_parts(batch, groups, function)
         if found is not None:
@@ -167,8 +166,7 @@ def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:
         return None
     rows = []
     for row in bucket.rows:
-        part = storage.split(plan, row)
-        tensors = [part.param, part.grad, *(kept[0] for kept in part.states)]
+        tensors = [row.param, row.grad, *(tensor for (tensor,) in row.states)]
         seen = [(local(t), cuts(t)) for t in tensors] if plan.rule.shape is None else _as_seen(plan.rule.shape, tensors)
         if seen is None:
             return None
@@ -179,15 +177,19 @@ def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:
     ]
 
 
-def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], row: Row) -> list[tuple[Tensor, Cuts]] | None:
-    """The local parts of a row, in the shape that the rule sees, with their cuts; None where that mixes their rows."""
-    own = row[0].shape
-    if list(cuts(row[0])) != [-len(own)] or follows(shape, own, 0) != 0:
+def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], tensors: list[Any]) -> list[tuple[Tensor, Cuts]] | None:
+    """The local parts of a parameter and what goes with it, in the shape that the rule sees, with their cuts.
+
+    None where that shape mixes their rows.
+    """
+    param, *_ = tensors
+    own = param.shape
+    if list(cuts(param)) != [-len(own)] or follows(shape, own, 0) != 0:
         return None
-    here = (local(row[0]).shape[0], *shape(own)[1:])
+    here = (local(param).shape[0], *shape(own)[1:])
     return [
         (local(t).reshape(here), {-len(here): cuts(t)[-len(own)]}) if t.shape == own else (local(t), cuts(t))
-        for t in row
+        for t in tensors
     ]
 
 
@@ -198,7 +200,7 @@ def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGr
     """Gather each row on the rank that owns it, step it there, send every rank its parts of the results."""
     ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
     owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, len(ranks))]
-    divided = [[t for row in share.rows for t in row if cuts(t)] for share in owned]
+    divided = [[t for row in share.rows for t in row.tensors if cuts(t)] for share in owned]
     received = _exchange(
         [[local(t) for t in tensors] for tensors in divided],
         [[(_part_shape(t, ranks, r), t.dtype) for t in divided[me]] for r in ranks],
@@ -206,12 +208,12 @@ def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGr
         bucket.device,
     )
     gathered = iter([torch.cat(parts, _dim(t)) for t, *parts in zip(divided[me], *received, strict=True)])
-    rows = [[next(gathered) if cuts(t) else local(t) for t in row] for row in owned[me].rows]
+    rows = [row.map(lambda t: next(gathered) if cuts(t) else local(t)) for row in owned[me].rows]
     if rows:
         with Bucket(bucket.plan, rows, bucket.scalars, owned[me].seeds).shaped() as shaped:
             whole(shaped)
-    results = [[t for row in share.rows for t in _results(row)] for share in owned]
-    new = [t for row in rows for t in _results(row)]
+    results = [[t for row in share.rows for t in row.written] for share in owned]
+    new = [t for row in rows for t in row.written]
     returned = _exchange(
         [[_part(value, t, ranks, r) for t, value in zip(results[me], new, strict=True)] for r in ranks],
         [[(local(t).shape, t.dtype) for t in tensors] for tensors in results],
@@ -229,30 +231,25 @@ def _everywhere(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
     with everything.shaped() as shaped:
         whole(shaped)
     for row, full in zip(bucket.rows, everything.rows, strict=True):
-        for tensor, value in zip(_results(row), _results(full), strict=True):
+        for tensor, value in zip(row.written, full.written, strict=True):
             if cuts(tensor):
                 local(tensor).copy_(part_of(value, tensor.device_mesh, tensor.placements))
 
 
 def gathered(bucket: Bucket) -> Bucket:
     """The bucket with whole tensors, on every rank."""
-    rows = [[whole_of(t) if cuts(t) else local(t) for t in row] for row in bucket.rows]
+    rows = [row.map(lambda t: whole_of(t) if cuts(t) else local(t)) for row in bucket.rows]
     return Bucket(bucket.plan, rows, bucket.scalars, bucket.seeds)
 
 
-def _results(row: Row) -> Row:
-    """What a step writes."""
-    return row[:GRAD] + row[GRAD + 1 :]
-
-
-def _assign(rows: list[Row], ranks: int) -> list[list[int]]:
+def _assign(rows: list[TensorSlots], ranks: int) -> list[list[int]]:
     """The rows by the rank that owns them: each to the one with the least to do so far. The same on every rank."""
     owned: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for i, row in enumerate(rows):
         owner = loads.index(min(loads))
         owned[owner].append(i)
-        loads[owner] += row[0].numel()
+        loads[owner] += row.param.numel()
     return owned
 
 

@@ -28,14 +28,12 @@ from hfoptim.engine.storage.rounding import (
     stochastic_bfloat16,
 )
 from hfoptim.engine.storage.rows import (
-    Row,
     cut,
     decode,
     encode,
     encode_param,
     encode_state,
     kahan,
-    split,
 )
 
 __all__ = [
@@ -44,7 +42,6 @@ __all__ = [
     "RESIDUALS",
     "Format",
     "Rounding",
-    "Row",
     "Storage",
     "code_values",
     "codebook",
@@ -69,7 +66,6 @@ __all__ = [
     "rounding_of",
     "row_seed",
     "scale_name",
-    "split",
     "split_float32",
     "state_seed",
     "stochastic_bfloat16",

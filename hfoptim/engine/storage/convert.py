@@ -131,11 +131,10 @@ def _encoded(storage: Storage, values: Tensor) -> list[Tensor]:
     nearest = Storage(storage.format, storage.signed)
     rows, columns = matrix_shape(values.shape)
     matrix = values.reshape(rows, columns)
-    sizes = (8 // storage.bits, storage.block)
     for top, bottom, left, right in sections(rows, columns, _PIECE, storage.block):
         parts = quantize(nearest, matrix[top:bottom, left:right].to(torch.float32))
-        for whole, part, size in zip((codes.view(rows, -1), scale), parts, sizes, strict=True):
-            whole[top:bottom, left // size : ceil_div(right, size)] = part
+        for whole, part, span in zip((codes.view(rows, -1), scale), parts, storage.spans, strict=True):
+            whole[top:bottom, left // span : ceil_div(right, span)] = part
     return [codes, scale]
 
 

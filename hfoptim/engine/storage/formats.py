@@ -69,7 +69,8 @@ class Storage:
     Attributes:
         bits: of a code; 0 where there are no codes.
         block: how many entries share a scale; 0 where there are none.
-        tensors: how many tensors keep it: one, or codes and scales.
+        spans: of each tensor that keeps it (one, or codes and scales), how many entries one of its own stands for.
+        tensors: how many these are.
         copied: whether writing a value is a plain copy, and reading one a cast.
     """
 
@@ -78,6 +79,7 @@ class Storage:
     stochastic: bool = False
     bits: int = field(init=False, repr=False, compare=False)
     block: int = field(init=False, repr=False, compare=False)
+    spans: tuple[int, ...] = field(init=False, repr=False, compare=False)
     tensors: int = field(init=False, repr=False, compare=False)
     copied: bool = field(init=False, repr=False, compare=False)
 
@@ -87,6 +89,7 @@ class Storage:
         for name, value in {
             "bits": bits,
             "block": block,
+            "spans": (8 // bits, block) if bits else (1,),
             "tensors": 2 if bits else 1,
             "copied": not bits and not self.stochastic,
         }.items():

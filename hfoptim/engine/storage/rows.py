@@ -1,49 +1,24 @@
-"""Rows of a bucket: which of a row's tensors is what, read as the rule sees it, written back, cut into pieces."""
+"""A parameter's slots read as the rule sees them, written back, cut into pieces."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine.storage.formats import FULL, Rounding, Storage, ceil_div
+from hfoptim.engine.storage.formats import Rounding, Storage, ceil_div
 from hfoptim.engine.storage.quantization import dequantize, quantize
 from hfoptim.engine.storage.rounding import join_float32, split_float32, state_seed, stochastic_bfloat16
+from hfoptim.engine.tensor_slots import TensorSlots
 
 if TYPE_CHECKING:
-    from hfoptim.engine.apply import Plan
+    from hfoptim.engine.plan import Plan
 
 
-class Row(NamedTuple):
-    """A row's tensors by their part.
-
-    Args:
-        param, grad: the parameter and its gradient.
-        states: for each state of the rule its tensors: one, or codes and scales.
-        rest: Kahan's term or the remainder; None where the plan has neither.
-    """
-
-    param: Any
-    grad: Any
-    states: list[list[Any]]
-    residual: Any
-
-
-def split(plan: Plan, row: Sequence[Any]) -> Row:
-    """A row (of tensors, or of anything in their places) by its parts."""
-    param, grad, *tensors = row
-    residual = tensors.pop() if plan.rounding.residual else None
-    states = []
-    for storage in plan.storage:
-        states.append(tensors[: storage.tensors])
-        tensors = tensors[storage.tensors :]
-    return Row(param, grad, states, residual)
-
-
-def decode(plan: Plan, row: Row) -> tuple[Tensor, list[Tensor]]:
+def decode(plan: Plan, row: TensorSlots) -> tuple[Tensor, list[Tensor]]:
     """(parameter, states) for the rule: exact weights where remainders are kept, and codes as numbers.
 
     What a cast to the compute dtype is enough for comes as it is; values of codes come in the shape of the parameter.
@@ -65,7 +40,9 @@ def _columns(shape: torch.Size, rows: int) -> int:
     return shape.numel() // rows if rows else math.prod(shape[1:])
 
 
-def encode(plan: Plan, row: Row, weight: Tensor, states: Sequence[Tensor | None], seed: int, start: int) -> None:
+def encode(
+    plan: Plan, row: TensorSlots, weight: Tensor, states: Sequence[Tensor | None], seed: int, start: int
+) -> None:
     """Write a step's result into a row.
 
     Args:
@@ -82,7 +59,7 @@ def encode(plan: Plan, row: Row, weight: Tensor, states: Sequence[Tensor | None]
     encode_param(plan, row, weight, seed, start)
 
 
-def encode_param(plan: Plan, row: Row, weight: Tensor, seed: int, start: int) -> None:
+def encode_param(plan: Plan, row: TensorSlots, weight: Tensor, seed: int, start: int) -> None:
     """Write a new parameter, and what its rounding leaves."""
     rounding, param = plan.rounding, row.param
     if rounding is Rounding.NEAREST:
@@ -120,33 +97,29 @@ def encode_state(storage: Storage, kept: Sequence[Tensor], new: Tensor, seed: in
         scale.copy_(new_scale)
 
 
-def cut(plan: Plan, tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[list[Tensor], int]]:
+def cut(plan: Plan, row: TensorSlots, limit: int) -> Iterator[tuple[TensorSlots, int]]:
     """A row in pieces of about `limit` entries, each with the index of its first entry in logical order.
 
     A piece is a run of entries in logical order, and begins with a block.
     """
-    row = split(plan, tensors)
-    shape = row.param.shape
-    block = max(storage.block for storage in (FULL, *plan.storage))
-    scales = [kept[1] for storage, kept in zip(plan.storage, row.states, strict=True) if storage.bits]
+    shape, tensors = row.param.shape, row.tensors
+    block = max([1, *(storage.block for storage in plan.storage)])
+    scales = [state[-1] for storage, state in zip(plan.storage, row.states, strict=True) if storage.bits]
     rows = len(scales[0]) if scales else shape[0]
     columns = shape.numel() // rows
     # How many entries of a matrix row make one entry of each tensor's row.
-    sizes = [1, 1]
-    for storage in plan.storage:
-        sizes += [8 // storage.bits, storage.block] if storage.bits else [1]
-    sizes += [1] * (row.residual is not None)
+    spans = [1, 1, *(span for storage in plan.storage for span in storage.spans), 1][: len(tensors)]
     if all(tensor.is_contiguous() for tensor in tensors):
-        matrices = [t.view(rows, ceil_div(columns, size)) for t, size in zip(tensors, sizes, strict=True)]
-        for top, bottom, left, right in sections(rows, columns, limit, max(block, 1)):
+        matrices = [t.view(rows, ceil_div(columns, span)) for t, span in zip(tensors, spans, strict=True)]
+        for top, bottom, left, right in sections(rows, columns, limit, block):
             piece = [
-                matrix[top:bottom, left // size : ceil_div(right, size)]
-                for matrix, size in zip(matrices, sizes, strict=True)
+                matrix[top:bottom, left // span : ceil_div(right, span)]
+                for matrix, span in zip(matrices, spans, strict=True)
             ]
-            yield piece, top * columns + left
+            yield plan.slots(piece), top * columns + left
         return
     if rows not in (1, shape[0]):
-        yield list(tensors), 0
+        yield row, 0
         return
     # Without a matrix view, along dimension 0, by as many slices as begin with a block.
     inner = shape.numel() // shape[0]
@@ -155,12 +128,12 @@ def cut(plan: Plan, tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[lis
     for start in range(0, shape[0], step):
         end = min(shape[0], start + step)
         piece = []
-        for tensor, size in zip(tensors, sizes, strict=True):
+        for tensor, span in zip(tensors, spans, strict=True):
             if tensor.shape[0] == shape[0]:
                 piece.append(tensor[start:end])
             else:
-                piece.append(tensor[:, start * inner // size : ceil_div(end * inner, size)])
-        yield piece, start * inner
+                piece.append(tensor[:, start * inner // span : ceil_div(end * inner, span)])
+        yield plan.slots(piece), start * inner
 
 
 def sections(rows: int, columns: int, limit: int, block: int) -> Iterator[tuple[int, int, int, int]]:

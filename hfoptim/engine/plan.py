@@ -1,0 +1,120 @@
+"""The plan of a step: everything that fixes its computation, apart from numbers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+from hfoptim.engine import storage
+from hfoptim.engine.rule import Rule, Scope
+from hfoptim.engine.storage import Rounding, Storage
+from hfoptim.engine.tensor_slots import TensorSlots
+
+
+class Decay(enum.Enum):
+    """Where weight decay enters a step.
+
+    With update u, parameter p, learning rate lr and coefficient wd:
+    """
+
+    NONE = "nowhere"
+    COUPLED = "L2: grad + wd * p, before the rule"
+    DECOUPLED = "p - lr * u - lr * wd * p"
+    DECOUPLED_AFTER = "(p - lr * u) * (1 - lr * wd): the decay sees the parameter after the update"
+    INSIDE = "where the rule puts it, which reads h.weight_decay: inside a trust ratio, for example"
+    FULLY_DECOUPLED = "p - lr * u - wd * lr / max_lr * p: wd does not depend on the peak learning rate"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that fixes the computation of a step, apart from numbers: a compiled kernel is made for one plan.
+
+    `plan_of` makes them: equal plans are one object, so that looking things up by plan costs nothing.
+
+    Args:
+        rule: the rule.
+        decay: where weight decay enters.
+        dtype: what is computed in.
+        maximize, caution: the options.
+        rounding: how new parameters get into their dtype.
+        storage: how each of the rule's states is kept.
+
+    Attributes:
+        kahan: whether a parameter has a residual of Kahan's.
+        plain: whether casts are all that lies between the tensors and what is computed, Kahan's term apart.
+        ordered: whether an entry's place in its tensor counts: blocks share scales, random bits go by the index.
+        keys: those of a parameter's state that its slots have, in the order of `TensorSlots.kept`.
+    """
+
+    rule: Rule
+    decay: Decay
+    dtype: torch.dtype
+    maximize: bool
+    caution: bool
+    rounding: Rounding
+    storage: tuple[Storage, ...]
+    kahan: bool = field(init=False)
+    plain: bool = field(init=False)
+    ordered: bool = field(init=False)
+    keys: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rounding, kept = self.rounding, self.storage
+        keys = [key for name, how in zip(self.rule.state, kept, strict=True) for key in how.names(name)]
+        kahan = rounding is Rounding.KAHAN
+        for name, value in {
+            "kahan": kahan,
+            "plain": (kahan or rounding is Rounding.NEAREST) and all(how is storage.FULL for how in kept),
+            "ordered": rounding is Rounding.STOCHASTIC or any(how.bits or how.stochastic for how in kept),
+            "keys": (*keys, rounding.residual) if rounding.residual else tuple(keys),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def scope(self) -> Scope:
+        """The rule's scope; caution needs a mean over the tensor."""
+        return Scope.TENSOR if self.caution and self.rule.scope is Scope.ELEMENT else self.rule.scope
+
+    def slots(self, tensors: Iterable[Any]) -> TensorSlots:
+        """The slots with these tensors, which are in the order of `TensorSlots.tensors`."""
+        param, grad, *kept = tensors
+        residual = kept.pop() if self.rounding.residual else None
+        states = []
+        for how in self.storage:
+            states.append(tuple(kept[: how.tensors]))
+            kept = kept[how.tensors :]
+        return TensorSlots(param, grad, tuple(states), residual)
+
+
+@cache
+def plan_of(
+    rule: Rule,
+    decay: Decay,
+    dtype: torch.dtype,
+    maximize: bool = False,
+    caution: bool = False,
+    rounding: Rounding = Rounding.NEAREST,
+    kept: tuple[Storage, ...] | None = None,
+) -> Plan:
+    """The plan with these options; the same object every time. `kept` None: all states in the compute dtype."""
+    return Plan(rule, decay, dtype, maximize, caution, rounding, storage.full(rule) if kept is None else kept)
+
+
+def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars that `apply.moved` needs for a plan's decay placement."""
+    decay = plan.decay
+    if decay is Decay.NONE:
+        return {}
+    weight_decay = float(group["weight_decay"])
+    if decay in (Decay.COUPLED, Decay.INSIDE) or plan.rule.returns_step_size:
+        return {"weight_decay": weight_decay}
+    lr = float(group["lr"])
+    if decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER):
+        return {"decay": lr * weight_decay}
+    max_lr = float(group["max_lr"])
+    return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
