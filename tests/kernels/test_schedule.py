@@ -20,7 +20,7 @@ def of_optimizer(cls, shape, dtype=torch.float32, name="w", **options):
     param.grad = torch.randn_like(param)
     optimizer = cls([(name, param)], foreach=False, **options)
     (work,) = optimizer._collect(optimizer._entries())
-    work.bucket.scalars = optimizer._scalars(work, {})
+    work.bucket.scalars = optimizer._scalars(work, {}, {})
     assert work.run is loop.run
     with work.bucket.shaped() as bucket:
         return native.program_of(bucket.plan, tuple(bucket.scalars), bucket.rows[0])[0]

@@ -17,7 +17,7 @@ SHAPES = [(7,), (40, 60), (), (3, 5, 2), (2500,)]
 
 def step_by_triton(optimizer: hfoptim.AdamW) -> None:
     for item in optimizer._collect(optimizer._entries()):
-        scalars = optimizer._scalars(item, {})
+        scalars = optimizer._scalars(item, {}, {})
         triton.run(item.bucket.plan, item.bucket.rows, scalars, item.bucket.seeds)
         for step in item.steps:
             step += 1
