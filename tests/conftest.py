@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import pytest
+from budget import Budget
 
 
 @pytest.fixture
@@ -29,10 +31,13 @@ def messages(caplog):
     return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("hfoptim") and r.levelno >= 30]
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say how long it took to resume with every name."""
-    reports = [each for outcome in terminalreporter.stats.values() for each in outcome if hasattr(each, "duration")]
-    matrix = [each for each in reports if "test_resume_over_all_names" in each.nodeid]
-    if matrix:
-        tests, seconds = len({each.nodeid for each in matrix}), sum(each.duration for each in matrix)
-        terminalreporter.write_line(f"resuming with every optimizer and schedule: {tests} tests, {seconds:.1f} s")
+def pytest_addoption(parser):
+    parser.addoption("--costs", action="store_true", help="say what each optimizer cost the tests, in CPU-seconds")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Budget(), "budget")
+    if "HFOPTIM_CACHE" not in os.environ:  # workers and other children have it from here: a kernel is compiled once
+        kernels = tempfile.TemporaryDirectory(prefix="hfoptim-kernels-", ignore_cleanup_errors=True)
+        os.environ["HFOPTIM_CACHE"] = kernels.name
+        config.add_cleanup(kernels.cleanup)

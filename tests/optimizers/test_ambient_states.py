@@ -13,6 +13,7 @@ import functools
 import pytest
 import torch
 from harness import assert_same, feed, parameters, train, values
+from tiers import is_without_sums, names_by_kind
 from torch import nn
 
 import hfoptim
@@ -125,7 +126,7 @@ def assert_as_outside(name, state, dtype, **options):
         assert not any(isinstance(value, torch.Tensor) and value.is_inference() for value in kept.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names_by_kind(NAMES))
 @pytest.mark.parametrize("state", STATES)
 def test_a_step_is_the_same_in_every_state(state, name):
     if name == "lbfgs":
@@ -390,7 +391,7 @@ def precision(request):
     full_precision()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "muon" not in name and name != "adahessian"])
+@pytest.mark.parametrize("name", names_by_kind(name for name in NAMES if "muon" not in name and name != "adahessian"))
 def test_only_products_of_matrices_go_by_the_precision_of_float32_products(name, precision):
     options = {} if name == "lbfgs" else {"foreach": True}
     with precision():
@@ -427,14 +428,7 @@ def test_newton_schulz_over_coarse_products():
     assert ambient.float32_products_are_exact(torch.device("cpu"))
 
 
-# Of these a step depends on no sum over a tensor, and torch's sums go by the number of threads.
-WITHOUT_SUMS = {
-    *("adagrad", "adam", "adamw", "adamw_schedule_free", "adan", "adanw", "ademamix", "adopt", "adoptw", "lion"),
-    *("momentum", "sgd", "adam_weight_decay", "lookahead_adamw"),
-}
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("adahessian", "lbfgs")])
+@pytest.mark.parametrize("name", names_by_kind(name for name in NAMES if name not in ("adahessian", "lbfgs")))
 def test_another_number_of_threads(name):
     """A run that goes on with another number of threads: the same bits without sums, rounding apart with them."""
     from hfoptim.engine.backends import compiled
@@ -458,7 +452,7 @@ def test_another_number_of_threads(name):
                     else:
                         optimizer.step()
             runs.append(values(params))
-        if name in WITHOUT_SUMS:
+        if is_without_sums(name):
             assert_same(*runs)
             continue
         for key, value in runs[0].items():

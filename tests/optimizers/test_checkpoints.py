@@ -23,17 +23,11 @@ from harness import (
     train,
     values,
 )
+from tiers import every_entry, every_kind_of_entry, every_kind_of_variant, every_variant
 
 import hfoptim
 from hfoptim.engine import ENGINE_DEFAULTS
 
-VARIANTS = [
-    pytest.param(entry, variant, id=f"{entry.name}-{name}")
-    for entry in ENTRIES
-    for name, variant in entry.variants.items()
-]
-every_variant = pytest.mark.parametrize(("entry", "variant"), VARIANTS)
-every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 PEERS = [
     pytest.param(entry, checkpoint, id=f"{entry.name}-{checkpoint.who}-{i}")
     for entry in ENTRIES
@@ -157,7 +151,7 @@ def test_amsgrad_of_torch_is_refused_because_its_numbers_would_differ():
     assert_refused(ours, params, theirs.state_dict(), "amsgrad=True")
 
 
-@every_entry
+@every_kind_of_entry
 def test_how_a_step_is_computed_belongs_to_the_run_that_loads(entry):
     params, other = parameters(NAMES), parameters(NAMES)
     variant = next(iter(entry.variants.values()))
@@ -172,7 +166,7 @@ def test_how_a_step_is_computed_belongs_to_the_run_that_loads(entry):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@every_variant
+@every_kind_of_variant
 def test_state_of_low_precision_parameters_stays_float32(entry, variant, dtype):
     # torch's own loader casts floating state to the parameter's dtype (pytorch#43706).
     params, other = parameters(NAMES, dtype), parameters(NAMES, dtype)
@@ -187,7 +181,7 @@ def test_state_of_low_precision_parameters_stays_float32(entry, variant, dtype):
             assert value.dtype == (dtype if key == "kahan_comp" else torch.float32), key
 
 
-@every_variant
+@every_kind_of_variant
 def test_the_step_count_stays_exact_for_low_precision_parameters(entry, variant):
     params, other = parameters(NAMES, torch.bfloat16), parameters(NAMES, torch.bfloat16)
     optimizer, again = build(entry, variant, params), build(entry, variant, other)
@@ -271,25 +265,20 @@ def test_the_state_dict_of_every_other_optimizer_is_refused(entry, saved):
 
 
 @pytest.mark.parametrize("stepped", [0, 2])
-@pytest.mark.parametrize(
-    ("entry", "make"),
-    [
-        pytest.param(entry, make, id=f"{entry.name}-{make.__name__}")
-        for entry in ENTRIES
-        for make in (torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.NAdam)
-        if entry.cls.__name__ != make.__name__
-    ],
-)
-def test_the_state_dict_of_an_unrelated_torch_optimizer_is_refused(entry, make, stepped):
-    theirs = parameters(NAMES)
-    other = make(list(theirs.values()))
-    train(other, theirs, range(1, 1 + stepped))
-    params, optimizer = made(entry)
-    train(optimizer, params, range(1, 2))
-    assert_refused(optimizer, params, other.state_dict(), "not one of|parameter groups")
+@every_kind_of_entry
+def test_the_state_dict_of_an_unrelated_torch_optimizer_is_refused(entry, stepped):
+    for make in (torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.NAdam):
+        if entry.cls.__name__ == make.__name__:
+            continue
+        theirs = parameters(NAMES)
+        other = make(list(theirs.values()))
+        train(other, theirs, range(1, 1 + stepped))
+        params, optimizer = made(entry)
+        train(optimizer, params, range(1, 2))
+        assert_refused(optimizer, params, other.state_dict(), "not one of|parameter groups")
 
 
-@every_entry
+@every_kind_of_entry
 def test_other_shapes_are_refused(entry):
     source = parameters(NAMES)
     other = build(entry, next(iter(entry.variants.values())), source)
@@ -300,7 +289,7 @@ def test_other_shapes_are_refused(entry):
     assert_refused(optimizer, params, other.state_dict(), "shape")
 
 
-@every_variant
+@every_kind_of_variant
 def test_other_numbers_of_groups_and_parameters_are_refused(entry, variant):
     params = parameters(NAMES)
     optimizer = build(entry, variant, params)
@@ -341,7 +330,7 @@ def test_missing_unknown_and_bad_values_are_refused(entry, variant):
     assert_refused(optimizer, params, {"state": {}}, "param_groups")
 
 
-@every_variant
+@every_kind_of_variant
 def test_a_refused_state_dict_leaves_the_run_as_it_was(entry, variant):
     mine, other = parameters(NAMES), parameters(NAMES)
     ours, theirs = build(entry, variant, mine), build(entry, variant, other)
@@ -357,7 +346,7 @@ def test_a_refused_state_dict_leaves_the_run_as_it_was(entry, variant):
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-@every_variant
+@every_kind_of_variant
 def test_named_parameters_in_another_order_load_by_name(entry, variant):
     params = parameters(NAMES)
     optimizer = build(entry, variant, params)
@@ -376,7 +365,7 @@ def test_named_parameters_in_another_order_load_by_name(entry, variant):
         torch.testing.assert_close(again[name], params[name], rtol=1e-6, atol=1e-7)
 
 
-@every_entry
+@every_kind_of_entry
 def test_other_names_are_refused(entry):
     params, optimizer = made(entry)
     train(optimizer, params, range(1, 3))
@@ -397,7 +386,7 @@ def test_without_names_the_order_counts():
 # -- wrappers --------------------------------------------------------------------------------------------------------
 
 
-@every_variant
+@every_kind_of_variant
 def test_a_round_trip_before_any_step_is_harmless(entry, variant):
     # What accelerate's AcceleratedOptimizer does in its constructor.
     mine, other = parameters(NAMES), parameters(NAMES)
@@ -414,7 +403,7 @@ def test_a_round_trip_before_any_step_is_harmless(entry, variant):
     theirs.load_state_dict(through_disk(ours.state_dict()))
 
 
-@every_variant
+@every_kind_of_variant
 def test_accelerate_prepares_and_resumes_it(entry, variant):
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)

@@ -39,16 +39,47 @@ from hfoptim.engine.rule import ELEMENT
 pytestmark = pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}")
 # Layouts for variants that are not compiled with their own: of every number of dimensions, some of them with gaps.
 FEW = ("scalar", "vector", "matrix", "transposed", "gaps", "stack", "large")
-# A kernel each: every variant in the precision that shows every error, one per optimizer in the usual one, and one per
-# kind of kernel in that whose parameters are rounded.
+
+
+def _by_rule(entry):
+    """The variants whose kernels `make test` compiles: one for each rule, those marked `compiled` first."""
+    seen, found = set(), []
+    for name, variant in sorted(entry.variants.items(), key=lambda item: not item[1].compiled):
+        optimizer = build(entry, variant, parameters(FEW))
+        rules = {optimizer.rule_for(p, group) for group in optimizer.param_groups for p in group["params"]}
+        if not rules <= seen:
+            found.append(name)
+        seen |= rules
+    return found
+
+
+def build(entry, variant, params, **options):
+    return entry.cls(list(params.items()), **{**variant.options, **options})
+
+
+# Whose kernels are compiled in the usual precision, too, and in one whose parameters are rounded: one for each kind.
+IN_EVERY_DTYPE = (ADAMW, LION, ADAFACTOR, LAMB)
+
+
+def _marks(entry, name, dtype):
+    """A kernel costs a second: `make test` compiles one for each rule, in the precision that shows every error."""
+    if dtype is torch.float64:
+        return [] if name in _by_rule(entry) else pytest.mark.slow
+    return pytest.mark.kind if entry in IN_EVERY_DTYPE else pytest.mark.slow
+
+
 COMPILED = [
-    pytest.param(entry, variant, dtype, id=f"{entry.name}-{name}-{str(dtype).removeprefix('torch.')}")
+    pytest.param(
+        *(entry, variant, dtype),
+        id=f"{entry.name}-{name}-{str(dtype).removeprefix('torch.')}",
+        marks=_marks(entry, name, dtype),
+    )
     for entry in ENTRIES
     for name, variant in entry.variants.items()
     for dtype in (torch.float64, torch.float32, torch.bfloat16)
     if variant.traceable
     if dtype is torch.float64 or variant.compiled
-    if dtype is not torch.bfloat16 or entry in (ADAMW, LION, ADAFACTOR, LAMB)
+    if dtype is not torch.bfloat16 or entry in IN_EVERY_DTYPE
 ]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Numbers that a user or a schedule may change between steps.
@@ -85,10 +116,6 @@ def torch_compiles_nothing():
     before = graphs()
     yield
     assert graphs() == before
-
-
-def build(entry, variant, params, **options):
-    return entry.cls(list(params.items()), **{**variant.options, **options})
 
 
 def set_numbers(optimizer, t, lr):
@@ -153,7 +180,7 @@ def test_what_lies_in_one_piece_is_not_left_to_the_loop(entry, variant, monkeypa
     layouts = [name for name in variant.layouts if name not in ("scalar", "one", "gaps", "mixed", "expanded")]
     if "conv" not in layouts:
         layouts = [name for name in layouts if name not in ("transposed", "channels_last")]
-    params = parameters(layouts)
+    params = parameters(layouts, torch.float64)
     train(build(entry, variant, params, fused=True), params, range(1, 3))
 
 
@@ -173,7 +200,7 @@ ELEMENT_WISE = [
 
 @pytest.mark.parametrize(("entry", "variant"), ELEMENT_WISE)
 def test_an_element_wise_rule_has_one_kernel_for_all_shapes(entry, variant):
-    first = parameters(("matrix",))
+    first = parameters(("matrix",), torch.float64)
     train(build(entry, variant, first, fused=True), first, range(1, 3))
     known = libraries.load.cache_info().currsize
     shapes = (
@@ -190,13 +217,14 @@ def test_an_element_wise_rule_has_one_kernel_for_all_shapes(entry, variant):
         (),
         (1,),
     )
-    tensors = {f"{i}": torch.nn.Parameter(torch.ones(shape)) for i, shape in enumerate(shapes)}
+    ones = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
+    tensors = {f"{i}": torch.nn.Parameter(value) for i, value in enumerate(ones)}
     optimizer = build(entry, variant, tensors, fused=True)
     for _ in range(2):
         for param in tensors.values():
             param.grad = torch.full_like(param, 0.5)
         optimizer.step()
-    assert all(not torch.equal(p.detach(), torch.ones_like(p)) for p in tensors.values())
+    assert all(not torch.equal(p.detach(), one) for p, one in zip(tensors.values(), ones, strict=True))
     # A probe's kernel is looked up by shape, too, and is the same.
     assert libraries.load.cache_info().currsize == known
 
@@ -243,11 +271,11 @@ def test_a_few_entries_and_none_take_the_same_step(entry, layouts):
 @pytest.mark.parametrize("entry", [ADAFACTOR, LAMB, NOVOGRAD, ADAM_MINI], ids=lambda entry: entry.name)
 def test_other_shapes_of_the_same_kind_compile_nothing_under_rules_with_reductions(entry):
     variant = next(v for v in entry.variants.values() if v.compiled)
-    params = {"a": torch.nn.Parameter(torch.ones(5, 3)), "b": torch.nn.Parameter(torch.ones(7))}
+    params = {"a": torch.nn.Parameter(torch.ones(5, 3).double()), "b": torch.nn.Parameter(torch.ones(7).double())}
     train(build(entry, variant, params, fused=True), params, range(1, 3))
     kernels = native.compiled()
-    more = {"a": torch.nn.Parameter(torch.ones(300, 200)), "b": torch.nn.Parameter(torch.ones(4097))}
-    more |= {"c": torch.nn.Parameter(torch.ones(2, 2)), "d": torch.nn.Parameter(torch.ones(9, 3).t())}
+    more = {"a": torch.nn.Parameter(torch.ones(300, 200).double()), "b": torch.nn.Parameter(torch.ones(4097).double())}
+    more |= {"c": torch.nn.Parameter(torch.ones(2, 2).double()), "d": torch.nn.Parameter(torch.ones(9, 3).double().t())}
     train(build(entry, variant, more, fused=True), more, range(1, 4))
     assert native.compiled() == kernels
 

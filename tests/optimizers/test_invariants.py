@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-from cases import ENTRIES
 from harness import (
     SMALL,
     assert_follows,
@@ -22,31 +21,26 @@ from harness import (
     train,
     values,
 )
+from tiers import every_kind_of_variant, every_variant, variants
 
 import hfoptim
 import schedules
 from hfoptim.engine.bucket import PIECE
 
-VARIANTS = [
-    pytest.param(entry, variant, id=f"{entry.name}-{name}")
-    for entry in ENTRIES
-    for name, variant in entry.variants.items()
-]
-every_variant = pytest.mark.parametrize(("entry", "variant"), VARIANTS)
 LOW = (torch.bfloat16, torch.float16)
-
-
-def variants(choose):
-    """Only the variants for which `choose` is true: what does not apply is left out, not skipped."""
-    return pytest.mark.parametrize(("entry", "variant"), [v for v in VARIANTS if choose(v.values[1])])
 
 
 def decays(variant):
     return bool(variant.options.get("weight_decay") or variant.options.get("weight_decay_rate"))
 
 
-every_variant_with_lr = variants(lambda v: v.lr is not None)
-every_lone_variant = variants(lambda v: v.alone)
+def of(choose, by_kind=False):
+    return pytest.mark.parametrize(("entry", "variant"), variants(choose, by_kind))
+
+
+every_variant_with_lr = of(lambda v: v.lr is not None)
+every_kind_of_variant_with_lr = of(lambda v: v.lr is not None, by_kind=True)
+every_kind_of_lone_variant = of(lambda v: v.alone, by_kind=True)
 
 
 def build(entry, variant, params, **options):
@@ -66,8 +60,20 @@ def assert_same_run(ours, mine, theirs, other):
 # -- how a step is computed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("piece", [None, 20], ids=["whole", "pieces"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *LOW], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "piece"),
+    [
+        # float64 shows every error; the low precisions keep what rounding takes in another way.
+        pytest.param(
+            dtype,
+            piece,
+            id=f"{dtype}-{'whole' if piece is None else 'pieces'}",
+            marks=[] if dtype is torch.float64 else pytest.mark.slow,
+        )
+        for dtype in (torch.float32, torch.float64, *LOW)
+        for piece in (None, 20)
+    ],
+)
 @every_variant
 def test_foreach_equals_the_loop(entry, variant, dtype, piece, monkeypatch):
     layouts = (*SMALL, "large") if piece is None else SMALL
@@ -79,17 +85,21 @@ def test_foreach_equals_the_loop(entry, variant, dtype, piece, monkeypatch):
         for optimizer, params, row in zip((foreach, loop), (mine, other), rows, strict=True):
             set_lr(optimizer, t, variant.lr)
             feed(params, t, follow=other)
+            before = {name: (p.grad, p.grad.clone()) for name, p in params.items()}
             with monkeypatch.context() as patch:
                 if piece is not None and optimizer is foreach:  # tensors of more entries are cut
                     patch.setitem(PIECE, "cpu", piece)
                 optimizer.step()
+            for name, (grad, copied) in before.items():
+                assert params[name].grad is grad, name
+                assert torch.equal(grad, copied), name
             row.append(flattened(params))
     assert_follows(*rows, start, 1e-12 if dtype is torch.float64 else 1e-5)
     if dtype not in LOW:  # where a few small steps may stay in the compensation
         assert_moved(other, start)
 
 
-@every_lone_variant
+@every_kind_of_lone_variant
 def test_a_parameter_steps_alike_alone_and_among_others(entry, variant):
     together = parameters()
     train(build(entry, variant, together), together, range(1, 5), variant.lr)
@@ -99,7 +109,7 @@ def test_a_parameter_steps_alike_alone_and_among_others(entry, variant):
         assert_same(alone[name].detach(), together[name].detach(), name)
 
 
-@every_variant
+@every_kind_of_variant
 def test_dtypes_and_devices_are_kept(entry, variant):
     for dtype in (torch.float32, torch.float64, *LOW):
         params = parameters(dtype=dtype)
@@ -117,7 +127,7 @@ def test_dtypes_and_devices_are_kept(entry, variant):
             assert {tensor.dtype for tensor in state.values()} <= {wide}
 
 
-@every_lone_variant
+@every_kind_of_lone_variant
 def test_parameters_of_all_dtypes_share_an_optimizer(entry, variant):
     dtypes = (torch.float32, torch.bfloat16, torch.float64)
     mixed = {f"{dtype}": parameters(("matrix",), dtype)["matrix"] for dtype in dtypes}
@@ -132,7 +142,7 @@ def test_parameters_of_all_dtypes_share_an_optimizer(entry, variant):
         assert_same(mixed[f"{dtype}"].detach(), alone["matrix"].detach())
 
 
-@every_variant
+@every_kind_of_variant
 def test_state_does_not_follow_the_default_dtype(entry, variant):
     params = parameters()
     torch.set_default_dtype(torch.float64)
@@ -147,7 +157,7 @@ def test_state_does_not_follow_the_default_dtype(entry, variant):
     assert_same_run(optimizer, params, again, other)
 
 
-@every_variant
+@every_kind_of_variant
 def test_gradients_are_left_as_they_were(entry, variant):
     for options in ({"foreach": False}, {"foreach": True}, {"foreach": True, "maximize": True}):
         for dtype in (torch.float32, torch.bfloat16):
@@ -163,7 +173,7 @@ def test_gradients_are_left_as_they_were(entry, variant):
                     assert grad._version == version, name
 
 
-@every_variant
+@every_kind_of_variant
 def test_maximize_is_descent_on_the_negated_gradient(entry, variant):
     mine, other = parameters(), parameters()
     up, down = build(entry, variant, mine), build(entry, variant, other)
@@ -178,7 +188,7 @@ def test_maximize_is_descent_on_the_negated_gradient(entry, variant):
     assert_same_run(up, mine, down, other)
 
 
-@variants(lambda v: not decays(v))
+@of(lambda v: not decays(v), by_kind=True)
 def test_caution_drops_what_points_against_the_gradient_and_scales_the_rest(entry, variant):
     layouts = ("vector", "matrix", "conv")
     params = parameters(layouts, torch.float64)
@@ -249,7 +259,7 @@ def test_the_learning_rate_may_be_a_tensor(entry, variant):
     assert_same_run(ours, mine, theirs, other)
 
 
-@every_variant_with_lr
+@every_kind_of_variant_with_lr
 def test_a_learning_rate_tensor_given_to_the_constructor_is_obeyed_as_it_changes(entry, variant):
     name = "learning_rate" if "learning_rate" in variant.options else "lr"
     mine, other = parameters(), parameters()
@@ -284,7 +294,7 @@ def test_the_peak_of_fully_decoupled_decay_is_a_number_of_its_own():
     assert_same(values(mine), values(other))
 
 
-@variants(lambda v: v.alone and v.lr is not None)
+@of(lambda v: v.alone and v.lr is not None)
 def test_groups_have_their_own_numbers_and_runners(entry, variant):
     params = parameters(("matrix", "vector", "conv"))
     optimizer = entry.cls(
@@ -308,7 +318,7 @@ def test_groups_have_their_own_numbers_and_runners(entry, variant):
         torch.testing.assert_close(params[name], alone[name], rtol=1e-6, atol=1e-8)
 
 
-@every_variant
+@every_kind_of_variant
 def test_a_parameter_without_entries_is_harmless(entry, variant):
     mine, other = parameters(("matrix",)), parameters(("matrix",))
     empty = torch.nn.Parameter(torch.zeros(0, 3))
@@ -345,7 +355,7 @@ def test_a_parameter_without_gradient_stays_and_does_not_advance(entry, variant)
         assert_same(params["vector"].detach(), late["vector"].detach())
 
 
-@every_variant
+@every_kind_of_variant
 def test_a_step_without_any_gradient_does_nothing(entry, variant):
     params = parameters()
     start = values(params)
@@ -355,7 +365,7 @@ def test_a_step_without_any_gradient_does_nothing(entry, variant):
     assert not any(optimizer.state.values())
 
 
-@every_variant
+@every_kind_of_variant
 def test_the_closure_is_called_once_with_gradients_enabled(entry, variant):
     params = parameters(("matrix", "vector"))
     optimizer = build(entry, variant, params)
@@ -378,7 +388,7 @@ def test_the_closure_is_called_once_with_gradients_enabled(entry, variant):
     assert_moved(params, start)
 
 
-@every_variant
+@every_kind_of_variant
 def test_hooks_of_torch_run(entry, variant):
     params = parameters(("matrix",))
     optimizer = build(entry, variant, params)
@@ -397,7 +407,7 @@ def test_hooks_of_torch_run(entry, variant):
     assert seen == ["before", "after", "loaded"]
 
 
-@every_variant
+@every_kind_of_variant
 def test_a_sparse_gradient_is_refused_by_name_before_anything_changed(entry, variant):
     params = parameters(("vector", "matrix", "conv"))
     optimizer = build(entry, variant, params)
@@ -490,7 +500,7 @@ def test_complex_parameters_follow_torch(make, peer):
 # -- copies and resuming ---------------------------------------------------------------------------------------------
 
 
-@every_variant
+@every_kind_of_variant
 def test_state_dict_round_trip_is_exact(entry, variant):
     for dtype in (torch.float32, torch.bfloat16):
         params, other = parameters(dtype=dtype), parameters(dtype=dtype)
@@ -504,7 +514,7 @@ def test_state_dict_round_trip_is_exact(entry, variant):
         assert_same(states(fresh, other), states(optimizer, params))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @every_variant
 def test_resuming_equals_going_on_bit_for_bit(entry, variant, dtype):
     whole = parameters(dtype=dtype)
@@ -525,7 +535,7 @@ def test_resuming_equals_going_on_bit_for_bit(entry, variant, dtype):
     assert_same_run(again, resumed, optimizer, whole)
 
 
-@every_variant_with_lr
+@every_kind_of_variant_with_lr
 def test_resuming_with_a_schedule_repeats_the_learning_rates(entry, variant):
     def start():
         params = parameters(("matrix", "vector"))
@@ -556,7 +566,7 @@ def test_resuming_with_a_schedule_repeats_the_learning_rates(entry, variant):
     assert_same_run(second[1], second[0], whole[1], whole[0])
 
 
-@every_variant
+@every_kind_of_variant
 def test_deepcopy_goes_on_alike_and_apart(entry, variant):
     # Copies of a tensor with gaps have none, and sum in another order.
     params = parameters([name for name in SMALL if name != "gaps"])
@@ -570,7 +580,7 @@ def test_deepcopy_goes_on_alike_and_apart(entry, variant):
     assert_same_run(twin, other, optimizer, params)
 
 
-@every_variant
+@every_kind_of_variant
 def test_pickle_goes_on_alike(entry, variant):
     # Copies of a tensor with gaps have none, and sum in another order.
     params = parameters([name for name in SMALL if name != "gaps"])
@@ -587,7 +597,7 @@ def test_pickle_goes_on_alike(entry, variant):
     twin.add_param_group({"params": [("more", torch.nn.Parameter(torch.ones(3)))]})
 
 
-@every_variant_with_lr
+@every_kind_of_variant_with_lr
 def test_a_loaded_learning_rate_is_used_and_a_changed_one_obeyed(entry, variant):
     params = parameters(dtype=torch.float64)
     optimizer = build(entry, variant, params)

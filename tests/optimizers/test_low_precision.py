@@ -6,10 +6,13 @@ from collections import defaultdict
 
 import pytest
 import torch
-from cases import ENTRIES, Options
+from cases import Options
 from harness import assert_same, feed, parameters, train, values
+from tiers import every_entry, every_kind_of_entry
 
-LOW = [torch.bfloat16, torch.float16]
+# Both are rounded in the same way, to fewer or to more digits.
+LOW = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+every_low_dtype = pytest.mark.parametrize("dtype", LOW, ids=str)
 LAYOUTS = ("vector", "matrix", "conv", "transposed")
 # Steps far below the spacing of bfloat16 numbers around 1, which is 1/128.
 STEPS, LR = 200, 1e-4
@@ -50,8 +53,8 @@ def reference(entry, dtype):
     return params, start
 
 
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every_low_dtype
+@every_kind_of_entry
 def test_kahan_summation_keeps_what_rounding_takes(entry, dtype):
     exact, start = reference(entry, dtype)
     kept, optimizer = run(entry, dtype)
@@ -72,8 +75,8 @@ def test_kahan_summation_keeps_what_rounding_takes(entry, dtype):
         assert ((kept[name].detach().float() - want).abs() <= spacing).all(), name
 
 
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every_low_dtype
+@every_kind_of_entry
 def test_kahan_sum_may_be_switched_off_and_on_between_steps(entry, dtype):
     params = parameters(LAYOUTS, dtype)
     optimizer = entry.cls(list(params.items()), kahan_sum=False, **SLOW[entry.name])
@@ -85,7 +88,7 @@ def test_kahan_sum_may_be_switched_off_and_on_between_steps(entry, dtype):
     assert all(state["kahan_comp"].abs().max() > 0 for state in optimizer.state.values())
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every_kind_of_entry
 def test_kahan_sum_changes_nothing_for_float32(entry):
     plain, kept = parameters(LAYOUTS), parameters(LAYOUTS)
     for params, option in ((plain, False), (kept, True)):
@@ -95,8 +98,8 @@ def test_kahan_sum_changes_nothing_for_float32(entry):
     assert_same(values(kept), values(plain))
 
 
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every_low_dtype
+@every_entry
 def test_a_step_is_computed_in_float32(entry, dtype):
     # Two steps from the same values: the low-precision parameter is the float32 result, rounded once.
     low = parameters(LAYOUTS, dtype)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import ENTRIES
 from harness import assert_same, feed, parameters
+from tiers import every_kind_of_entry, names_by_kind
 
 import hfoptim
 from hfoptim import registry
 
-every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 ON_ENGINE = [name for name in hfoptim.list_optimizers() if name != "lbfgs"]
 
 
@@ -26,7 +25,7 @@ def named():
         ("amsgrad", "take adam_weight_decay or novograd, or leave it out"),
     ],
 )
-@every_entry
+@every_kind_of_entry
 def test_a_flag_of_torch_is_taken_as_false_and_refused_as_true(entry, flag, reason):
     if flag in entry.cls(named()).defaults:
         return  # an option of its own
@@ -43,7 +42,7 @@ def test_a_flag_of_torch_is_taken_as_false_and_refused_as_true(entry, flag, reas
     entry.cls([{"params": named(), flag: False}])
 
 
-@pytest.mark.parametrize("name", ON_ENGINE)
+@pytest.mark.parametrize("name", names_by_kind(ON_ENGINE))
 def test_flags_of_torch_by_name(name):
     hfoptim.create_optimizer_v2(named(), name, capturable=False, differentiable=False)
     with pytest.raises(ValueError, match="capturable=True is not possible here"):

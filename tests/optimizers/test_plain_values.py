@@ -10,6 +10,7 @@ import torch
 from cases import ENTRIES
 from foreign_numbers import Listed, assert_plain, every_form, given_as, saved_and_read
 from harness import assert_same, feed, parameters
+from tiers import every_kind_of_entry
 
 import hfoptim
 from hfoptim import registry
@@ -320,7 +321,7 @@ def without(state_dict, option):
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "stepped"])
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every_kind_of_entry
 def test_an_option_that_a_state_dict_of_ours_lacks_has_its_default(entry, fresh):
     """Whatever option is added to a class, checkpoints from before it load, and go on as they would have then."""
     params = parameters(("matrix", "vector"))

@@ -21,10 +21,12 @@ FORMATS = ("bfloat16", "8bit", "4bit")
 # Divides by roots as small as they come, without a limit: an error in one of them is a step of any length.
 WILD = {("adopt", "unclipped")}
 VARIANTS = [
-    pytest.param(entry, variant.options, FORMATS if i == 0 else ("8bit",), id=f"{entry.name}-{name}")
+    pytest.param(entry, variant.options, form, id=f"{entry.name}-{name}-{form}", marks=marks)
     for entry in ENTRIES
     for i, (name, variant) in enumerate(entry.variants.items())
     if (entry.name, name) not in WILD
+    for form in (FORMATS if i == 0 else ("8bit",))
+    for marks in [[] if i == 0 and form == "8bit" else pytest.mark.slow]
 ]
 every_format = pytest.mark.parametrize("state_dtype", FORMATS)
 ROUNDED = [(form, rounding) for form in FORMATS for rounding in ("nearest", "stochastic")]
@@ -99,8 +101,8 @@ def drift(mine, other, start):
 NEAR = {"bfloat16": 0.05, "8bit": 0.15, "4bit": 0.5}
 
 
-@pytest.mark.parametrize(("entry", "options", "formats"), VARIANTS)
-def test_every_optimizer_stays_near_its_float32_run(entry, options, formats):
+@pytest.mark.parametrize(("entry", "options", "form"), VARIANTS)
+def test_every_optimizer_stays_near_its_float32_run(entry, options, form):
     names = ("matrix", "narrow", "conv", "small")
 
     def run(**more):
@@ -110,20 +112,19 @@ def test_every_optimizer_stays_near_its_float32_run(entry, options, formats):
         return params, optimizer
 
     start, (exact, reference) = values(large(names=names)), run()
-    for form in formats:
-        params, optimizer = run(state_dtype=form)
-        for name, param in params.items():
-            assert param.detach().isfinite().all()
-            rule, state = optimizer.rule_for(param, optimizer.param_groups[0]), dict(optimizer.state[param])
-            for key, declared in rule.state.items():
-                compressed = declared.compressible and name != "small"
-                assert state[key].dtype == (
-                    {"bfloat16": torch.bfloat16, "8bit": torch.uint8, "4bit": torch.uint8}[form]
-                    if compressed
-                    else reference.state[exact[name]][key].dtype
-                )
-                assert (f"{key}_scale" in state) == (compressed and form != "bfloat16")
-        assert drift(params, exact, start) < NEAR[form], form
+    params, optimizer = run(state_dtype=form)
+    for name, param in params.items():
+        assert param.detach().isfinite().all()
+        rule, state = optimizer.rule_for(param, optimizer.param_groups[0]), dict(optimizer.state[param])
+        for key, declared in rule.state.items():
+            compressed = declared.compressible and name != "small"
+            assert state[key].dtype == (
+                {"bfloat16": torch.bfloat16, "8bit": torch.uint8, "4bit": torch.uint8}[form]
+                if compressed
+                else reference.state[exact[name]][key].dtype
+            )
+            assert (f"{key}_scale" in state) == (compressed and form != "bfloat16")
+    assert drift(params, exact, start) < NEAR[form], form
 
 
 # -- size ------------------------------------------------------------------------------------------------------------

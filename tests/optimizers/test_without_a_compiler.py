@@ -9,20 +9,14 @@ import warnings
 
 import pytest
 import torch
-from cases import ENTRIES
 from cases.lamb import LAMB
 from cases.lion import LION
 from harness import assert_same, feed, parameters, train, values
+from tiers import every_kind_of_variant
 
 from hfoptim.engine import backends
 from hfoptim.engine.backends import compiled, eager_tiled
 from hfoptim.engine.codegen import build, native
-
-REDUCING = [
-    pytest.param(entry, variant, id=f"{entry.name}-{name}")
-    for entry in ENTRIES
-    for name, variant in list(entry.variants.items())[:1]
-]
 
 
 @pytest.fixture
@@ -40,7 +34,7 @@ def no_compiler(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("entry", "variant"), REDUCING)
+@every_kind_of_variant
 def test_large_tensors_of_every_dtype(entry, variant, dtype, no_compiler, monkeypatch):
     # Every runner goes through the trace of a rule for tensors that count as large.
     monkeypatch.setattr(eager_tiled, "LARGE", 1)

@@ -1,0 +1,143 @@
+"""What each optimizer costs `make test`, in CPU-seconds, against a budget: a catalogue of 200 has to fit 15 minutes.
+
+A test belongs to an optimizer if it is parametrized by it, by an `Entry`, a `Row` of the matrix or a name of the
+registry, and runs over a good part of the catalogue. Counted is the time of this process and of the children that have
+ended, kernel compilations among them; children that live on say what they took by
+`record_property("cpu_seconds", ...)`. Not counted are imports, which happen once in a process whoever is first, tests
+marked `slow`, and those marked `kind`, which are about the engine.
+"""
+
+from __future__ import annotations
+
+import importlib._bootstrap as bootstrap  # type: ignore[import-not-found]
+import os
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+BUDGET = 1.5  # CPU-seconds for each name of the registry
+# A busy processor counts more for the same work: up to so many times the budget a session only says so.
+MARGIN = 2.0
+# Of so many names a test runs over the catalogue, and is not about a few that somebody chose.
+MANY = 10
+
+
+def cpu() -> float:
+    """CPU-seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def names_of(item: pytest.Item) -> set[str]:
+    """The optimizers that a test is parametrized by, by their names in the registry."""
+    from hfoptim import list_optimizers
+
+    callspec = getattr(item, "callspec", None)
+    given = (
+        {getattr(value, "name", value) for value in callspec.params.values() if _hashable(value)} if callspec else set()
+    )
+    return {name for name in given if isinstance(name, str)} & set(list_optimizers())
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(getattr(value, "name", value))
+    except TypeError:
+        return False
+    return True
+
+
+class Imports:
+    """Counts the CPU-seconds of imports, in place of what Python calls for a module that is not there yet."""
+
+    def __init__(self) -> None:
+        self.seconds, self.inside = 0.0, False
+        self.load = bootstrap._find_and_load
+
+    def __call__(self, *args: Any) -> Any:
+        if self.inside:
+            return self.load(*args)
+        self.inside, before = True, cpu()
+        try:
+            return self.load(*args)
+        finally:
+            self.inside, self.seconds = False, self.seconds + cpu() - before
+
+
+class Budget:
+    """The plugin: counts in every process, adds up in the one that reports."""
+
+    def __init__(self) -> None:
+        # name -> test function -> CPU-seconds
+        self.spent: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.over_the_catalogue: set[str] = set()
+        self.imports = Imports()
+
+    def pytest_sessionstart(self) -> None:
+        bootstrap._find_and_load = self.imports
+
+    def pytest_unconfigure(self) -> None:
+        bootstrap._find_and_load = self.imports.load
+
+    @pytest.hookimpl(tryfirst=True)  # before any are left out
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        names = defaultdict(set)
+        for item in items:
+            names[function_of(item)] |= names_of(item)
+        self.over_the_catalogue = {function for function, found in names.items() if len(found) >= MANY}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        before, imports = cpu(), self.imports.seconds
+        result = yield
+        seconds = cpu() - before - (self.imports.seconds - imports)
+        seconds += sum(value for key, value in item.user_properties if key == "cpu_seconds")
+        counts = not item.get_closest_marker("slow") and not item.get_closest_marker("kind")
+        if counts and function_of(item) in self.over_the_catalogue:
+            for name in names_of(item):
+                self.spent[name][function_of(item).split("::")[-1]] += seconds
+        return result
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        for name, tests in getattr(node, "workeroutput", {}).get("cpu_seconds", {}).items():
+            self.spent[name].update(tests)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["cpu_seconds"] = {name: dict(tests) for name, tests in self.spent.items()}
+        elif session.exitstatus == 0 and any(total > MARGIN * BUDGET for total in self.totals().values()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def totals(self) -> dict[str, float]:
+        """CPU-seconds by name, the dearest first."""
+        totals = {name: sum(tests.values()) for name, tests in self.spent.items()}
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
+        totals = self.totals()
+        if hasattr(config, "workerinput") or not totals:
+            return
+        over = {name: total for name, total in totals.items() if total > BUDGET}
+        shown = totals if config.getoption("costs") else dict(list(over.items())[:10])
+        terminalreporter.write_line(
+            f"an optimizer costs {statistics.median(totals.values()):.2f} CPU-seconds (median of {len(totals)}), "
+            f"{len(over)} of them more than their budget of {BUDGET}"
+        )
+        for name, total in shown.items():
+            dearest = ", ".join(f"{test} {seconds:.2f}" for test, seconds in self.spent[name].most_common(3))
+            terminalreporter.write_line(f"  {name} {total:.2f}: {dearest}")
+        failed = [name for name, total in over.items() if total > MARGIN * BUDGET]
+        if failed:
+            terminalreporter.write_line(
+                f"ERROR: {', '.join(failed)} cost more than {MARGIN:g} times the budget for the tests of an optimizer: "
+                f"mark as slow what does not have to run in `make test` (tests/optimizers/tiers.py)",
+                red=True,
+            )
+
+
+def function_of(item: pytest.Item) -> str:
+    """A test's place without its parameters."""
+    return item.nodeid.partition("[")[0]
