@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-BUDGET = 1.5  # CPU-seconds for each name of the registry
+BUDGET = 1.5  # CPU-seconds for each name of the registry; as many times as it has rules, each with its kernel
 # A busy processor counts more for the same work: up to so many times the budget a session only says so.
 MARGIN = 2.0
 # Of so many names a test runs over the catalogue, and is not about a few that somebody chose.
@@ -72,6 +72,7 @@ class Budget:
     def __init__(self) -> None:
         # name -> test function -> CPU-seconds
         self.spent: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.rules: dict[str, int] = {}
         self.over_the_catalogue: set[str] = set()
         self.imports = Imports()
 
@@ -97,18 +98,33 @@ class Budget:
         counts = not item.get_closest_marker("slow") and not item.get_closest_marker("kind")
         if counts and function_of(item) in self.over_the_catalogue:
             for name in names_of(item):
+                self.count_rules(item)
                 self.spent[name][function_of(item).split("::")[-1]] += seconds
         return result
+
+    def count_rules(self, item: pytest.Item) -> None:
+        from cases import Entry
+        from tiers import rules_of
+
+        for value in item.callspec.params.values():
+            if isinstance(value, Entry) and value.name not in self.rules:
+                self.rules[value.name] = rules_of(value)
+
+    def limit(self, name: str) -> float:
+        """The budget of one optimizer."""
+        return BUDGET * self.rules.get(name, 1)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         for name, tests in getattr(node, "workeroutput", {}).get("cpu_seconds", {}).items():
             self.spent[name].update(tests)
+        self.rules |= getattr(node, "workeroutput", {}).get("rules", {})
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["cpu_seconds"] = {name: dict(tests) for name, tests in self.spent.items()}
-        elif session.exitstatus == 0 and any(total > MARGIN * BUDGET for total in self.totals().values()):
+            session.config.workeroutput["rules"] = self.rules
+        elif session.exitstatus == 0 and any(total > MARGIN * self.limit(n) for n, total in self.totals().items()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def totals(self) -> dict[str, float]:
@@ -120,16 +136,16 @@ class Budget:
         totals = self.totals()
         if hasattr(config, "workerinput") or not totals:
             return
-        over = {name: total for name, total in totals.items() if total > BUDGET}
+        over = {name: total for name, total in totals.items() if total > self.limit(name)}
         shown = totals if config.getoption("costs") else dict(list(over.items())[:10])
         terminalreporter.write_line(
             f"an optimizer costs {statistics.median(totals.values()):.2f} CPU-seconds (median of {len(totals)}), "
-            f"{len(over)} of them more than their budget of {BUDGET}"
+            f"{len(over)} of them more than their budget of {BUDGET} for each rule"
         )
         for name, total in shown.items():
             dearest = ", ".join(f"{test} {seconds:.2f}" for test, seconds in self.spent[name].most_common(3))
-            terminalreporter.write_line(f"  {name} {total:.2f}: {dearest}")
-        failed = [name for name, total in over.items() if total > MARGIN * BUDGET]
+            terminalreporter.write_line(f"  {name} {total:.2f} of {self.limit(name):.1f}: {dearest}")
+        failed = [name for name, total in over.items() if total > MARGIN * self.limit(name)]
         if failed:
             terminalreporter.write_line(
                 f"ERROR: {', '.join(failed)} cost more than {MARGIN:g} times the budget for the tests of an optimizer: "

@@ -17,6 +17,7 @@ import pytest
 import torch
 from cases import ENTRIES
 from matrix_exemptions import EXEMPTIONS
+from tiers import kind_of_name
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -194,9 +195,24 @@ ROWS = [_row(name) for name in (*hfoptim.list_optimizers(), *WRAPPED)] + [
 
 def every_row(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test over all rows. Where the table says that it does not apply it has to fail, with the error named."""
-    cells = []
+    return _over_rows(test, [[]] * len(ROWS))
+
+
+def every_kind_of_row(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test of what is the engine's business over all rows; in `make test` over one of each kind, see tiers.py."""
+    seen: set[Any] = set()
+    marks = []
     for row in ROWS:
+        kind = kind_of_name(row.name) if row.ours else row.name
+        marks.append([pytest.mark.slow if kind in seen else pytest.mark.kind])
+        seen.add(kind)
+    return _over_rows(test, marks)
+
+
+def _over_rows(test: Callable[..., None], marks: list[list[Any]]) -> Callable[..., None]:
+    cells = []
+    for row, own in zip(ROWS, marks, strict=True):
         exemption = EXEMPTIONS.get((test.__name__, row.name))
-        marks = [pytest.mark.xfail(raises=exemption.raises, reason=exemption.reason, strict=True)] if exemption else []
-        cells.append(pytest.param(row, id=row.name, marks=marks))
+        more = [pytest.mark.xfail(raises=exemption.raises, reason=exemption.reason, strict=True)] if exemption else []
+        cells.append(pytest.param(row, id=row.name, marks=own + more))
     return pytest.mark.parametrize("row", cells)(test)

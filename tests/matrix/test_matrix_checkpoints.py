@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from harness import assert_same, through_disk, values
-from matrix_rows import every_row, parameters, quartic
+from matrix_rows import every_kind_of_row, every_row, parameters, quartic
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -48,7 +48,7 @@ def assert_goes_on(row, ours, mine, theirs, other):
     assert_same(nameless(ours.state_dict()), nameless(theirs.state_dict()))
 
 
-@every_row
+@every_kind_of_row
 def test_a_state_dict_is_deterministic_with_and_without_names(row):
     for named in (False, True):
         params, optimizer = trained(row, named)
@@ -58,7 +58,7 @@ def test_a_state_dict_is_deterministic_with_and_without_names(row):
         assert_goes_on(row, optimizer, params, again, other)
 
 
-@every_row
+@every_kind_of_row
 def test_names_survive_if_one_side_has_them(row):
     for saved_names, own_names in ((True, False), (False, True)):
         params = parameters()
@@ -72,7 +72,7 @@ def test_names_survive_if_one_side_has_them(row):
         assert_goes_on(row, optimizer, params, again, other)
 
 
-@every_row
+@every_kind_of_row
 def test_equal_groups_are_written_alike(row):
     params, optimizer = trained(row)
     other = twin_of(params)
@@ -82,7 +82,7 @@ def test_equal_groups_are_written_alike(row):
     assert_same(again.state_dict()["param_groups"][-1], optimizer.state_dict()["param_groups"][-1])
 
 
-@every_row
+@every_kind_of_row
 def test_saving_and_loading_leave_the_state_dict_as_it_was(row):
     params, optimizer = trained(row)
     saved = optimizer.state_dict()
@@ -113,7 +113,7 @@ def test_an_older_state_dict_loads(row):
     assert_same(values(other), values(params))
 
 
-@every_row
+@every_kind_of_row
 def test_a_step_count_that_is_a_plain_number_loads(row):
     params, optimizer = trained(row)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -128,13 +128,13 @@ def test_a_step_count_that_is_a_plain_number_loads(row):
     assert_same(values(other), values(params))
 
 
-@every_row
+@every_kind_of_row
 def test_what_is_saved_is_read_back_equal_without_leave_to_unpickle(row):
     _, optimizer = trained(row)
     assert_same(through_disk(optimizer.state_dict()), optimizer.state_dict())
 
 
-@every_row
+@every_kind_of_row
 def test_every_parameter_that_stepped_has_state(row):
     params, optimizer = trained(row, steps=1)
     assert set(optimizer.state_dict()) >= {"state", "param_groups"}
@@ -142,7 +142,7 @@ def test_every_parameter_that_stepped_has_state(row):
     assert len(held) == (1 if row.closure and row.name.endswith(("lbfgs", "LBFGS")) else len(params))
 
 
-@every_row
+@every_kind_of_row
 def test_state_loads_into_parameters_of_another_dtype(row):
     params, optimizer = trained(row)
     other = {name: nn.Parameter(param.detach().double()) for name, param in params.items()}
@@ -167,7 +167,7 @@ def test_deepcopy_and_pickle_have_all_public_attributes(row):
     assert_same(values(other), values(params))
 
 
-@every_row
+@every_kind_of_row
 def test_an_averaged_model_and_its_schedule_go_with_it(row):
     model = nn.Module()
     params = parameters()
@@ -203,7 +203,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
-@every_row
+@every_kind_of_row
 def test_torchs_distributed_state_dict_goes_through(row, flat):
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model, other = Model(), Model()

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from harness import assert_same, values
-from matrix_rows import every_row, parameters, quartic
+from matrix_rows import every_kind_of_row, every_row, parameters, quartic
 from torch import nn
 
 import schedules
@@ -37,7 +37,7 @@ REFUSED = {
 }
 
 
-@every_row
+@every_kind_of_row
 def test_bad_parameters_are_refused_in_torchs_words(row):
     for what, (params, error, message) in REFUSED.items():
         with pytest.raises(error) as raised:
@@ -45,20 +45,20 @@ def test_bad_parameters_are_refused_in_torchs_words(row):
         assert re.search(message, str(raised.value)), (what, str(raised.value))
 
 
-@every_row
+@every_kind_of_row
 def test_a_group_that_is_no_dict_is_refused(row):
     optimizer = row.make(parameters())
     with pytest.raises(TypeError, match="param_group must be a dict"):
         optimizer.add_param_group([matrix()])
 
 
-@every_row
+@every_kind_of_row
 def test_a_parameter_given_twice_in_a_group_is_warned_of(row):
     with pytest.warns(UserWarning, match="duplicate parameters"):
         row.make([("a", SAME), ("b", SAME)])
 
 
-@every_row
+@every_kind_of_row
 def test_a_learning_rate_tensor_has_one_entry(row):
     with pytest.raises(ValueError, match=r"(?s)lr.*(1-element|one number)"):
         row.make(parameters(), lr=torch.tensor([1e-3, 1e-3]))
@@ -116,7 +116,7 @@ def test_schedules_move_it(row):
         assert quartic(params) < quartic(parameters(torch.float64))
 
 
-@every_row
+@every_kind_of_row
 def test_a_group_with_its_own_learning_rate_follows_a_schedule(row):
     params = parameters(torch.float64)
     optimizer = row.make([{"params": [item]} for item in params.items()], lr=row.lr)
@@ -128,7 +128,7 @@ def test_a_group_with_its_own_learning_rate_follows_a_schedule(row):
     assert quartic(params) < quartic(parameters(torch.float64))
 
 
-@every_row
+@every_kind_of_row
 def test_a_learning_rate_may_be_a_tensor(row):
     for shape in ((), (1,)):
         mine, other = parameters(), parameters()
@@ -151,7 +151,7 @@ def test_groups_have_options_of_their_own_and_the_rest_of_the_defaults(row):
     assert quartic(params) < start
 
 
-@every_row
+@every_kind_of_row
 def test_a_group_with_a_learning_rate_of_zero_stays(row):
     params = parameters()
     start = values(params)
@@ -162,7 +162,7 @@ def test_a_group_with_a_learning_rate_of_zero_stays(row):
     assert not torch.equal(params["body.weight"], start["body.weight"])
 
 
-@every_row
+@every_kind_of_row
 def test_a_learning_rate_of_zero_changes_nothing(row):
     params = parameters()
     start = values(params)
@@ -170,7 +170,7 @@ def test_a_learning_rate_of_zero_changes_nothing(row):
     assert_same(values(params), start)
 
 
-@every_row
+@every_kind_of_row
 def test_a_group_added_later_takes_the_defaults_and_trains(row):
     params = parameters()
     (name, first), *rest = params.items()
@@ -189,7 +189,7 @@ def test_a_group_added_later_takes_the_defaults_and_trains(row):
     assert_same(again.state_dict(), optimizer.state_dict())
 
 
-@every_row
+@every_kind_of_row
 def test_names_of_parameters_are_kept(row):
     params = parameters()
     optimizer = row.make(params)
@@ -198,7 +198,7 @@ def test_names_of_parameters_are_kept(row):
     assert "param_names" not in row.make(params, named=False).state_dict()["param_groups"][0]
 
 
-@every_row
+@every_kind_of_row
 def test_gradients_are_removed_or_set_to_zero(row):
     for options in ({}, *(({"foreach": True}, {"fused": True}) if row.engine else ())):
         params = parameters()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from matrix_rows import every_row, parameters, quartic
+from matrix_rows import every_kind_of_row, parameters, quartic
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
-@every_row
+@every_kind_of_row
 def test_hooks_of_a_step_run_around_it_until_they_are_removed(row):
     params = parameters()
     optimizer, seen = row.make(params), []
@@ -38,7 +38,7 @@ def test_hooks_of_a_step_run_around_it_until_they_are_removed(row):
     assert len(seen) == 4
 
 
-@every_row
+@every_kind_of_row
 def test_global_hooks_of_steps_run_outside_of_the_optimizers_own(row):
     params = parameters()
     optimizer, seen = row.make(params), []
@@ -62,7 +62,7 @@ def test_global_hooks_of_steps_run_outside_of_the_optimizers_own(row):
     assert seen == [0, 1, 2, 5] * 2
 
 
-@every_row
+@every_kind_of_row
 def test_a_hook_before_a_step_may_change_its_arguments(row):
     params = parameters()
     optimizer, called = row.make(params), []
@@ -79,7 +79,7 @@ def test_a_hook_before_a_step_may_change_its_arguments(row):
     assert called
 
 
-@every_row
+@every_kind_of_row
 def test_hooks_of_saving_see_the_state_and_may_replace_the_state_dict(row):
     optimizer = row.make(parameters())
 
@@ -104,7 +104,7 @@ def test_hooks_of_saving_see_the_state_and_may_replace_the_state_dict(row):
     assert order == ["first", "last"]
 
 
-@every_row
+@every_kind_of_row
 def test_hooks_of_loading_run_in_their_order_and_may_replace_the_state_dict(row):
     optimizer = row.make(parameters())
     saved = optimizer.state_dict()
@@ -129,7 +129,7 @@ def test_hooks_of_loading_run_in_their_order_and_may_replace_the_state_dict(row)
     assert optimizer.param_groups[0]["lr"] == 0.002
 
 
-@every_row
+@every_kind_of_row
 def test_a_hook_after_loading_sees_what_was_loaded(row):
     params = parameters()
     optimizer = row.make(params)
@@ -141,7 +141,7 @@ def test_a_hook_after_loading_sees_what_was_loaded(row):
     assert seen == [len([state for state in optimizer.state.values() if state])]
 
 
-@every_row
+@every_kind_of_row
 def test_steps_and_zero_grad_have_names_in_a_profile(row):
     params = parameters()
     optimizer = row.make(params)
@@ -153,7 +153,7 @@ def test_steps_and_zero_grad_have_names_in_a_profile(row):
     assert f"Optimizer.zero_grad#{row.cls.__name__}.zero_grad" in names
 
 
-@every_row
+@every_kind_of_row
 def test_a_step_calls_the_place_where_profilers_hang_their_code(row):
     params = parameters()
     optimizer, called = row.make(params), []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from harness import assert_same, values
-from matrix_rows import every_row, parameters, quartic
+from matrix_rows import every_kind_of_row, every_row, parameters, quartic
 from torch import nn
 
 INNER = ("body.weight", "body.bias")
@@ -15,7 +15,7 @@ def states(optimizer):
     return [dict(state) for state in optimizer.state.values() if state]
 
 
-@every_row
+@every_kind_of_row
 def test_a_closure_gets_gradients_enabled_and_its_loss_comes_back(row):
     params = parameters()
     optimizer, enabled, losses = row.make(params), [], []
@@ -34,7 +34,7 @@ def test_a_closure_gets_gradients_enabled_and_its_loss_comes_back(row):
     assert row.closure or len(enabled) == 1
 
 
-@every_row
+@every_kind_of_row
 def test_frozen_parameters_stay(row):
     params = {name: param.requires_grad_(False) for name, param in parameters().items()}
     start = values(params)
@@ -44,7 +44,7 @@ def test_frozen_parameters_stay(row):
     assert_same(values(params), start)
 
 
-@every_row
+@every_kind_of_row
 def test_a_step_without_gradients_is_none(row):
     params = parameters()
     start = values(params)
@@ -55,7 +55,7 @@ def test_a_step_without_gradients_is_none(row):
     assert not states(optimizer)
 
 
-@every_row
+@every_kind_of_row
 def test_a_parameter_without_a_gradient_stays_beside_others(row):
     params = parameters()
     start = values(params)
@@ -67,7 +67,7 @@ def test_a_parameter_without_a_gradient_stays_beside_others(row):
     assert not torch.equal(params["body.bias"], start["body.bias"])
 
 
-@every_row
+@every_kind_of_row
 def test_gradients_of_zero_move_nothing(row):
     params = parameters()
     start = values(params)
@@ -76,7 +76,7 @@ def test_gradients_of_zero_move_nothing(row):
     assert_same(values(params), start)
 
 
-@every_row
+@every_kind_of_row
 def test_a_parameter_without_entries_goes_along(row):
     params = parameters()
     both = {**params, "body.empty": nn.Parameter(torch.zeros(0))}
@@ -135,7 +135,7 @@ def test_complex_parameters_step_like_pairs_of_reals(row):
         torch.testing.assert_close(real, other[name].detach(), rtol=1e-9, atol=1e-12)
 
 
-@every_row
+@every_kind_of_row
 def test_a_sparse_gradient_is_refused_by_name_and_changes_nothing(row):
     params = parameters()
     optimizer = row.make(params)
@@ -162,7 +162,7 @@ def test_parameters_without_memory_get_state_without_memory(row):
             assert name != "step" or value.item() == 2
 
 
-@every_row
+@every_kind_of_row
 def test_parameters_of_two_devices_step_in_one_optimizer(row):
     # The device without memory stands for a second one.
     params = {**parameters(), "other.bias": parameters(device="meta")["body.bias"]}
@@ -180,7 +180,7 @@ def test_parameters_of_two_devices_step_in_one_optimizer(row):
     assert params["other.bias"].device.type == "meta"
 
 
-@every_row
+@every_kind_of_row
 def test_clipped_gradients_are_what_the_step_takes(row):
     runs = []
     for by_torch in (True, False):
@@ -199,7 +199,7 @@ def test_clipped_gradients_are_what_the_step_takes(row):
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-12)
 
 
-@every_row
+@every_kind_of_row
 def test_a_gradient_scaler_divides_by_its_scale_and_leaves_out_what_overflows(row):
     mine, other = parameters(), parameters()
     ours, theirs = row.make(mine, lr=row.lr), row.make(other, lr=row.lr)
@@ -232,7 +232,7 @@ class Double:
         torch.set_default_dtype(torch.float32)
 
 
-@every_row
+@every_kind_of_row
 def test_surroundings_do_not_change_a_step(row):
     plain = parameters()
     row.advance(row.make(plain, lr=row.lr), plain, 3)

@@ -17,7 +17,9 @@ def matrix_tests():
     found = set()
     for path in HERE.glob("test_*.py"):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and any("every_row" in ast.unparse(d) for d in node.decorator_list):
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(d) in ("every_row", "every_kind_of_row") for d in node.decorator_list
+            ):
                 found.add(node.name)
     return found
 

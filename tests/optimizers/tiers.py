@@ -100,6 +100,12 @@ def names_by_kind(names: Iterable[str]) -> list[Any]:
     return one_of_each_kind(names, kind_of_name, str)
 
 
+def rules_of(entry: Entry) -> int:
+    """How many rules the parameters of an optimizer have, with its first options: each is compiled for itself."""
+    params = parameters(("matrix", "vector", "conv"))
+    return len(_rules(entry.cls(list(params.items()), **_first(entry).options)))
+
+
 def _first(entry: Entry) -> Variant:
     return next(iter(entry.variants.values()))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from resuming import SCHEDULES, WARMUPS, SaveAt, history, parameters, same_end
 from safetensors.torch import load_file
+from tiers import names_by_kind
 
 import hfoptim
 import schedules
@@ -92,12 +93,13 @@ def resumes_exactly(train, tmp_path):
     return check
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# In `make test` one optimizer of each kind; `make test-all` takes every name.
+@pytest.mark.parametrize("name", names_by_kind(OPTIMIZERS))
 def test_every_optimizer(resumes_exactly, name):
     resumes_exactly(name, learning_rate=LEARNING_RATES.get(name, 1e-2))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", names_by_kind(OPTIMIZERS))
 def test_every_optimizer_with_bfloat16_parameters(resumes_exactly, name):
     rate = LEARNING_RATES.get(name, 1e-2)
     resumes_exactly(name, by_callback=(True,), dtype=torch.bfloat16, learning_rate=rate)
