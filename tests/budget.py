@@ -9,14 +9,17 @@ marked `slow`, and those marked `kind`, which are about the engine.
 
 from __future__ import annotations
 
-import importlib._bootstrap as bootstrap  # type: ignore[import-not-found]
+import importlib
 import os
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+
+# Whose `_find_and_load` Python calls for a module that is not there yet.
+bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
 
 BUDGET = 1.5  # CPU-seconds for each name of the registry; as many times as it has rules, each with its kernel
 # A busy processor counts more for the same work: up to so many times the budget a session only says so.
@@ -71,7 +74,7 @@ class Budget:
 
     def __init__(self) -> None:
         # name -> test function -> CPU-seconds
-        self.spent: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.spent: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.rules: dict[str, int] = {}
         self.over_the_catalogue: set[str] = set()
         self.imports = Imports()
@@ -94,7 +97,9 @@ class Budget:
         before, imports = cpu(), self.imports.seconds
         result = yield
         seconds = cpu() - before - (self.imports.seconds - imports)
-        seconds += sum(value for key, value in item.user_properties if key == "cpu_seconds")
+        seconds += sum(
+            value for key, value in item.user_properties if key == "cpu_seconds" and isinstance(value, float)
+        )
         counts = not item.get_closest_marker("slow") and not item.get_closest_marker("kind")
         if counts and function_of(item) in self.over_the_catalogue:
             for name in names_of(item):
@@ -102,7 +107,7 @@ class Budget:
                 self.spent[name][function_of(item).split("::")[-1]] += seconds
         return result
 
-    def count_rules(self, item: pytest.Item) -> None:
+    def count_rules(self, item: Any) -> None:
         from cases import Entry
         from tiers import rules_of
 
@@ -117,14 +122,15 @@ class Budget:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         for name, tests in getattr(node, "workeroutput", {}).get("cpu_seconds", {}).items():
-            self.spent[name].update(tests)
+            for test, seconds in tests.items():
+                self.spent[name][test] += seconds
         self.rules |= getattr(node, "workeroutput", {}).get("rules", {})
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["cpu_seconds"] = {name: dict(tests) for name, tests in self.spent.items()}
             session.config.workeroutput["rules"] = self.rules
-        elif session.exitstatus == 0 and any(total > MARGIN * self.limit(n) for n, total in self.totals().items()):
+        elif session.exitstatus == 0 and any(self.totals()[name] > MARGIN * self.limit(name) for name in self.spent):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def totals(self) -> dict[str, float]:
@@ -143,7 +149,7 @@ class Budget:
             f"{len(over)} of them more than their budget of {BUDGET} for each rule"
         )
         for name, total in shown.items():
-            dearest = ", ".join(f"{test} {seconds:.2f}" for test, seconds in self.spent[name].most_common(3))
+            dearest = ", ".join(f"{test} {seconds:.2f}" for test, seconds in dearest_of(self.spent[name]))
             terminalreporter.write_line(f"  {name} {total:.2f} of {self.limit(name):.1f}: {dearest}")
         failed = [name for name, total in over.items() if total > MARGIN * self.limit(name)]
         if failed:
@@ -152,6 +158,10 @@ class Budget:
                 f"mark as slow what does not have to run in `make test` (tests/optimizers/tiers.py)",
                 red=True,
             )
+
+
+def dearest_of(tests: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(tests.items(), key=lambda item: -item[1])[:3]
 
 
 def function_of(item: pytest.Item) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from harness import assert_same, values
-from matrix_rows import ROWS, parameters
+from matrix_rows import ROWS, every_row, parameters
 
 import hfoptim
 

@@ -81,8 +81,8 @@ def is_without_sums(name: str) -> bool:
 
 
 def _first_of_each(items: Iterable[Any], of: Callable[[Any], Hashable]) -> list[bool]:
-    seen: set[Hashable] = set()
-    return [not (of(item) in seen or seen.add(of(item))) for item in items]
+    kinds = [of(item) for item in items]
+    return [kind not in kinds[:place] for place, kind in enumerate(kinds)]
 
 
 def one_of_each_kind(items: Iterable[Any], of: Callable[[Any], Hashable], ids: Callable[[Any], str]) -> list[Any]:
