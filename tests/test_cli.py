@@ -252,6 +252,7 @@ def test_killed_comparison_goes_on_where_it_stopped(
     assert [comparable(run) for run in resumed["runs"]] == [comparable(run) for run in read(straight)["runs"]]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to all processes of a console")
 def test_ctrl_c_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 2000 --checkpoint-steps 5".split()

@@ -17,7 +17,7 @@ from hfoptim.engine.rule import ELEMENT, TENSOR, nonnegative, zeros
 from hfoptim.engine.storage import Format, Rounding, Storage
 from hfoptim.engine.storage.quantization import unpack
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(build.missing() is not None, reason=f"needs {build.missing()}")
 
 CPU = torch.device("cpu")
 KINDS = [

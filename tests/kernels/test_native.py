@@ -28,7 +28,7 @@ from hfoptim.engine.rule import (
     zeros_without,
 )
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(build.missing() is not None, reason=f"needs {build.missing()}")
 
 # Of what sums in another order may differ by.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

@@ -1,6 +1,7 @@
 """A training killed with SIGKILL, between and during saves, resumes from the last whole checkpoint, bit for bit."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from kill_worker import KILLED, POINTS, make_trainer
 from resuming import same_end, same_way
 
 from hfoptim import disable, enable, last_whole_checkpoint
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks, and is killed by a signal")
 
 SOME = ("cut model.safetensors", "after optimizer.pt", "before trainer_state.json", "between saves")
 CASES = [
