@@ -261,7 +261,7 @@ def stepped(
     optimizer = make()
     digests.state_dict(optimizer.state_dict())
     for t in range(1, steps + 1):
-        torch.manual_seed(t)
+        torch.default_generator.manual_seed(t)  # torch.manual_seed formats a traceback for every device
         set_lr(optimizer, t, lr)
         take(optimizer, t)
         digests.add("params", params)
