@@ -38,7 +38,10 @@ RANKS = 2
 SHOWN = 20
 
 Record = dict[str, Any]
-Only = Annotated[list[str] | None, typer.Option(help="patterns of names, such as adamw or 'adam*'; several together")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="patterns of names, such as adamw or 'adam*', or of keys, such as 'large/*'; several together"),
+]
 Checkout = Annotated[Path, typer.Option(help="the checkout whose hfoptim is stepped")]
 Sharded = Annotated[bool, typer.Option(help="FSDP2 and DDP on two processes, too")]
 Thorough = Annotated[bool, typer.Option(help="compile every format: half an hour")]
@@ -47,11 +50,11 @@ app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
 
 
 def chosen(key: str, only: list[str] | None) -> bool:
-    """Whether a key of a record is of one of these optimizers; patterns fit names, or names with variants."""
+    """Whether a key of a record fits a pattern of a name, a name with its variant, or, with slashes, a whole key."""
     label = key.split("/")[1]
     name = label.split("[")[0].split("<")[0]
     plain = name.removeprefix("lookahead_").removeprefix("sam_")
-    return not only or any(fnmatch(each, pattern) for each in (label, name, plain) for pattern in only)
+    return not only or any(fnmatch(each, pattern) for each in (key, label, name, plain) for pattern in only)
 
 
 # -- one side --------------------------------------------------------------------------------------------------------
@@ -104,6 +107,7 @@ def _start(checkout: Path, folder: Path, **job: Any) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         **{"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KERAS_BACKEND": "torch"},
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     return subprocess.Popen([sys.executable, __file__, "side", str(file)], env=environment)
 
@@ -170,13 +174,20 @@ def differing(before: Record, after: Record) -> dict[str, list[str]]:
 
 
 def report(before: Record, after: Record) -> bool:
-    """Print what differs, optimizer by optimizer; whether nothing does."""
+    """Print which parts differ, of which optimizers, in which combinations; whether none does."""
     found = differing(before, after)
-    groups = defaultdict(list)
-    for key, parts in found.items():
-        groups[key.split("/")[1], ", ".join(parts)].append(key)
-    for (label, what), keys in list(groups.items())[:SHOWN]:
-        print(f"{label}: {what}\n    in {len(keys)}: {'; '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}")
+    keys: dict[str, list[str]] = defaultdict(list)
+    parts: dict[str, dict[str, None]] = defaultdict(dict)
+    for key, differ in found.items():
+        label = key.split("/")[1]
+        keys[label].append(key)
+        parts[label] |= dict.fromkeys(differ)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label, own in parts.items():
+        groups[", ".join(own)].append(label)
+    for what, labels in list(groups.items())[:SHOWN]:
+        some = [key for label in labels for key in keys[label]]
+        print(f"{', '.join(labels)}: {what}\n    in {len(some)}: {'; '.join(some[:3])}{' ...' if some[3:] else ''}")
     if len(groups) > SHOWN:
         print(f"... and {len(groups) - SHOWN} more groups of differences")
     print(f"{len(before['digests'])} combinations compared, {len(found)} differ")

@@ -42,6 +42,12 @@ RUNNERS: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "default": {},
 }
+# What else is done with models.
+OF_MODELS: dict[str, dict[str, Any]] = {
+    "release": {"gradient_release": True},
+    "combined": {"param_options": {"head.*": {"optimizer": "adagrad"}, "conv.weight": {"lr_scale": 0.5}}},
+    "head_lr": {"head_lr": 0.05, "caution": True},
+}
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 # Dtype of the parameters, and options.
 FORMS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
@@ -391,17 +397,22 @@ class Subject(NamedTuple):
             def loss(t: int) -> Tensor:
                 return nn.functional.cross_entropy(model(tokens[t - 1, share]), targets[t - 1, share])
 
-            stepped(
-                lambda: hfoptim.create_optimizer_v2(
-                    model, self.name, weight_decay=0.1, **own, **self.options, **options
-                ),
-                lambda optimizer, t: step(optimizer, lambda: loss(t), self.needs),
-                list(model.parameters()),
-                self.lr,
-                digests,
-                save=partial(get_optimizer_state_dict, model),
-                load=partial(set_optimizer_state_dict, model),
-            )
+            def make() -> Optimizer:
+                optimizer = hfoptim.create_optimizer_v2(model, self.name, weight_decay=0.1, **own, **options)
+                if options.get("gradient_release"):
+                    hfoptim.remove_gradient_release(model)
+                    hfoptim.prepare_for_gradient_release(model, optimizer)
+                return optimizer
+
+            def take(optimizer: Any, t: int) -> None:
+                step(optimizer, lambda: loss(t), self.needs)
+
+            through_torch = {
+                "save": partial(get_optimizer_state_dict, model),
+                "load": partial(set_optimizer_state_dict, model),
+            }
+            saving = {} if options.get("gradient_release") else through_torch
+            stepped(make, take, list(model.parameters()), self.lr, digests, **saving)
         return digests.found()
 
 
@@ -484,7 +495,7 @@ def jobs(plan: Plan, thorough: bool) -> Iterator[Job]:
             wrapped = subject._replace(name=f"{prefix}_{name}", options=own, needs=needs)
             for runner, form in itertools.product(("loop", "default"), FEW):
                 yield Job(f"wrapped/{prefix}_{name}/{runner}/{form}", partial(wrapped.eager, runner, form))
-        for runner, options in RUNNERS.items():
+        for runner, options in {**RUNNERS, **OF_MODELS}.items():
             yield Job(f"model/{name}/{runner}/float32", partial(subject.model, options))
     for label, of in plan["checkpoints"].items():
         ours = names[of["name"]]._replace(options=of["ours"], bare=True, decay=None)
