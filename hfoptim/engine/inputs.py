@@ -68,11 +68,25 @@ class Curvature:
             states[param].setdefault(self.state, value).copy_(value)
 
 
-def refuse_scaler(optimizer: Any, why: str) -> None:
+def refuse_scaler(optimizer: Any, owner: str) -> None:
     """Raise a RuntimeError if GradScaler has made itself known, as it does to optimizers that can undo the scaling."""
-    if optimizer.__dict__.pop("found_inf", None) is not None:
-        optimizer.__dict__.pop("grad_scale", None)
-        raise RuntimeError(why)
+    if optimizer.__dict__.pop("found_inf", None) is None:
+        return
+    optimizer.__dict__.pop("grad_scale", None)
+    if optimizer.release is not None:
+        raise RuntimeError(
+            "GradScaler divides gradients by its scale in optimizer.step(), and gradient release has used them "
+            "before; train in bfloat16, or without gradient release"
+        )
+    if optimizer.curvature is not None:
+        raise RuntimeError(
+            f"GradScaler scales the loss, and divides the gradients, but not the Hessian that {owner} takes from "
+            f"their graph; train in bfloat16 or float32"
+        )
+    raise RuntimeError(
+        f"GradScaler leaves out steps whose gradients overflow, and their losses would be added to that of the next, "
+        f"which the step of {owner} depends on; train in bfloat16 or float32"
+    )
 
 
 def as_loss(value: Any) -> Tensor:

@@ -229,7 +229,7 @@ class EngineOptimizer(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether GradScaler lets the optimizer know that it is there, which is then refused."""
-        return self.is_second_order or self.release is not None
+        return self.is_second_order or self.needs_loss or self.release is not None
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Tell the loss of the step to come, for optimizers whose step depends on it; the others make no use of it.
@@ -248,6 +248,11 @@ class EngineOptimizer(Optimizer):
         if self.needs_loss:
             value = inputs.as_loss(loss)
             self._loss = value if self._loss is None else self._loss + value.to(self._loss.device)
+
+    def _take_loss(self, of_closure: Any) -> None:
+        """The loss that a closure has returned is that of the step, unless it was told."""
+        if of_closure is not None and self._loss is None:
+            self.add_loss(of_closure)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
@@ -273,8 +278,7 @@ class EngineOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 found = closure()
-            if found is not None and self._loss is None:
-                self.add_loss(found)
+            self._take_loss(found)
         with undisturbed():
             entries = self._entries()
             if self._is_only_for_state(entries):
@@ -295,14 +299,10 @@ class EngineOptimizer(Optimizer):
         """Step the parameters given."""
         if self.one_lr:
             entries = self._of_one_lr(entries)
+        name = type(self).__name__
+        inputs.refuse_scaler(self, name)
         loss = self._mean_loss() if self.needs_loss else None
         if self.curvature is not None:
-            name = type(self).__name__
-            inputs.refuse_scaler(
-                self,
-                f"GradScaler scales the loss, and divides the gradients, but not the Hessian that {name} takes from "
-                f"their graph; train in bfloat16 or float32",
-            )
             self.curvature.prepare(name, entries, self.param_groups, self.state)
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
         slots, self._cached_slots = self._cached_slots, None

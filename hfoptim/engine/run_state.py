@@ -31,7 +31,8 @@ class RunState:
         init: name -> first value: a bool, an int for a count, else a float; or a function of the options that gives it.
         advance: `(state, totals, group) -> {name: number or 0-d tensor}`, pure: new values of the run state, and of
             other entries of the group that move, such as lr. What the group has no entry for reaches the `per_step` of
-            the group's rules, by name, in this step alone. No number may be read from a tensor.
+            the group's rules, by name, in this step alone. No number may be read from a tensor. What is a tensor here
+            is a number in the group and for `per_step` where reading it costs nothing, which is on a CPU.
             state: the values so far; floats as 0-d tensors like the totals, where there are any.
             totals: those named below, and `loss` if the optimizer needs it, as 0-d tensors in double precision (in
                 float32 on devices without it).

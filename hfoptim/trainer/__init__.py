@@ -2,6 +2,7 @@
 
 from hfoptim.trainer.callback import OptimizerCallback
 from hfoptim.trainer.checkpoints import last_whole_checkpoint
+from hfoptim.trainer.losses import TellLoss
 from hfoptim.trainer.modes import EvaluationWeights
 from hfoptim.trainer.monitor import OptimizerMonitor
 from hfoptim.trainer.names import disable, enable
@@ -11,6 +12,7 @@ __all__ = [
     "EvaluationWeights",
     "OptimizerCallback",
     "OptimizerMonitor",
+    "TellLoss",
     "TokenWeights",
     "disable",
     "enable",

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from transformers import Trainer, TrainerCallback
 
-from hfoptim.trainer import advice, checkpoints, coverage, groups, modes, private, release
+from hfoptim.trainer import advice, checkpoints, coverage, groups, losses, modes, private, release
 
 MAKER, SCHEDULE = "_hfoptim_maker", "_hfoptim_schedule"
 
@@ -82,6 +82,7 @@ def _attend(trainer: Any, optimizer: Any, num_training_steps: int) -> None:
         release.attend(trainer, optimizer)
         schedule = maker.chosen_schedule or trainer.args.lr_scheduler_type.value
         advice.attend(trainer, optimizer, schedule, num_training_steps, maker.schedule_options)
+    losses.attend(trainer, optimizer)
     coverage.attend(trainer, optimizer)
 
 

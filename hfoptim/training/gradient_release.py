@@ -82,11 +82,7 @@ class Release:
         Raises:
             RuntimeError: there are some, or GradScaler has scaled them.
         """
-        refuse_scaler(
-            optimizer,
-            "GradScaler divides gradients by its scale in optimizer.step(), and gradient release has used them "
-            "before; train in bfloat16, or without gradient release",
-        )
+        refuse_scaler(optimizer, type(optimizer).__name__)
         if entries:
             param = entries[0][1]
             index, position, _ = optimizer._survey().places[param]

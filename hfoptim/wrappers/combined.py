@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import checks, unwrap_all
+from hfoptim.engine import RuleOptimizer, checks, unwrap_all
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import ordered_groups
 from hfoptim.wrappers.sam import SAM
@@ -153,6 +153,8 @@ class CombinedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            for inner in unwrap_all(self, RuleOptimizer):
+                inner._take_loss(loss)
         for member in self.optimizers:
             member.step()
         return loss
