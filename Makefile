@@ -38,6 +38,7 @@ coverage: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" --cov --cov-report=xml --cov-report=html --cov-report=term $(FILES)
 
 lint: $(READY)
+	$(BIN)/python -m hfoptim.registry.stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

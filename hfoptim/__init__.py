@@ -5,29 +5,8 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 import schedules
+from hfoptim.engine import Name, hyper
 from hfoptim.factory.create import create_optimizer, create_optimizer_v2
-from hfoptim.optimizers import (
-    SGD,
-    Adafactor,
-    AdafactorSchedule,
-    Adagrad,
-    Adahessian,
-    Adam,
-    AdamMini,
-    AdamW,
-    AdamWeightDecay,
-    AdamWScheduleFree,
-    Adan,
-    AdEMAMix,
-    Adopt,
-    Lamb,
-    Lars,
-    Lion,
-    Muon,
-    NvNovoGrad,
-    Prodigy,
-    get_adafactor_schedule,
-)
 from hfoptim.param_groups.options import param_groups_options
 from hfoptim.param_groups.selection import decay_groups, layer_decay_groups, param_groups_muon
 from hfoptim.param_groups.timm import (
@@ -36,13 +15,15 @@ from hfoptim.param_groups.timm import (
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
-from hfoptim.registry.catalogue import OptimInfo
+from hfoptim.registry.catalogue import register
+from hfoptim.registry.info import OptimInfo
 from hfoptim.registry.lookup import get_optimizer_class, get_optimizer_info, list_optimizers
 from hfoptim.training.accumulator import GradientAccumulator
 from hfoptim.training.gradient_release import prepare_for_gradient_release, remove_gradient_release
 from hfoptim.wrappers import SAM, CombinedOptimizer, Lookahead
 
 if TYPE_CHECKING:
+    from hfoptim.optimizers import *  # noqa: F403
     from hfoptim.trainer import (
         EvaluationWeights,
         OptimizerCallback,
@@ -59,34 +40,17 @@ __version__ = "0.1.0"
 for _name in [name for name in _sys.modules if name == "schedules" or name.startswith("schedules.")]:
     _sys.modules[f"hfoptim.{_name}"] = _sys.modules[_name]
 
+# What is here beside the optimizers, which are found, and imported when one is asked for.
 __all__ = [
     "SAM",
-    "SGD",
-    "AdEMAMix",
-    "Adafactor",
-    "AdafactorSchedule",
-    "Adagrad",
-    "Adahessian",
-    "Adam",
-    "AdamMini",
-    "AdamW",
-    "AdamWScheduleFree",
-    "AdamWeightDecay",
-    "Adan",
-    "Adopt",
     "CombinedOptimizer",
     "EvaluationWeights",
     "GradientAccumulator",
-    "Lamb",
-    "Lars",
-    "Lion",
     "Lookahead",
-    "Muon",
-    "NvNovoGrad",
+    "Name",
     "OptimInfo",
     "OptimizerCallback",
     "OptimizerMonitor",
-    "Prodigy",
     "TokenWeights",
     "auto_group_layers",
     "create_optimizer",
@@ -94,9 +58,9 @@ __all__ = [
     "decay_groups",
     "disable",
     "enable",
-    "get_adafactor_schedule",
     "get_optimizer_class",
     "get_optimizer_info",
+    "hyper",
     "last_whole_checkpoint",
     "layer_decay_groups",
     "list_optimizers",
@@ -106,9 +70,18 @@ __all__ = [
     "param_groups_options",
     "param_groups_weight_decay",
     "prepare_for_gradient_release",
+    "register",
     "remove_gradient_release",
     "schedules",
 ]
+_OWN = tuple(__all__)
+
+if TYPE_CHECKING:
+    from hfoptim import optimizers as _optimizers
+
+    __all__ += _optimizers.__all__
+else:  # made when it is asked for, as it takes a look at all the sources
+    del __all__
 
 # What needs transformers is imported when it is asked for.
 _OF_TRAINER = (
@@ -125,4 +98,13 @@ _OF_TRAINER = (
 def __getattr__(name: str) -> Any:
     if name in _OF_TRAINER:
         return getattr(_import_module("hfoptim.trainer"), name)
+    optimizers = _import_module("hfoptim.optimizers")
+    if name == "__all__":
+        return sorted([*_OWN, *optimizers.__all__])
+    if not name.startswith("__") and name in optimizers.__all__:
+        return getattr(optimizers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OWN, *_import_module("hfoptim.optimizers").__all__})

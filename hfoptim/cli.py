@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from hfoptim.registry.catalogue import OptimInfo
+    from hfoptim.registry.info import OptimInfo
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 # Under a list with names that transformers has, too.

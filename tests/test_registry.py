@@ -501,7 +501,7 @@ def test_resuming_repeats_the_rest():
         ({"init_lr": float("nan")}, "nan"),
         ({"min_lr_ratio": -0.1}, "min_lr_ratio|end_learning_rate"),
         ({"power": 0.0}, "power"),
-        ({"adam_beta1": 1.0}, "betas"),
+        ({"adam_beta1": 1.0}, "beta_1"),
         ({"adam_epsilon": -1.0}, "eps"),
         ({"weight_decay_rate": -0.1}, "weight_decay"),
         ({"adam_clipnorm": 1.0, "adam_global_clipnorm": 1.0}, "clipnorm"),

@@ -84,9 +84,6 @@ class RuleOptimizer(_Declared):
                 delattr(cls, name)
         if not cls.hypers:
             return
-        # For as long as there are optimizers that declare nothing.
-        cls.lr_optional, cls.numbers = True, ()
-        cls.beta_count = len(together["betas"].default or (0, 0)) if "betas" in together else 2
         cls.absent_from_peers |= {name for name, each in cls.hypers.items() if not each.in_peers}
         cls._signature = _signature_of(cls.hypers)
         cls.__signature__ = _own_signature(cls)  # type: ignore[attr-defined]

@@ -56,12 +56,12 @@ class Hyper:
         in_peers: whether checkpoints of the classes that an optimizer interchanges with have it.
         keyword_only: whether it is given by name only.
         annotation: its type, as in the class.
-        make_check: the check and the domain, given the annotation.
+        make_check: the check and the domain, given the name and the annotation.
     """
 
     default: Any
     doc: str
-    make_check: Callable[[str], tuple[Check, str]]
+    make_check: Callable[[str, str], tuple[Check, str]]
     in_group: bool = True
     in_peers: bool = True
     keyword_only: bool = False
@@ -112,12 +112,12 @@ def hyper(
         in_peers (True): whether checkpoints of the classes that this one interchanges with have it.
     """
 
-    def make_check(annotation: str) -> tuple[Check, str]:
+    def make_check(name: str, annotation: str) -> tuple[Check, str]:
         if check is not None:
             return check, ""
         kind = annotation.removesuffix(" | None")
         optional = kind != annotation
-        found = _KINDS.get(kind.partition("[")[0])
+        found = _rate if name == "lr" and kind == "float" else _KINDS.get(kind.partition("[")[0])
         if found is None:
             raise TypeError(f"the annotation {annotation!r} says no kind of check; give one: hyper(..., check=...)")
         run, domain = found(kind, _Range(low, above, below, most, excluded, optional), tuple(choices))
@@ -162,6 +162,10 @@ def _number(kind: str, bounds: _Range, choices: tuple[str, ...]) -> tuple[Check,
     return bounds.number, str(bounds)
 
 
+def _rate(kind: str, bounds: _Range, choices: tuple[str, ...]) -> tuple[Check, str]:
+    return checks.learning_rate, str(bounds)
+
+
 def _integer(kind: str, bounds: _Range, choices: tuple[str, ...]) -> tuple[Check, str]:
     return bounds.integer, str(bounds)
 
@@ -203,15 +207,11 @@ def declared(cls: type) -> dict[str, Hyper]:
         value = vars(cls).get(name)
         if isinstance(value, Hyper):
             try:
-                check, domain = value.make_check(text)
+                check, domain = value.make_check(name, text)
             except TypeError as error:
                 raise TypeError(f"{cls.__name__}.{name}: {error}") from None
             found[name] = replace(value, keyword_only=keyword_only, annotation=annotation, check=check, domain=domain)
     bare = [name for name, value in vars(cls).items() if isinstance(value, Hyper) and name not in found]
     if bare:
         raise TypeError(f"{cls.__name__}.{bare[0]} has no annotation; write {bare[0]}: float = hyper(...)")
-    if "lr" in found:
-        optional = found["lr"].default is None
-        check = partial(_unless_none, checks.learning_rate) if optional else checks.learning_rate
-        found["lr"] = replace(found["lr"], check=check)
     return found

@@ -17,7 +17,7 @@ from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, placed, row_of, totals_of
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
-from hfoptim.engine.options import ENGINE_DEFAULTS, check_options, documentation
+from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.rule import Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
@@ -63,12 +63,6 @@ class EngineOptimizer(Optimizer):
 
     rule: ClassVar[Rule]
     decay: ClassVar[Decay] = Decay.DECOUPLED
-    # Whether lr=None means something to this class.
-    lr_optional: ClassVar[bool] = False
-    # Hyper-parameters, of those that an optimizer has, that are one number >= 0.
-    numbers: ClassVar[tuple[str, ...]] = ("eps", "weight_decay", "momentum")
-    # How many coefficients `betas` has.
-    beta_count: ClassVar[int] = 2
     # Entries of a group, beside those of the run state, that change from step to step and that no choice of a rule
     # depends on.
     per_step_options: ClassVar[frozenset[str]] = frozenset({"lr"})
@@ -102,13 +96,10 @@ class EngineOptimizer(Optimizer):
     # Notes what rules say about the steps, while somebody asks.
     report: Report | None = None
 
-    def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
-        run_state = self.run_state
-        known = [*defaults, *run_state.init, *ENGINE_DEFAULTS]
-        given = peer_options.without_flags(type(self).__name__, options, known)
-        self.defaults = {**defaults, **ENGINE_DEFAULTS, **defaults, **given}
-        self.check_group(self.defaults)
-        self.defaults = {**run_state.first(self.defaults), **self.defaults}
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self.defaults = defaults
+        self.check_group(defaults)
+        self.defaults = {**self.run_state.first(defaults), **defaults}
         super().__init__(params, self.defaults)
         if self.lr_is_factor:
             checks.factor(type(self).__name__, max(float(group["lr"]) for group in self.param_groups))
@@ -137,26 +128,14 @@ class EngineOptimizer(Optimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter of a group is wrong, and put each into it as Python's own number, tuple or text.
 
-        Subclasses add what only they have. Of a checkpoint, `torch.load(weights_only=True)` reads such values only.
+        Of a checkpoint, `torch.load(weights_only=True)` reads such values only.
         """
-        if group["lr"] is not None or not self.lr_optional:
-            group["lr"] = checks.learning_rate("lr", group["lr"])
-        for name in self.numbers:
-            if name in self.defaults:
-                group[name] = checks.number(name, group[name])
-        if "betas" in self.defaults:
-            group["betas"] = checks.betas("betas", group["betas"], self.beta_count)
         for name in peer_options.FLAGS:
             # torch puts `differentiable` into the defaults of whatever it unpickles.
             if name in group and (name not in self.defaults or name == "differentiable"):
                 checks.unavailable(name, group[name], peer_options.FLAGS[name])
         self.run_state.check(group)
         check_options(group)
-
-    @staticmethod
-    def engine_option_names() -> frozenset[str]:
-        """The options every optimizer takes."""
-        return frozenset(ENGINE_DEFAULTS)
 
     def own_default(self, name: str) -> Any:
         """The default of a hyper-parameter in the class's signature; what it starts from, where it is no argument."""
@@ -206,16 +185,6 @@ class EngineOptimizer(Optimizer):
             ValueError: it is another optimizer's, or its groups, parameters or shapes are not these; nothing changed.
         """
         loading.load(unmasked(self), state_dict)
-
-    def ignores_peer_flag(self, name: str, value: Any, group: dict[str, Any]) -> bool:
-        """Whether a hyper-parameter of a peer's checkpoint that this class has not changes nothing at that value.
-
-        Args:
-            name, value: the peer's hyper-parameter.
-            group: the group as it will be, with the peer's entries.
-        """
-        neutral = self.peer_flags.get(name)
-        return bool(neutral(self, value, group)) if callable(neutral) else name in self.peer_flags and value is neutral
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         """Turn a peer's saved state of one parameter into ours, where `peer_state` does not suffice."""

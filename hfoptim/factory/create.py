@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,7 +15,6 @@ from torch.optim.optimizer import ParamsT
 import schedules
 from hfoptim.engine.checks import integer, number, strings
 from hfoptim.factory.grouped import check_grouping, group_params, make_grouped, take_grouping
-from hfoptim.optimizers import AdamWeightDecay
 from hfoptim.param_groups.group_matcher import GroupMatcher
 from hfoptim.param_groups.selection import (
     decay_groups,
@@ -34,6 +33,9 @@ from hfoptim.registry.lookup import (
     option_names,
     resolve_options,
 )
+
+if TYPE_CHECKING:
+    from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay
 
 
 def create_optimizer_v2(
@@ -221,6 +223,8 @@ def create_optimizer(
     num_warmup_steps = integer("num_warmup_steps", num_warmup_steps, 0)
     if num_warmup_steps > num_train_steps:
         raise ValueError(f"num_warmup_steps={num_warmup_steps} is more than num_train_steps={num_train_steps}")
+    from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay
+
     optimizer = AdamWeightDecay(
         model_or_params,
         learning_rate=init_lr,

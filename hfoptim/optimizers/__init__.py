@@ -1,42 +1,36 @@
-"""The catalogue: one file per family, with the rules (mathematics) and the classes (signatures)."""
+"""The optimizers: a file each, with the rule (mathematics) and the class (declarations), found by themselves.
 
-from hfoptim.optimizers.adafactor import Adafactor, AdafactorSchedule, get_adafactor_schedule
-from hfoptim.optimizers.adagrad import Adagrad
-from hfoptim.optimizers.adahessian import Adahessian
-from hfoptim.optimizers.adam import Adam, AdamW
-from hfoptim.optimizers.adam_mini import AdamMini
-from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay
-from hfoptim.optimizers.adan import Adan
-from hfoptim.optimizers.ademamix import AdEMAMix
-from hfoptim.optimizers.adopt import Adopt
-from hfoptim.optimizers.lamb import Lamb
-from hfoptim.optimizers.lars import Lars
-from hfoptim.optimizers.lion import Lion
-from hfoptim.optimizers.muon import Muon
-from hfoptim.optimizers.novograd import NvNovoGrad
-from hfoptim.optimizers.prodigy import Prodigy
-from hfoptim.optimizers.schedule_free import AdamWScheduleFree
-from hfoptim.optimizers.sgd import SGD
+A class is imported when it is asked for: `from hfoptim.optimizers import Lion` imports `hfoptim.optimizers.lion` alone.
+"""
 
-__all__ = [
-    "SGD",
-    "AdEMAMix",
-    "Adafactor",
-    "AdafactorSchedule",
-    "Adagrad",
-    "Adahessian",
-    "Adam",
-    "AdamMini",
-    "AdamW",
-    "AdamWScheduleFree",
-    "AdamWeightDecay",
-    "Adan",
-    "Adopt",
-    "Lamb",
-    "Lars",
-    "Lion",
-    "Muon",
-    "NvNovoGrad",
-    "Prodigy",
-    "get_adafactor_schedule",
-]
+from functools import cache as _cache
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import Any
+
+from hfoptim.engine import discovery as _discovery
+
+
+@_cache
+def found() -> tuple[_discovery.FoundModule, ...]:
+    """The modules there are, with what their classes declare; none of them is imported."""
+    return tuple(module for folder in __path__ for module in _discovery.found_in(_Path(folder), __name__))
+
+
+@_cache
+def sources() -> dict[str, str]:
+    """What is here for users -> the module it is in."""
+    return {name: module.name for module in found() for name in module.public}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(sources())
+    if name.startswith("__") or name not in sources():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(sources()[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *sources()})

@@ -29,6 +29,8 @@ from hfoptim.engine import (
 from hfoptim.engine.checks import betas as check_betas
 from hfoptim.engine.checks import entries, group_dict, number
 
+__all__ = ["Adafactor", "AdafactorSchedule", "get_adafactor_schedule"]
+
 
 def relative_step(t: int, group: Mapping[str, Any]) -> float:
     """The step size before it is scaled by the parameter: the group's lr, or min(1e-2 or 1e-6 t, 1 / sqrt(t))."""

@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from hfoptim.engine import ELEMENT, Decay, EngineOptions, Rule, RuleOptimizer, State
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine import ELEMENT, Decay, Name, Rule, RuleOptimizer, State, hyper
 
 
 def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
@@ -49,44 +46,20 @@ class Adagrad(RuleOptimizer):
     State: `sum` (s). A state_dict of torch.optim.Adagrad loads. The registry's name "adagrad" has eps 1e-8, as timm's.
     (optax has eps inside the root.) Gradients must be dense.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-2): learning rate.
-        lr_decay (0.0): decay of the learning rate, >= 0.
-        weight_decay (0.0): L2 penalty.
-        initial_accumulator_value (0.0): first value of the sum, >= 0.
-        eps (1e-10): added to the root of the sum, >= 0.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
     Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option; at a step, a sparse gradient.
+        TypeError: from `step()`, a sparse gradient.
 
     Source:
         Duchi, Hazan and Singer, https://jmlr.org/papers/v12/duchi11a.html; torch.optim.Adagrad.
     """
 
     decay = Decay.COUPLED
-    numbers = (*RuleOptimizer.numbers, "lr_decay", "initial_accumulator_value")
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "eps": eps,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
+    names = (Name("adagrad", "", "https://jmlr.org/papers/v12/duchi11a.html", {"eps": 1e-8}),)
+    lr: float = hyper(1e-2, "learning rate")
+    lr_decay: float = hyper(0.0, "decay of the learning rate")
+    weight_decay: float = hyper(0.0, "L2 penalty")
+    initial_accumulator_value: float = hyper(0.0, "first value of the sum")
+    eps: float = hyper(1e-10, "added to the root of the sum")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adagrad(group["initial_accumulator_value"])

@@ -6,12 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from hfoptim.engine import ELEMENT, Decay, EngineOptions, RuleOptimizer, ema, nonnegative, rule, zeros
-from hfoptim.engine.checks import flag, number
-from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine import ELEMENT, Decay, Name, RuleOptimizer, ema, hyper, nonnegative, rule, zeros
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
@@ -55,53 +50,26 @@ class Adopt(RuleOptimizer):
     Follows timm, which is the author's code with another default of clip_exp (0.25 there). pytorch_optimizer clips at
     t^clip_exp and decays at the first step too.
 
-    Args:
-        params: parameters, named parameters, or dicts that define parameter groups.
-        lr (default 1e-3): learning rate.
-        betas (0.9, 0.9999): decay rates of m and v, each in [0, 1).
-        eps (1e-6): least divisor of the gradient, >= 0.
-        clip_exp (0.333): exponent of the growing clip, >= 0; None does not clip.
-        weight_decay (0.0): L2 penalty, or decoupled weight decay, per step and unit of lr.
-        decoupled (False): decoupled weight decay.
-        **options: `maximize`, `foreach`, `fused`, `caution`, `kahan_sum`, see `RuleOptimizer`.
-
-    Raises:
-        ValueError: a hyper-parameter out of range, or no parameters.
-        TypeError: a hyper-parameter of the wrong type, or an unknown option.
-
     Source:
         Taniguchi et al., arXiv 2411.02853; iShohei220/adopt; timm 1.0, `timm.optim.Adopt`.
     """
 
     rule = adopt
     peer_flags = TIMM_DECAY
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-6,
-        clip_exp: float | None = 0.333,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "clip_exp": clip_exp,
-            "weight_decay": weight_decay,
-            "decoupled": decoupled,
-        }
-        EngineOptimizer.__init__(self, params, defaults, **options)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        if group["clip_exp"] is not None:
-            group["clip_exp"] = number("clip_exp", group["clip_exp"])
-        flag("decoupled", group["decoupled"])
+    names = (
+        Name(
+            "adopt",
+            "Adam that keeps the current gradient out of its own normalisation, with L2",
+            "https://arxiv.org/abs/2411.02853",
+        ),
+        Name("adoptw", "ADOPT with decoupled weight decay", options={"decoupled": True}),
+    )
+    lr: float = hyper(1e-3, "learning rate")
+    betas: tuple[float, float] = hyper((0.9, 0.9999), "decay rates of m and v")
+    eps: float = hyper(1e-6, "least divisor of the gradient")
+    clip_exp: float | None = hyper(0.333, "exponent of the growing clip; None does not clip")
+    weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
+    decoupled: bool = hyper(False, "decoupled weight decay")
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED

@@ -1,6 +1,7 @@
 """Optimizers by name: what there is, and the options each takes."""
 
-from hfoptim.registry.catalogue import ENTRIES, WRAPPERS, OptimInfo, WrapperInfo
+from hfoptim.registry.catalogue import ENTRY_POINTS, WRAPPERS, Catalogue, key, known_optimizers, register
+from hfoptim.registry.info import OptimInfo, WrapperInfo
 from hfoptim.registry.lookup import (
     canonical_name,
     check_options,
@@ -16,8 +17,9 @@ from hfoptim.registry.lookup import (
 )
 
 __all__ = [
-    "ENTRIES",
+    "ENTRY_POINTS",
     "WRAPPERS",
+    "Catalogue",
     "OptimInfo",
     "WrapperInfo",
     "canonical_name",
@@ -28,7 +30,10 @@ __all__ = [
     "get_optimizer_class",
     "get_optimizer_info",
     "group_defaults",
+    "key",
+    "known_optimizers",
     "list_optimizers",
     "option_names",
+    "register",
     "resolve_options",
 ]

@@ -1,86 +1,23 @@
-"""The catalogue as a table: one entry for every name an optimizer can be chosen by."""
+"""The table of names: one entry for every name an optimizer can be chosen by, and nothing imported for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
 
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.optimizers import (
-    SGD,
-    Adafactor,
-    Adagrad,
-    Adahessian,
-    Adam,
-    AdamMini,
-    AdamW,
-    AdamWeightDecay,
-    AdamWScheduleFree,
-    Adan,
-    AdEMAMix,
-    Adopt,
-    Lamb,
-    Lars,
-    Lion,
-    Muon,
-    NvNovoGrad,
-    Prodigy,
-)
-from hfoptim.wrappers import SAM, Lookahead, Wrapper
+from hfoptim import optimizers
+from hfoptim.engine import Name, checks
+from hfoptim.engine.discovery import NEEDS, summary_of
+from hfoptim.registry.info import OptimInfo, WrapperInfo
+from hfoptim.wrappers import SAM, Lookahead
 
-
-@dataclass(frozen=True)
-class OptimInfo:
-    """What the registry knows of an optimizer.
-
-    Args:
-        name: canonical name.
-        opt_class: its class.
-        description: one line.
-        source: where the algorithm is published.
-        defaults: arguments bound to this name that differ from the class's own defaults.
-        aliases: other names it answers to.
-        hidden_matrices: whether it treats the matrices inside a network unlike its other parameters, and is to be told
-            which they are by a group's `use_muon`.
-        needs_closure: whether `step` needs a closure that computes the loss again. transformers' Trainer has none.
-        second_order: whether gradients need a graph: `loss.backward(create_graph=True)`. The Trainer makes none.
-    """
-
-    name: str
-    opt_class: type[Optimizer]
-    description: str
-    source: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-    hidden_matrices: bool = False
-    needs_closure: bool = False
-    second_order: bool = False
-
-    @property
-    def needs(self) -> str | None:
-        """What its steps need and transformers' Trainer does not give."""
-        if self.needs_closure:
-            return "a closure that computes the loss again: step(closure)"
-        return "gradients with a graph: loss.backward(create_graph=True)" if self.second_order else None
-
-
-@dataclass(frozen=True)
-class WrapperInfo:
-    """What the registry knows of an optimizer around an optimizer: chosen by `<name>_<name of an optimizer>`.
-
-    Args:
-        name: what goes in front of the optimizer's name.
-        wrapper: its class.
-        description, source, needs_closure: as for optimizers.
-    """
-
-    name: str
-    wrapper: type[Wrapper]
-    description: str
-    source: str
-    needs_closure: bool = False
+# Where other distributions declare their optimizers: `my_name = "my_package.my_module:MyClass"`.
+ENTRY_POINTS = "hfoptim.optimizers"
 
 
 WRAPPERS = (
@@ -99,202 +36,192 @@ WRAPPERS = (
     ),
 )
 
-ENTRIES = (
-    OptimInfo(
-        "adafactor",
-        Adafactor,
-        "Adam with a second moment factored into rows and columns, step sizes relative to the parameter",
-        "https://arxiv.org/abs/1804.04235",
-    ),
-    OptimInfo(
-        "adagrad",
-        Adagrad,
-        "Steps divided by the root of the sum of all squared gradients",
-        "https://jmlr.org/papers/v12/duchi11a.html",
-        {"eps": 1e-8},
-    ),
-    OptimInfo(
-        "adahessian",
-        Adahessian,
-        "Adam with the diagonal of the Hessian in place of the gradient's square; gradients need a graph",
-        "https://arxiv.org/abs/2006.00719",
-        second_order=True,
-    ),
-    OptimInfo(
-        "adam",
-        Adam,
-        "Adaptive moments, with L2, decoupled or fully decoupled weight decay",
-        "https://arxiv.org/abs/1412.6980",
-    ),
-    OptimInfo(
-        "adam_mini",
-        AdamMini,
-        "Adam with one second moment per row, head or tensor, chosen by the parameter's name",
-        "https://arxiv.org/abs/2406.16793",
-    ),
-    OptimInfo(
-        "adam_weight_decay",
-        AdamWeightDecay,
-        "Keras' Adam with decoupled decay chosen by parameter name and gradient clipping",
-        "https://arxiv.org/abs/1711.05101",
-    ),
-    OptimInfo(
-        "adamuon",
-        Muon,
-        "Muon divided entry by entry by the root of its own second moment, AdamW for everything else",
-        "https://arxiv.org/abs/2507.11005",
-        {"algo": "adamuon", "adjust_lr_fn": "match_rms_adamw"},
-        hidden_matrices=True,
-    ),
-    OptimInfo(
-        "adamw",
-        AdamW,
-        "Adam with decoupled weight decay, transformers' numbers",
-        "https://arxiv.org/abs/1711.05101",
-    ),
-    OptimInfo(
-        "adamw_schedule_free",
-        AdamWScheduleFree,
-        "AdamW with an average of the weights in place of a learning-rate schedule",
-        "https://arxiv.org/abs/2405.15682",
-        aliases=("schedule_free_adamw",),
-    ),
-    OptimInfo(
-        "adan",
-        Adan,
-        "Adam with Nesterov's momentum from the change of the gradient, proximal weight decay",
-        "https://arxiv.org/abs/2208.06677",
-    ),
-    OptimInfo(
-        "adanw",
-        Adan,
-        "Adan with AdamW's weight decay",
-        "https://arxiv.org/abs/2208.06677",
-        {"no_prox": True},
-    ),
-    OptimInfo(
-        "ademamix",
-        AdEMAMix,
-        "Adam with a second, much slower momentum",
-        "https://arxiv.org/abs/2409.03137",
-    ),
-    OptimInfo(
-        "adopt",
-        Adopt,
-        "Adam that keeps the current gradient out of its own normalisation, with L2",
-        "https://arxiv.org/abs/2411.02853",
-    ),
-    OptimInfo(
-        "adoptw",
-        Adopt,
-        "ADOPT with decoupled weight decay",
-        "https://arxiv.org/abs/2411.02853",
-        {"decoupled": True},
-    ),
-    OptimInfo(
-        "lamb",
-        Lamb,
-        "Adam whose update has the norm of the parameter, tensor by tensor",
-        "https://arxiv.org/abs/1904.00962",
-    ),
-    OptimInfo(
-        "lambc",
-        Lamb,
-        "LAMB with trust ratios of 1 at most",
-        "https://arxiv.org/abs/1904.00962",
-        {"trust_clip": True},
-    ),
-    OptimInfo(
-        "larc",
-        Lars,
-        "LARS with step sizes of the learning rate at most, with momentum",
-        "https://arxiv.org/abs/1708.03888",
-        {"momentum": 0.9, "trust_clip": True},
-    ),
-    OptimInfo(
-        "lars",
-        Lars,
-        "Gradient descent whose step is a share of the parameter's norm, tensor by tensor, with momentum",
-        "https://arxiv.org/abs/1708.03888",
-        {"momentum": 0.9},
-    ),
+_OF_TORCH = (
     OptimInfo(
         "lbfgs",
-        LBFGS,
+        lambda: LBFGS,
         "Limited-memory quasi-Newton method of torch.optim; its step needs a closure",
         "https://doi.org/10.1007/BF01589116",
         needs_closure=True,
-    ),
-    OptimInfo(
-        "lion",
-        Lion,
-        "Sign of an interpolated momentum; one state tensor",
-        "https://arxiv.org/abs/2302.06675",
-    ),
-    OptimInfo(
-        "momentum",
-        SGD,
-        "Stochastic gradient descent with heavy-ball momentum",
-        "https://doi.org/10.1016/0041-5553(64)90137-5",
-        {"momentum": 0.9, "nesterov": False},
-    ),
-    OptimInfo(
-        "muon",
-        Muon,
-        "Momentum made orthogonal for the matrices inside a network, AdamW for everything else",
-        "https://arxiv.org/abs/2502.16982",
-        {"adjust_lr_fn": "match_rms_adamw"},
-        hidden_matrices=True,
-    ),
-    OptimInfo(
-        "nadamuon",
-        Muon,
-        "AdaMuon with NAdamW for everything else",
-        "https://arxiv.org/abs/2507.11005",
-        {"algo": "adamuon", "adjust_lr_fn": "match_rms_adamw", "fallback": "nadamw"},
-        hidden_matrices=True,
-    ),
-    OptimInfo(
-        "nlarc",
-        Lars,
-        "LARC with Nesterov momentum",
-        "https://arxiv.org/abs/1708.03888",
-        {"momentum": 0.9, "nesterov": True, "trust_clip": True},
-    ),
-    OptimInfo(
-        "nlars",
-        Lars,
-        "LARS with Nesterov momentum",
-        "https://arxiv.org/abs/1708.03888",
-        {"momentum": 0.9, "nesterov": True},
-    ),
-    OptimInfo(
-        "nmuon",
-        Muon,
-        "Muon with NAdamW for everything else",
-        "https://arxiv.org/abs/2502.16982",
-        {"adjust_lr_fn": "match_rms_adamw", "fallback": "nadamw"},
-        hidden_matrices=True,
-    ),
-    OptimInfo(
-        "novograd",
-        NvNovoGrad,
-        "Momentum of gradients divided by their norm, tensor by tensor",
-        "https://arxiv.org/abs/1905.11286",
-        aliases=("nvnovograd",),
-    ),
-    OptimInfo(
-        "prodigy",
-        Prodigy,
-        "Adam that estimates its own step size; lr stays at 1",
-        "https://arxiv.org/abs/2306.06101",
-    ),
-    OptimInfo(
-        "sgd",
-        SGD,
-        "Stochastic gradient descent with Nesterov momentum",
-        "https://proceedings.mlr.press/v28/sutskever13.html",
-        {"momentum": 0.9, "nesterov": True},
-        aliases=("nesterov",),
+        where="torch.optim",
     ),
 )
+
+
+def key(name: str) -> str:
+    """What a name and all its spellings have in common."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+class Catalogue:
+    """The entries by name. Those of entry points are imported when somebody asks for more than their names.
+
+    Args:
+        infos: entries to begin with.
+    """
+
+    def __init__(self, infos: Iterable[OptimInfo] = ()) -> None:
+        self._entries: dict[str, OptimInfo | EntryPoint] = {}
+        self._names: dict[str, str] = {}
+        for info in infos:
+            self.add(info)
+
+    def add(self, info: OptimInfo) -> None:
+        """Add an entry; one of the same place, as of a notebook's cell run again, replaces it.
+
+        Raises:
+            ValueError: another one has its name or one of its aliases.
+        """
+        for name in (info.name, *info.aliases):
+            self._claim(name, info.name, info.where)
+        self._entries[info.name] = info
+
+    def add_entry_point(self, point: EntryPoint) -> None:
+        """Add what an installed distribution declares.
+
+        Raises:
+            ValueError: another one has its name.
+        """
+        name = point.name.lower().replace("-", "_")
+        self._claim(name, name, point.value)
+        self._entries[name] = point
+
+    def _claim(self, name: str, canonical: str, where: str) -> None:
+        other = self._names.get(key(name))
+        holder = other and _where(self._entries[other])
+        if holder and holder != where:
+            raise ValueError(f"{where} claims the name {name!r}, which {holder} has; give it another one")
+        self._names[key(name)] = canonical
+
+    def canonical(self, name: str) -> str | None:
+        """The name that a spelling or an alias means; None for what is not known."""
+        return self._names.get(key(name))
+
+    def names(self) -> list[str]:
+        """All canonical names, sorted."""
+        return sorted(self._entries)
+
+    def spellings(self) -> list[str]:
+        """All names and aliases, for what may have been meant."""
+        aliases = [alias for each in self._entries.values() if isinstance(each, OptimInfo) for alias in each.aliases]
+        return [*self._entries, *aliases]
+
+    def get(self, name: str) -> OptimInfo:
+        """The entry of a canonical name.
+
+        Raises:
+            ImportError, AttributeError: its entry point leads nowhere.
+            TypeError, ValueError: its entry point leads to something else than an optimizer of that name.
+        """
+        entry = self._entries[name]
+        if isinstance(entry, EntryPoint):
+            entry = self._entries[name] = _of_entry_point(name, entry)
+            self.add(entry)
+        return entry
+
+
+def _where(entry: OptimInfo | EntryPoint) -> str:
+    return entry.where if isinstance(entry, OptimInfo) else entry.value
+
+
+def _of_entry_point(name: str, point: EntryPoint) -> OptimInfo:
+    cls = point.load()
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise TypeError(f"the entry point {point.name} = {point.value!r} is no class of torch.optim.Optimizer")
+    declared = vars(cls).get("names") or (Name(name),)
+    for info in _infos(declared, summary_of(cls.__doc__), _needs(cls), lambda: cls, point.value):
+        if info.name == name:
+            return info
+    raise ValueError(
+        f"the entry point {point.name} = {point.value!r} has another name than the class, which declares "
+        f"{', '.join(repr(each.name) for each in declared)}"
+    )
+
+
+@functools.cache
+def known_optimizers() -> Catalogue:
+    """The one there is: of this package, of torch, and of the distributions that are installed.
+
+    Raises:
+        ValueError: two modules of this package claim one name, or a declaration is wrong.
+    """
+    found = Catalogue((*_of_package(), *_OF_TORCH))
+    for point in entry_points(group=ENTRY_POINTS):
+        _add_if_free(found, point)
+    return found
+
+
+def _add_if_free(found: Catalogue, point: EntryPoint) -> None:
+    """Add an entry point of another package; where its name is taken, the others are of use all the same."""
+    try:
+        found.add_entry_point(point)
+    except ValueError as error:
+        checks.warn(f"an optimizer is left out: {error}")
+
+
+C = TypeVar("C", bound=type[Optimizer])
+
+
+def register(cls: C) -> C:
+    """Make an optimizer known by the names that its class declares, everywhere: also usable as a decorator.
+
+        @hfoptim.register
+        class Mine(hfoptim.Lion):
+            names = (hfoptim.Name("mine"),)
+
+    Distributions that are installed declare theirs in the entry points `hfoptim.optimizers` instead.
+
+    Args:
+        cls: the class, of torch.optim.Optimizer, with `names` of its own.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: it is no class of an optimizer, or declares no names.
+        ValueError: one of its names is taken; the message says by whom.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise TypeError(f"{cls!r} is no class that derives from torch.optim.Optimizer")
+    names = vars(cls).get("names")
+    if not (names and isinstance(names, tuple) and all(isinstance(name, Name) for name in names)):
+        raise TypeError(
+            f'{cls.__name__} declares no names; write names = (Name("my_name", paper="https://..."),) in it'
+        )
+    for info in _infos(
+        names, summary_of(cls.__doc__), _needs(cls), lambda: cls, f"{cls.__module__}.{cls.__qualname__}"
+    ):
+        known_optimizers().add(info)
+    return cls
+
+
+def _needs(cls: type) -> dict[str, bool]:
+    return {need: bool(getattr(cls, need, False)) for need in NEEDS}
+
+
+def _infos(
+    names: tuple[Name, ...], summary: str, needs: Mapping[str, bool], load: Callable[[], type[Optimizer]], where: str
+) -> Iterator[OptimInfo]:
+    for name in names:
+        yield OptimInfo(
+            name.name,
+            load,
+            name.summary or summary,
+            name.paper or names[0].paper,
+            dict(name.options),
+            name.aliases,
+            **needs,
+            where=where,
+        )
+
+
+def _of_package() -> Iterator[OptimInfo]:
+    for module in optimizers.found():
+        for each in module.classes:
+            load = functools.partial(_loaded, each.module, each.name)
+            yield from _infos(each.names, each.summary, each.needs, load, f"{each.module}.{each.name}")
+
+
+def _loaded(module: str, name: str) -> type[Optimizer]:
+    cls: type[Optimizer] = getattr(import_module(module), name)
+    return cls

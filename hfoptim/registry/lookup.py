@@ -17,16 +17,10 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, checks, peer_options
 from hfoptim.engine.checks import closest
-from hfoptim.registry.catalogue import ENTRIES, WRAPPERS, OptimInfo
+from hfoptim.registry.catalogue import WRAPPERS, key, known_optimizers
+from hfoptim.registry.info import OptimInfo
 from hfoptim.wrappers import around
 
-
-def _key(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
-
-
-_INFOS = {info.name: info for info in ENTRIES}
-_NAMES = {_key(alias): info.name for info in ENTRIES for alias in (info.name, *info.aliases)}
 # What may stand in front of a name.
 _WRAPPERS = {info.name: info for info in WRAPPERS}
 
@@ -40,21 +34,21 @@ def canonical_name(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"optimizer name {name!r} is a {type(name).__name__}, expected a string such as 'adamw'")
-    key, known = _key(name), [*_INFOS, *_aliases()]
-    if key in _NAMES:
-        return _NAMES[key]
+    known = known_optimizers()
+    found = known.canonical(name)
+    if found is not None:
+        return found
+    spelled, close = key(name), known.spellings()
     for prefix in _WRAPPERS:
-        if key.removeprefix(prefix) in _NAMES:
-            return f"{prefix}_{_NAMES[key.removeprefix(prefix)]}"
-        if key == prefix:
+        if not spelled.startswith(prefix):
+            continue
+        inner = known.canonical(spelled.removeprefix(prefix))
+        if inner is not None:
+            return f"{prefix}_{inner}"
+        if spelled == prefix:
             raise ValueError(f"{name!r} goes around another optimizer; write its name behind: '{prefix}_sgd'")
-        if key.startswith(prefix):
-            known = [f"{prefix}_{inner}" for inner in known]
-    raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), known)}")
-
-
-def _aliases() -> list[str]:
-    return [alias for info in ENTRIES for alias in info.aliases]
+        close = [f"{prefix}_{each}" for each in close]
+    raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), close)}")
 
 
 def get_optimizer_info(name: str) -> OptimInfo:
@@ -64,18 +58,21 @@ def get_optimizer_info(name: str) -> OptimInfo:
         ValueError: unknown name; the message has the closest ones.
     """
     name = canonical_name(name)
-    return _INFOS[name] if name in _INFOS else _wrapped(*name.split("_", 1))
+    if known_optimizers().canonical(name) is not None:
+        return known_optimizers().get(name)
+    prefix, inner = name.split("_", 1)
+    return _wrapped(prefix, known_optimizers().get(inner))
 
 
 @functools.cache
-def _wrapped(prefix: str, name: str) -> OptimInfo:
+def _wrapped(prefix: str, info: OptimInfo) -> OptimInfo:
     """The entry of an optimizer with another one around it."""
-    info, around_it = _INFOS[name], _WRAPPERS[prefix]
+    around_it = _WRAPPERS[prefix]
     return dataclasses.replace(
         info,
-        name=f"{prefix}_{name}",
-        opt_class=around(around_it.wrapper, info.opt_class),
-        description=f"{around_it.wrapper.__name__} around {name}: {around_it.description}",
+        name=f"{prefix}_{info.name}",
+        load=lambda: around(around_it.wrapper, info.opt_class),
+        description=f"{around_it.wrapper.__name__} around {info.name}: {around_it.description}",
         source=around_it.source,
         aliases=(),
         needs_closure=info.needs_closure or around_it.needs_closure,
@@ -103,9 +100,9 @@ def list_optimizers(
         The names, or pairs.
     """
     include = [filter] if isinstance(filter, str) else list(filter) or [""]
-    names = [name for name in sorted(_INFOS) if any(_matches(name, pattern) for pattern in include)]
+    names = [name for name in known_optimizers().names() if any(_matches(name, pattern) for pattern in include)]
     names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude_filters or ())]
-    return [(name, _INFOS[name].description) for name in names] if with_description else names
+    return [(name, known_optimizers().get(name).description) for name in names] if with_description else names
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -240,9 +237,13 @@ def dummy(opt_class: type[Optimizer], options: Mapping[str, Any], *groups: Mappi
 _OF_THE_WHOLE = ("gradient_release",)
 
 
-@functools.cache
 def group_defaults(name: str) -> Mapping[str, Any]:
     """The options of an optimizer that may differ between its parameter groups, with their defaults."""
-    name = canonical_name(name)
-    group = dummy(get_optimizer_info(name).opt_class, resolve_options(name, {})).param_groups[0]
+    return _group_defaults(get_optimizer_info(name))
+
+
+@functools.cache  # by entry: a name may be registered anew
+def _group_defaults(info: OptimInfo) -> Mapping[str, Any]:
+    name = info.name
+    group = dummy(info.opt_class, resolve_options(name, {})).param_groups[0]
     return {option: group[option] for option in option_names(name) if option in group and option not in _OF_THE_WHOLE}

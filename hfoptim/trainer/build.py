@@ -25,7 +25,7 @@ import schedules
 from hfoptim import registry
 from hfoptim.engine import unwrap
 from hfoptim.factory import grouped
-from hfoptim.optimizers import Adafactor, AdafactorSchedule
+from hfoptim.optimizers.adafactor import Adafactor, AdafactorSchedule
 from hfoptim.param_groups.options import OPTIONS as GROUPING_OPTIONS
 from hfoptim.param_groups.options import Grouping
 from hfoptim.trainer import defaults
@@ -206,13 +206,17 @@ def chosen_kwargs(name: str, kwargs: Mapping[str, Any], others: Mapping[str, Res
     return {name: kwargs, **{other: resolved.all_kwargs for other, resolved in others.items()}}
 
 
-@functools.cache
 def own_defaults(name: str) -> Mapping[str, Any]:
     """Every option of an optimizer with its own default, by its canonical name.
 
     The defaults that count are those of an optimizer that has been made: a signature may leave them open.
     """
-    info = registry.get_optimizer_info(name)
+    return _own_defaults(registry.get_optimizer_info(name))
+
+
+@functools.cache  # by entry: a name may be registered anew
+def _own_defaults(info: registry.OptimInfo) -> Mapping[str, Any]:
+    name = info.name
     signature = inspect.signature(info.opt_class).parameters
     made = registry.dummy(info.opt_class, registry.resolve_options(name, {})).defaults
     return {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hfoptim.engine import RuleOptimizer, unwrap_all
-from hfoptim.optimizers import AdamMini
+from hfoptim.optimizers.adam_mini import AdamMini
 from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 
 from hfoptim import registry
 from hfoptim.factory import grouped
-from hfoptim.optimizers import AdamMini
+from hfoptim.optimizers.adam_mini import AdamMini
 from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
 from hfoptim.trainer import private
 from hfoptim.trainer.build import Resolved, chosen_kwargs, own_defaults

@@ -130,7 +130,7 @@ def assert_no_betas(entry, betas):
         assert entry.cls(params(), betas=betas).defaults["beta1"] == 0.9  # the first of any number
         return
     if isinstance(betas, tuple):  # those of a pair; who has more coefficients has good ones before
-        betas = (0.9,) * (entry.cls.beta_count - 2) + betas
+        betas = (0.9,) * (len(entry.cls.hypers["betas"].default or (0, 0)) - 2) + betas
     with pytest.raises((TypeError, ValueError), match="betas"):
         entry.cls(params(), betas=betas, **usual(entry))
     if entry is not ADAFACTOR:

@@ -88,21 +88,21 @@ def test_groups_are_the_trainers_also_where_the_decay_is_not(build):
     assert all(shapes)
 
 
-def test_an_own_default_for_weight_decay_survives(make_trainer, inner, monkeypatch):
+def test_an_own_default_for_weight_decay_survives(make_trainer, inner):
     """No optimizer of the catalogue has one yet; transformers' default of 0.0 must not erase it."""
     from hfoptim import registry
-    from hfoptim.trainer import build
 
-    with_decay = registry.OptimInfo("decaying", hfoptim.Lion, "Lion", "https://example.org", {"weight_decay": 0.3})
-    monkeypatch.setitem(registry._INFOS, "decaying", with_decay)
-    monkeypatch.setitem(registry._NAMES, "decaying", "decaying")
+    class Decaying(hfoptim.Lion):
+        names = (hfoptim.Name("decaying", options={"weight_decay": 0.3}),)
+
+    hfoptim.register(Decaying)
     try:
         for given, decay in (({}, 0.3), ({"weight_decay": 0.1}, 0.1)):
             trainer = make_trainer(OptimizerCallback("decaying"), **given)
             trainer.create_optimizer()
             assert groups(inner(trainer), "weight_decay") == [(decay,), (0.0,)]
     finally:
-        build.own_defaults.cache_clear()
+        registry.known_optimizers.cache_clear()
 
 
 def test_a_changed_argument_that_the_optimizer_has_not_is_named(build, messages):

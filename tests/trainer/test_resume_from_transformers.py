@@ -148,6 +148,6 @@ def test_every_schedule_goes_on(both, schedule):
 
 
 def test_no_optimizer_that_both_have_is_left_out():
-    known = {registry._key(name) for name in [*registry.list_optimizers(), *registry._aliases()]}
-    shared = {member.value for member in OptimizerNames if registry._key(member.value) in known}
+    known = registry.known_optimizers()
+    shared = {member.value for member in OptimizerNames if known.canonical(member.value)}
     assert shared == {theirs for theirs, _, _ in PAIRS if not theirs.startswith("adamw_torch")} | OF_OTHER_PACKAGES

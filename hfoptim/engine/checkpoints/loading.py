@@ -15,7 +15,7 @@ from hfoptim.engine import checks, storage
 from hfoptim.engine.ambient import lasting
 from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
 from hfoptim.engine.distributed import dtensor
-from hfoptim.engine.options import OF_THE_RUN
+from hfoptim.engine.options import ENGINE_DEFAULTS, OF_THE_RUN
 from hfoptim.engine.rule import zeros
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def _match_group(optimizer: EngineOptimizer, index: int, saved: dict[str, Any]) 
         if name not in current
         and name not in _OF_THE_RUN | _OF_SCHEDULES | {"maximize", "step"}
         and not _is_initial_value(name, current)
-        and not optimizer.ignores_peer_flag(name, value, {**current, **saved})
+        and not _changes_nothing(optimizer, name, value, {**current, **saved})
     ]
     absent = [
         name
         for name in optimizer.defaults
-        if name != "differentiable" and name not in saved and name not in optimizer.engine_option_names()
+        if name != "differentiable" and name not in saved and name not in ENGINE_DEFAULTS
     ]
     ours = saved.keys() >= _OF_ENGINE
     lacking = [name for name in absent if name not in cls.absent_from_peers and (name in _IN_ALL or not ours)]
@@ -110,6 +110,14 @@ def _match_group(optimizer: EngineOptimizer, index: int, saved: dict[str, Any]) 
     except (TypeError, ValueError) as error:
         raise type(error)(f"group {index} of the state_dict: {error}") from error
     return group, saved["params"]
+
+
+def _changes_nothing(optimizer: EngineOptimizer, name: str, value: Any, group: dict[str, Any]) -> bool:
+    """Whether a peer's hyper-parameter that this class has not changes nothing here at that value, see `peer_flags`."""
+    flags = optimizer.peer_flags
+    return name in flags and bool(
+        flags[name](optimizer, value, group) if callable(flags[name]) else value is flags[name]
+    )
 
 
 def _taken_in_order(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> str:

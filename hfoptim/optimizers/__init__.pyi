@@ -1,0 +1,48 @@
+# Written by `python -m hfoptim.registry.stubs`, which `make lint` runs.
+from hfoptim.engine.discovery import FoundModule
+from hfoptim.optimizers.adafactor import Adafactor as Adafactor
+from hfoptim.optimizers.adafactor import AdafactorSchedule as AdafactorSchedule
+from hfoptim.optimizers.adafactor import get_adafactor_schedule as get_adafactor_schedule
+from hfoptim.optimizers.adagrad import Adagrad as Adagrad
+from hfoptim.optimizers.adahessian import Adahessian as Adahessian
+from hfoptim.optimizers.adam import Adam as Adam
+from hfoptim.optimizers.adam import AdamW as AdamW
+from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
+from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
+from hfoptim.optimizers.adan import Adan as Adan
+from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
+from hfoptim.optimizers.adopt import Adopt as Adopt
+from hfoptim.optimizers.lamb import Lamb as Lamb
+from hfoptim.optimizers.lars import Lars as Lars
+from hfoptim.optimizers.lion import Lion as Lion
+from hfoptim.optimizers.muon import Muon as Muon
+from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
+from hfoptim.optimizers.prodigy import Prodigy as Prodigy
+from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
+from hfoptim.optimizers.sgd import SGD as SGD
+
+__all__ = [
+    "SGD",
+    "AdEMAMix",
+    "Adafactor",
+    "AdafactorSchedule",
+    "Adagrad",
+    "Adahessian",
+    "Adam",
+    "AdamMini",
+    "AdamW",
+    "AdamWScheduleFree",
+    "AdamWeightDecay",
+    "Adan",
+    "Adopt",
+    "Lamb",
+    "Lars",
+    "Lion",
+    "Muon",
+    "NvNovoGrad",
+    "Prodigy",
+    "get_adafactor_schedule",
+]
+
+def found() -> tuple[FoundModule, ...]: ...
+def sources() -> dict[str, str]: ...

@@ -1,0 +1,70 @@
+"""What the registry knows of an optimizer, and of a wrapper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim import Optimizer
+
+from hfoptim.wrappers import Wrapper
+
+
+@dataclass(frozen=True, eq=False)
+class OptimInfo:
+    """What the registry knows of an optimizer.
+
+    Args:
+        name: canonical name.
+        load: gives its class, which may have to be imported first.
+        description: one line.
+        source: where the algorithm is published.
+        defaults: arguments bound to this name that differ from the class's own defaults.
+        aliases: other names it answers to.
+        hidden_matrices: whether it treats the matrices inside a network unlike its other parameters, and is to be told
+            which they are by a group's `use_muon`.
+        needs_closure: whether `step` needs a closure that computes the loss again. transformers' Trainer has none.
+        second_order: whether gradients need a graph: `loss.backward(create_graph=True)`. The Trainer makes none.
+        where: where it is declared, for messages.
+    """
+
+    name: str
+    load: Callable[[], type[Optimizer]] = field(repr=False)
+    description: str
+    source: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    hidden_matrices: bool = False
+    needs_closure: bool = False
+    second_order: bool = False
+    where: str = ""
+
+    @property
+    def opt_class(self) -> type[Optimizer]:
+        """Its class."""
+        return self.load()
+
+    @property
+    def needs(self) -> str | None:
+        """What its steps need and transformers' Trainer does not give."""
+        if self.needs_closure:
+            return "a closure that computes the loss again: step(closure)"
+        return "gradients with a graph: loss.backward(create_graph=True)" if self.second_order else None
+
+
+@dataclass(frozen=True)
+class WrapperInfo:
+    """What the registry knows of an optimizer around an optimizer: chosen by `<name>_<name of an optimizer>`.
+
+    Args:
+        name: what goes in front of the optimizer's name.
+        wrapper: its class.
+        description, source, needs_closure: as for optimizers.
+    """
+
+    name: str
+    wrapper: type[Wrapper]
+    description: str
+    source: str
+    needs_closure: bool = False
