@@ -168,9 +168,10 @@ def _described(value: Any) -> str:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
-    local = local.detach().resolve_conj().reshape(-1).contiguous()
-    return local.view(torch.uint8).numpy() if local.numel() else b""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    # Written anew: what has one entry counts as contiguous with any stride.
+    values = torch.empty(local.numel(), dtype=local.dtype).copy_(local.detach().reshape(-1))
+    return values.view(torch.uint8).numpy()
 
 
 # -- parameters and gradients ----------------------------------------------------------------------------------------
@@ -235,11 +236,14 @@ def step(optimizer: Any, loss: Callable[[], Tensor], needs: str | None) -> None:
 
 
 def set_lr(optimizer: Optimizer, t: int, lr: float | None) -> None:
-    """Another learning rate for every step and every group; None leaves it to the optimizer."""
+    """Another learning rate for every step and every group; None leaves it to the optimizer.
+
+    Optimizers that estimate their step size, and have an lr of 1, want it to be the same in all groups.
+    """
     if lr is None:
         return
     for index, group in enumerate(optimizer.param_groups):
-        group["lr"] = lr * (1.0 - 0.06 * ((7 * t + 2 * index) % 5))
+        group["lr"] = lr * (1.0 - 0.06 * ((7 * t + (0 if lr == 1.0 else 2 * index)) % 5))
 
 
 def through_disk(state_dict: Any) -> Any:
@@ -348,6 +352,12 @@ class Subject(NamedTuple):
     decay: str | None
     needs: str | None
 
+    @property
+    def lacks_heads(self) -> bool:
+        """Whether it wants to know the heads of attention and was not told."""
+        known = inspect.signature(hfoptim.get_optimizer_class(self.name, bind_defaults=False)).parameters
+        return "n_heads" in known and "n_heads" not in self.options
+
     def make(self, params: list[dict[str, nn.Parameter]], options: dict[str, Any]) -> Optimizer:
         """The optimizer of these groups, the second with a weight decay of its own."""
         groups: list[dict[str, Any]] = [{"params": list(group.items())} for group in params]
@@ -366,6 +376,8 @@ class Subject(NamedTuple):
             params = parameters(dtype, large)
             if "lbfgs" in self.name:  # which takes one group, of contiguous tensors
                 params = [{name: param for name, param in params[0].items() if param.is_contiguous()}]
+            if self.lacks_heads:
+                params[0].pop("q_proj.weight", None)
             named = {name: param for group in params for name, param in group.items()}
 
             def take(optimizer: Any, t: int) -> None:
@@ -389,10 +401,10 @@ class Subject(NamedTuple):
         digests = Digests()
         with digests.failing():
             torch.manual_seed(0)
-            model = wrap(Network())
+            model = wrap(Network("mlp" if self.lacks_heads else "q_proj"))
             tokens = torch.randint(11, (STEPS, 8, 5), generator=_generator("tokens", 0))
             targets = torch.randint(3, (STEPS, 8), generator=_generator("targets", 0))
-            own: dict[str, Any] = {"lr": self.lr, "layer_decay": 0.8} if self.lr else {}
+            own: dict[str, Any] = {"lr": self.lr, "layer_decay": 0.8} if self.lr not in (None, 1.0) else {}
 
             def loss(t: int) -> Tensor:
                 return nn.functional.cross_entropy(model(tokens[t - 1, share]), targets[t - 1, share])
@@ -419,17 +431,17 @@ class Subject(NamedTuple):
 class Network(nn.Module):
     """A small model with parameters of one, two and three dimensions, one of which has its state compressed."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: str) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 67)
-        self.q_proj = nn.Linear(67, 131)
+        self.add_module(hidden, nn.Linear(67, 131))  # by its name, some optimizers know what it is
         self.norm = nn.LayerNorm(131)
         self.conv = nn.Conv1d(131, 4, 3)
         self.head = nn.Linear(4, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.norm(self.q_proj(self.embed(tokens)).tanh())
-        return self.head(self.conv(hidden.mT).mean(-1))
+        embedded, hidden, normed, mixed, head = self.children()
+        return head(mixed(normed(hidden(embedded(tokens)).tanh()).mT).mean(-1))
 
 
 def _from_peer(who: str, theirs: dict[str, Any], ours: Subject) -> dict[str, str]:
