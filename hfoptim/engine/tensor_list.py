@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_Operand = Any  # TensorList, 0-d tensor or number
+from hfoptim.engine.operators import DUNDERS, NAMED, Operator
 
 
 class TensorList:
     """Tensors of any shapes, one dtype and one device, with the operators and methods rules are written in.
 
-    What torch has no multi-tensor function for (reductions, reshapes, comparisons) runs tensor by tensor, through the
-    tensor's own method.
+    They are those of `engine/operators.py`. What torch has no multi-tensor function for (reductions, reshapes,
+    comparisons, operands of other shapes) runs tensor by tensor, as does every other method of tensors.
 
     Args:
         tensors: the tensors; kept, never copied.
     """
 
     __slots__ = ("tensors",)
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors: list[Tensor] = list(tensors)
@@ -37,7 +38,7 @@ class TensorList:
 
     def __getitem__(self, index: Any) -> TensorList:
         """Every tensor indexed alike."""
-        return self._each("__getitem__", index)
+        return _each(Tensor.__getitem__, (self, index))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,96 +47,71 @@ class TensorList:
     def to(self, dtype: torch.dtype) -> TensorList:
         return self if self.dtype == dtype else TensorList([t.to(dtype) for t in self.tensors])
 
-    def __neg__(self) -> TensorList:
-        return TensorList(torch._foreach_neg(self.tensors))
-
-    def __add__(self, other: _Operand) -> TensorList:
-        return _binary(torch._foreach_add, "__add__", self, other)
-
-    def __sub__(self, other: _Operand) -> TensorList:
-        return _binary(torch._foreach_sub, "__sub__", self, other)
-
-    def __mul__(self, other: _Operand) -> TensorList:
-        return _binary(torch._foreach_mul, "__mul__", self, other)
-
-    def __truediv__(self, other: _Operand) -> TensorList:
-        return _binary(torch._foreach_div, "__truediv__", self, other)
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def __rsub__(self, other: _Operand) -> TensorList:
-        return -self + other
-
-    def __rtruediv__(self, other: _Operand) -> TensorList:
-        return self.reciprocal() * other
-
-    def __pow__(self, exponent: _Operand) -> TensorList:
-        return _binary(torch._foreach_pow, "__pow__", self, exponent)
-
-    def __gt__(self, other: _Operand) -> TensorList:
-        return self._each("__gt__", other)
-
-    def __lt__(self, other: _Operand) -> TensorList:
-        return self._each("__lt__", other)
-
-    def __ge__(self, other: _Operand) -> TensorList:
-        return self._each("__ge__", other)
-
-    def __le__(self, other: _Operand) -> TensorList:
-        return self._each("__le__", other)
-
-    def add(self, other: TensorList, alpha: float = 1.0) -> TensorList:
-        return TensorList(torch._foreach_add(self.tensors, other.tensors, alpha=alpha))
-
-    def sqrt(self) -> TensorList:
-        return TensorList(torch._foreach_sqrt(self.tensors))
-
-    def rsqrt(self) -> TensorList:
-        return TensorList(torch._foreach_rsqrt(self.tensors))
-
-    def reciprocal(self) -> TensorList:
-        return TensorList(torch._foreach_reciprocal(self.tensors))
-
-    def sign(self) -> TensorList:
-        return TensorList(torch._foreach_sign(self.tensors))
-
-    def abs(self) -> TensorList:
-        return TensorList(torch._foreach_abs(self.tensors))
-
-    def lerp(self, end: TensorList, weight: _Operand) -> TensorList:
-        if isinstance(weight, Tensor):
-            return self._each("lerp", end, weight)
-        return TensorList(torch._foreach_lerp(self.tensors, end.tensors, weight))
-
-    def __getattr__(self, name: str) -> Callable[..., TensorList]:
+    def __getattr__(self, name: str) -> Any:
         # Only public tensor methods: dunder look-ups by copy, pickle and numpy must fail as usual.
         if name.startswith("_") or not hasattr(Tensor, name):
             raise AttributeError(f"TensorList has no {name!r}")
-        return lambda *args, **kwargs: self._each(name, *args, **kwargs)
-
-    def _each(self, name: str, *args: Any, **kwargs: Any) -> TensorList:
-        out = []
-        for i, tensor in enumerate(self.tensors):
-            out.append(getattr(tensor, name)(*_row(args, i), **kwargs))
-        return TensorList(out)
+        return lambda *args, **kwargs: _each(getattr(Tensor, name), (self, *args), kwargs)
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> TensorList:
-        length = next(len(a) for a in args if isinstance(a, TensorList))
-        return cls([func(*_row(args, i), **(kwargs or {})) for i in range(length)])
+        operator = NAMED.get(getattr(func, "__name__", ""))
+        if operator is not None and func is operator.eager:
+            return _apply(operator, *args, **(kwargs or {}))
+        return _each(func, args, kwargs or {})
 
 
-def _row(args: Sequence[Any], i: int) -> list[Any]:
-    """The arguments that go with tensor `i`."""
-    return [a.tensors[i] if isinstance(a, TensorList) else a for a in args]
+def _each(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = {}) -> TensorList:
+    """Call a function of tensors for each tensor."""
+    length = next(len(a) for a in (*args, *kwargs.values()) if isinstance(a, TensorList))
+
+    def of(value: Any, i: int) -> Any:
+        return value.tensors[i] if isinstance(value, TensorList) else value
+
+    return TensorList(
+        [function(*[of(a, i) for a in args], **{k: of(v, i) for k, v in kwargs.items()}) for i in range(length)]
+    )
 
 
-def _binary(function: Callable[..., Any], name: str, left: TensorList, right: _Operand) -> TensorList:
-    """A multi-tensor binary operator, or the operator tensor by tensor where shapes differ or torch has no overload."""
-    if isinstance(right, TensorList):
-        same = all(a.shape == b.shape for a, b in zip(left.tensors, right.tensors, strict=True))
-        return TensorList(function(left.tensors, right.tensors)) if same else left._each(name, right)
-    if isinstance(right, Tensor):
-        return left._each(name, right)
-    return TensorList(function(left.tensors, right))
+def _apply(operator: Operator, *args: Any, **kwargs: Any) -> TensorList:
+    """An operation, by torch's multi-tensor function where there is one for such operands."""
+    first, *others = args
+    if operator.foreach is not None and isinstance(first, TensorList) and _alike(first, others, kwargs):
+        operands = [a.tensors if isinstance(a, TensorList) else a for a in others]
+        return TensorList(operator.foreach(first.tensors, *operands, **kwargs))
+    return _each(operator.eager, args, kwargs)
+
+
+def _alike(first: TensorList, others: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the other operands are numbers, or lists of tensors of the same shapes."""
+    lists = [a for a in others if isinstance(a, TensorList)]
+    if kwargs and not lists:
+        return False
+    if any(a.shape != b.shape for other in lists for a, b in zip(first.tensors, other.tensors, strict=True)):
+        return False
+    return all(isinstance(a, (TensorList, int, float)) for a in others)
+
+
+def _reversed(operator: Operator, x: TensorList, other: Any) -> TensorList:
+    """`other <operator> x`, of a number or a tensor with a list."""
+    if operator.commutes:
+        return _apply(operator, x, other)
+    if operator.name == "sub":
+        return _apply(NAMED["add"], _apply(NAMED["neg"], x), other)
+    if operator.name == "div":
+        return _apply(NAMED["mul"], _apply(NAMED["reciprocal"], x), other)
+    return _each(operator.eager, (other, x))
+
+
+def _method(operator: Operator) -> Callable[..., TensorList]:
+    return lambda *args, **kwargs: _apply(operator, *args, **kwargs)
+
+
+def _reversed_method(operator: Operator) -> Callable[..., TensorList]:
+    return lambda x, other: _reversed(operator, x, other)
+
+
+for _name, _operator in {**NAMED, **DUNDERS}.items():
+    # As a method, `where` has its operands in another order.
+    if _name != "where" and hasattr(Tensor, _name):
+        setattr(TensorList, _name, (_reversed_method if _name.startswith("__r") else _method)(_operator))

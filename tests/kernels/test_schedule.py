@@ -155,8 +155,6 @@ def test_dimensions_of_size_1_are_no_axes():
         (lambda g, p, h: (g * g.mean((0, 2), keepdim=True).mean((1, 3), keepdim=True),), "more than three"),
         (lambda g, p, h: (g * g.mean((0, 2), keepdim=True),), "more than three"),
         (lambda g, p, h: (g * g.mean(-1, keepdim=True) * g.mean(0, keepdim=True),), "batches"),
-        (lambda g, p, h: (g * g.amax(),), "largest"),
-        (lambda g, p, h: (g * g.amax(0, keepdim=True),), "largest"),
         (lambda g, p, h: (g * g.mean(0, keepdim=True).mean(),), "reduction from column"),
     ],
 )

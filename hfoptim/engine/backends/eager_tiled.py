@@ -7,7 +7,7 @@ schedule, made for generated kernels (`engine/kernels`), is carried out by torch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM
 from hfoptim.engine.codegen.schedule import Program, Time
 from hfoptim.engine.codegen.trace import Node, Untraceable
+from hfoptim.engine.operators import OPERATORS
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope
 from hfoptim.engine.tensor_slots import TensorSlots
@@ -26,16 +27,6 @@ from hfoptim.engine.tensor_slots import TensorSlots
 # Entries from which a tensor is worth it, and entries of a piece.
 LARGE = 1 << 22
 PIECE = 1 << 20
-
-_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    **{"neg": torch.neg, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign, "exp": torch.exp, "log": torch.log},
-    **{"tanh": torch.tanh, "isfinite": torch.isfinite, "not": torch.logical_not},
-}
-_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow},
-    **{"max": torch.maximum, "min": torch.minimum, "gt": torch.gt, "ge": torch.ge, "lt": torch.lt, "le": torch.le},
-    **{"eq": torch.eq, "ne": torch.ne, "and": torch.logical_and, "or": torch.logical_or},
-}
 
 
 def run(bucket: Bucket) -> Bucket:
@@ -143,12 +134,12 @@ class _Step:
 
     def _reduce(self, i: int, value: Tensor, values: dict[int, Tensor]) -> None:
         """Reduce a piece: along its rows for good, else into a sum over all pieces."""
+        reduce, join = (torch.sum, torch.add) if self.nodes[i].op == "sum" else (torch.amax, torch.maximum)
         if self.kinds[i] == "row":
-            reduce = torch.sum if self.nodes[i].op == "sum" else torch.amax
             values[i] = reduce(value, 1, keepdim=True)
             return
-        part = value.sum(0, keepdim=True) if self.kinds[i] == "column" else value.sum()
-        self.sums[i] = self.sums[i] + part if i in self.sums else part
+        part = reduce(value, 0, keepdim=True) if self.kinds[i] == "column" else reduce(value)
+        self.sums[i] = join(self.sums[i], part) if i in self.sums else part
 
     def _keep_rows(self, phase: int, where: tuple[slice, slice], values: dict[int, Tensor]) -> None:
         for i, value in values.items():
@@ -176,13 +167,10 @@ class _Step:
         if node.op in ("scalar", "number", "size"):
             return self._number(node)
         args = [values[a] for a in node.args]
-        if node.op in _UNARY:
-            return _UNARY[node.op](args[0])
-        if node.op == "where":
-            return torch.where(args[0], args[1], args[2])
-        if node.op == "round":
+        if node.op == "cast":
             return args[0].to(node.value).to(self.plan.dtype)
-        return _BINARY[node.op](args[0], args[1])
+        result: Tensor = OPERATORS[node.op].eager(*args)
+        return result
 
     def _number(self, node: Node) -> Tensor:
         value = self.scalars[node.value] if node.op == "scalar" else node.value

@@ -168,7 +168,7 @@ def _kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool) -
 
 
 def _uses_float16(program: Program, layout: Layout) -> bool:
-    rounded = (node.value for node in program.nodes if node.op == "round")
+    rounded = (node.value for node in program.nodes if node.op == "cast")
     return any(slot.kept == "float16" for slot in layout.slots) or torch.float16 in rounded
 
 
@@ -186,7 +186,7 @@ def program_of(
         Untraceable: the rule does what no kernel is generated for.
     """
     layout = layout_of(plan, row)
-    graph = Graph()
+    graph = Graph(plan.dtype)
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
     shapes = _shapes(plan, row, shapeless(plan, probe))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
@@ -221,7 +221,7 @@ def _run(
 
 def _symbol(value: Any) -> Symbol:
     if not isinstance(value, Symbol):
-        raise Untraceable(f"a rule that returns a {type(value).__name__}")
+        raise Untraceable(f"it returns a {type(value).__name__}")
     return value
 
 
@@ -261,7 +261,7 @@ def _shapes(plan: Plan, row: TensorSlots, shapeless: bool) -> list[Shape]:
     if shapeless:
         matrix = torch.empty(_SIZES[:2], device="meta")
         if any(init(matrix, torch.float32).shape != matrix.shape for init in plan.rule.state.values()):
-            raise Untraceable("an element-wise rule with state of another shape than the parameter's")
+            raise Untraceable("it is element-wise with state of another shape than the parameter's")
         return [(0,)] * (2 + len(row.states))
     own: Shape = tuple(None if size == 1 else label for label, size in enumerate(shape))
     if shape.numel() == 1:
@@ -278,12 +278,12 @@ def _shapes(plan: Plan, row: TensorSlots, shapeless: bool) -> list[Shape]:
             stand_in = [1 if size == 1 else other for size, other in zip(shape, _SIZES, strict=False)]
             made = init(torch.empty(stand_in, device="meta"), torch.float32).shape
             if not {1, *stand_in}.issuperset(made):
-                raise Untraceable("a state with dimensions that are not the parameter's")
+                raise Untraceable("it has a state with dimensions that are not the parameter's")
             out.append(tuple(None if size == 1 else stand_in.index(size) for size in made))
         elif state.numel() == 1:
             out.append((None,) * len(state))
         else:
-            raise Untraceable("a state whose shape does not follow from the parameter's")
+            raise Untraceable("it has a state whose shape does not follow from the parameter's")
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hfoptim.engine.codegen.schedule import Program, Time
+from hfoptim.engine.codegen.trace import REDUCTIONS
 
 
 class Places:
@@ -34,7 +35,7 @@ class Places:
 
     def sums(self, phase: int, *kinds: str) -> list[int]:
         """Reductions that a phase ends with, by the kind of their result."""
-        ends = [i for i in self.live if self.nodes[i].op == "sum" and self.times[i] == (phase + 1, 0)]
+        ends = [i for i in self.live if self.nodes[i].op in REDUCTIONS and self.times[i] == (phase + 1, 0)]
         return [i for i in ends if self.kinds[i] in kinds]
 
     def _numbered(self, wanted: Callable[[int], bool]) -> dict[int, int]:
@@ -44,7 +45,7 @@ class Places:
         uniform: list[int] = []
         for i in self.live:
             node = self.nodes[i]
-            varies = node.op in ("load", "size", "sum", "amax") or any(a not in uniform for a in node.args)
+            varies = node.op in ("load", "size", *REDUCTIONS) or any(a not in uniform for a in node.args)
             if self.kinds[i] == "scalar" and not varies:
                 uniform.append(i)
         return uniform

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hfoptim.engine.codegen.trace import Graph, Node, Untraceable, Unwalkable
+from hfoptim.engine.codegen.trace import REDUCTIONS, Graph, Node, Untraceable, Unwalkable
 
 Time = tuple[int, int]  # phase, sub
 _START: Time = (0, 0)
@@ -75,7 +75,7 @@ class Program:
         found = []
         for i in sorted(self.live):
             node = self.nodes[i]
-            if node.op in ("sum", "amax") and self.kinds[node.args[0]] == kind and self.times[node.args[0]] == time:
+            if node.op in REDUCTIONS and self.kinds[node.args[0]] == kind and self.times[node.args[0]] == time:
                 found.append(i)
         return found
 
@@ -178,7 +178,7 @@ def _live(nodes: list[Node], roots: Iterable[int]) -> set[int]:
 def _merge(nodes: list[Node], live: set[int]) -> list[list[int]]:
     """Neighbouring labels that no operation tells apart, together."""
     masks = {nodes[i].labels for i in live}
-    masks |= {frozenset(nodes[i].value) for i in live if nodes[i].op in ("sum", "amax", "size")}
+    masks |= {frozenset(nodes[i].value) for i in live if nodes[i].op in (*REDUCTIONS, "size")}
     labels = sorted(set().union(*masks))
     merged: list[list[int]] = []
     for label in labels:
@@ -207,7 +207,7 @@ def _times(nodes: list[Node], kinds: list[str], live: set[int]) -> list[Time]:
     times: list[Time] = []
     for i, node in enumerate(nodes):
         time = max((times[a] for a in node.args), default=_START)
-        if node.op in ("sum", "amax") and i in live:
+        if node.op in REDUCTIONS and i in live:
             step = kinds[node.args[0]], kinds[i]
             if step == ("full", "row"):
                 time = (time[0], time[1] + 1)
@@ -218,8 +218,6 @@ def _times(nodes: list[Node], kinds: list[str], live: set[int]) -> list[Time]:
                 time = (time[0] + 1, 0)
             else:
                 raise Unwalkable(f"a reduction from {step[0]} to {step[1]}")
-            if node.op == "amax" and step != ("full", "row"):
-                raise Unwalkable("a largest entry over more than a row")
         times.append(time)
     return times
 

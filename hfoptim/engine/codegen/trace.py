@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from hfoptim.engine.operators import BOOLEAN, DUNDERS, METHODS, NAMED, OPERATORS, REFUSED, Operator, norm, refusal
+
 Shape = tuple[int | None, ...]
 
-UNARY = {"neg", "sqrt", "abs", "sign", "exp", "log", "tanh", "isfinite", "not"}
-BINARY = {"add", "sub", "mul", "div", "pow", "max", "min", "gt", "ge", "lt", "le", "eq", "ne", "and", "or"}
-BOOLEAN = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "isfinite"}
+REDUCTIONS = ("sum", "amax")
 
 
 class Untraceable(TypeError):
@@ -33,8 +34,8 @@ class Node:
 
     Args:
         op: "load" (a tensor of the row), "scalar" (an entry of h), "number", "size" (how many entries the labels in
-            `value` span), "sum" or "amax" (over the labels in `value`), "where", "round" (to the dtype in `value` and
-            back), or one of UNARY and BINARY.
+            `value` span), "sum" or "amax" (over the labels in `value`), "cast" (to the dtype in `value` and back), or
+            the name of an operator.
         args: the nodes it reads.
         shape: one label per dimension.
         value: what the operation needs besides.
@@ -52,8 +53,13 @@ class Node:
 
 @dataclass
 class Graph:
-    """Operations in an order in which they can be computed; equal ones are there once."""
+    """Operations in an order in which they can be computed; equal ones are there once.
 
+    Args:
+        dtype: what they are computed in.
+    """
+
+    dtype: torch.dtype = torch.float32
     nodes: list[Node] = field(default_factory=list)
     _known: dict[Node, int] = field(default_factory=dict)
 
@@ -69,6 +75,7 @@ class Symbol:
     """A value of a traced rule, with the operators and methods that rules are written in."""
 
     __slots__ = ("graph", "index")
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, graph: Graph, index: int) -> None:
         self.graph, self.index = graph, index
@@ -81,150 +88,45 @@ class Symbol:
     def ndim(self) -> int:
         return len(self.node.shape)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.graph.dtype
+
+    @property
+    def is_boolean(self) -> bool:
+        node = self.node
+        while node.op == "same":
+            node = self.graph.nodes[node.args[0]]
+        return node.op in BOOLEAN
+
     def __bool__(self) -> bool:
         raise Untraceable("it may not branch on values; use torch.where")
 
     def __getattr__(self, name: str) -> Any:
-        raise Untraceable(f"no kernel is generated for .{name}")
+        if name not in NAMED or not hasattr(torch.Tensor, name):
+            raise Untraceable(refusal(name))
+        return partial(_apply, NAMED[name], self)
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Symbol:
-        method = _FUNCTIONS.get(getattr(func, "__name__", ""))
-        if method is None:
-            raise Untraceable(f"no kernel is generated for {func}")
-        result: Symbol = method(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if name in NAMED:
+            return _apply(NAMED[name], *args, **(kwargs or {}))
+        if name not in METHODS:
+            raise Untraceable(refusal(name))
+        result: Symbol = getattr(args[0], METHODS[name])(*args[1:], **(kwargs or {}))
         return result
 
-    # -- operators ----------------------------------------------------------------------------------------------
-
-    def __neg__(self) -> Symbol:
-        return self._unary("neg")
-
-    def __add__(self, other: Any) -> Symbol:
-        return _binary("add", self, other)
-
-    def __sub__(self, other: Any) -> Symbol:
-        return _binary("sub", self, other)
-
-    def __rsub__(self, other: Any) -> Symbol:
-        return _binary("sub", other, self)
-
-    def __mul__(self, other: Any) -> Symbol:
-        return _binary("mul", self, other)
-
-    def __truediv__(self, other: Any) -> Symbol:
-        return _binary("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> Symbol:
-        return _binary("div", other, self)
-
-    def __pow__(self, exponent: Any) -> Symbol:
-        if isinstance(exponent, (int, float)):
-            if exponent == 2:
-                return self * self
-            if exponent in (0.5, -0.5):
-                return self.sqrt() if exponent > 0 else self.rsqrt()
-        return _binary("pow", self, exponent)
-
-    def __rpow__(self, base: Any) -> Symbol:
-        return _binary("pow", base, self)
-
-    def __gt__(self, other: Any) -> Symbol:
-        return _binary("gt", self, other)
-
-    def __ge__(self, other: Any) -> Symbol:
-        return _binary("ge", self, other)
-
-    def __lt__(self, other: Any) -> Symbol:
-        return _binary("lt", self, other)
-
-    def __le__(self, other: Any) -> Symbol:
-        return _binary("le", self, other)
-
-    def __eq__(self, other: object) -> Symbol:  # type: ignore[override]
-        return _binary("eq", self, other)
-
-    def __ne__(self, other: object) -> Symbol:  # type: ignore[override]
-        return _binary("ne", self, other)
-
-    def __and__(self, other: Any) -> Symbol:
-        return _binary("and", self, other)
-
-    def __or__(self, other: Any) -> Symbol:
-        return _binary("or", self, other)
-
-    def __invert__(self) -> Symbol:
-        return self._unary("not")
-
-    def _refuse(self, *args: Any) -> Any:
-        raise Untraceable("no kernel is generated for indexing, matrix products, or symbols turned into numbers")
-
-    __hash__ = None  # type: ignore[assignment]
-    __radd__, __rmul__ = __add__, __mul__
-    # Looked up on the class, these do not reach __getattr__.
-    __getitem__ = __iter__ = __len__ = __float__ = __int__ = __index__ = __abs__ = _refuse
-    __matmul__ = __rmatmul__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = _refuse
-
-    # -- methods of tensors -------------------------------------------------------------------------------------
-
-    def add(self, other: Any, alpha: Any = 1.0) -> Symbol:
-        return self + (other if isinstance(alpha, (int, float)) and alpha == 1 else other * alpha)
-
-    def lerp(self, end: Any, weight: Any) -> Symbol:
-        return self + (end - self) * weight
-
-    def sqrt(self) -> Symbol:
-        return self._unary("sqrt")
-
-    def rsqrt(self) -> Symbol:
-        return 1.0 / self.sqrt()
-
-    def reciprocal(self) -> Symbol:
-        return 1.0 / self
-
-    def square(self) -> Symbol:
-        return self * self
-
-    def abs(self) -> Symbol:
-        return self._unary("abs")
-
-    def sign(self) -> Symbol:
-        return self._unary("sign")
-
-    def exp(self) -> Symbol:
-        return self._unary("exp")
-
-    def log(self) -> Symbol:
-        return self._unary("log")
-
-    def tanh(self) -> Symbol:
-        return self._unary("tanh")
-
-    def pow(self, exponent: Any) -> Symbol:
-        return self**exponent
-
-    def isfinite(self) -> Symbol:
-        return self._unary("isfinite")
-
-    def maximum(self, other: Any) -> Symbol:
-        return _binary("max", self, other)
-
-    def minimum(self, other: Any) -> Symbol:
-        return _binary("min", self, other)
-
-    def clamp(self, min: Any = None, max: Any = None) -> Symbol:
-        out = self if min is None else self.maximum(min)
-        return out if max is None else out.minimum(max)
-
-    def where(self, condition: Symbol, other: Any) -> Symbol:
-        return _where(condition, self, other)
+    def where(self, condition: Any, other: Any) -> Symbol:
+        """`self` where the condition holds: the operands of the method come in another order than torch.where's."""
+        return _apply(NAMED["where"], condition, self, other)
 
     def to(self, dtype: torch.dtype) -> Symbol:
         """Everything is computed in one dtype; only a cast to a narrower one does something."""
-        if self.node.op in BOOLEAN:
-            return _where(self, 1.0, 0.0)
+        if self.is_boolean:
+            return _node(NAMED["where"], self, 1.0, 0.0)
         if dtype in (torch.float16, torch.bfloat16):
-            return self.graph.add("round", [self], self.node.shape, dtype)
+            return self.graph.add("cast", [self], self.node.shape, dtype)
         return self
 
     def clone(self) -> Symbol:
@@ -236,15 +138,18 @@ class Symbol:
     def amax(self, dim: Any = None, keepdim: bool = False) -> Symbol:
         return self._reduce("amax", dim, keepdim)
 
+    def amin(self, dim: Any = None, keepdim: bool = False) -> Symbol:
+        x: Any = self
+        return -((-x).amax(dim, keepdim))
+
     def mean(self, dim: Any = None, keepdim: bool = False) -> Symbol:
-        total = self.sum(dim, keepdim)
+        total: Any = self.sum(dim, keepdim)
         over = self.node.labels - total.node.labels
         return total / self.graph.add("size", (), (), tuple(sorted(over))) if over else total
 
     def norm(self, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Symbol:
-        if p not in (2, 2.0, "fro"):
-            raise Untraceable(f"no kernel is generated for norm(p={p!r})")
-        return (self * self).sum(dim, keepdim).sqrt()
+        result: Symbol = norm(self, 2 if p in ("fro", None) else p, dim, keepdim)
+        return result
 
     def unsqueeze(self, dim: int) -> Symbol:
         place = dim if dim >= 0 else dim + self.ndim + 1
@@ -253,13 +158,10 @@ class Symbol:
     def squeeze(self, dim: int) -> Symbol:
         place = dim % self.ndim
         if self.node.shape[place] is not None:
-            raise Untraceable("squeeze of a dimension larger than 1")
+            raise Untraceable("it squeezes a dimension larger than 1")
         return self._reshaped((*self.node.shape[:place], *self.node.shape[place + 1 :]))
 
     # -- how nodes are made -------------------------------------------------------------------------------------
-
-    def _unary(self, op: str) -> Symbol:
-        return self.graph.add(op, [self], self.node.shape)
 
     def _reshaped(self, shape: Shape) -> Symbol:
         return self.graph.add("same", [self], shape)
@@ -270,9 +172,8 @@ class Symbol:
         places = {d % len(shape) for d in dims} if shape else set()
         over = tuple(sorted(label for i in places if (label := shape[i]) is not None))
         kept = [None if i in places else label for i, label in enumerate(shape) if keepdim or i not in places]
-        if not over:
-            return self._reshaped(tuple(kept))
-        return self.graph.add(op, [self], tuple(kept), over)
+        number = self.to(self.dtype)
+        return self.graph.add(op, [number], tuple(kept), over) if over else number._reshaped(tuple(kept))
 
 
 def _symbols(*values: Any) -> list[Symbol]:
@@ -285,7 +186,7 @@ def _symbols(*values: Any) -> list[Symbol]:
         elif isinstance(value, (int, float)):
             out.append(graph.add("number", (), (), float(value)))
         else:
-            raise Untraceable(f"a rule that mixes in a {type(value).__name__}")
+            raise Untraceable(f"it mixes in a {type(value).__name__}")
     return out
 
 
@@ -296,40 +197,49 @@ def _broadcast(symbols: Sequence[Symbol]) -> Shape:
         shape = symbol.node.shape
         for i, label in enumerate(shape, start=length - len(shape)):
             if label is not None and out[i] not in (None, label):
-                raise Untraceable("shapes that do not match")
+                raise Untraceable("its shapes do not match")
             out[i] = label if label is not None else out[i]
     return tuple(out)
 
 
-def _binary(op: str, left: Any, right: Any) -> Symbol:
-    symbols = _symbols(left, right)
-    return symbols[0].graph.add(op, symbols, _broadcast(symbols))
+def _apply(operator: Operator, *args: Any, **kwargs: Any) -> Symbol:
+    """An operation: what its formula gives, or a node of its own."""
+    found: Any = NotImplemented
+    if operator.formula is not None:
+        first = args[0] if isinstance(args[0], Symbol) else _symbols(*args)[0]
+        found = operator.formula(first, *args[1:], **kwargs)
+    elif kwargs:
+        raise Untraceable(f"{operator.name} has no {' and '.join(kwargs)} in kernels")
+    result: Symbol = _node(operator, *args) if found is NotImplemented else found
+    return result
 
 
-def _where(condition: Any, yes: Any, no: Any) -> Symbol:
-    symbols = _symbols(condition, yes, no)
-    return symbols[0].graph.add("where", symbols, _broadcast(symbols))
+def _node(operator: Operator, *operands: Any) -> Symbol:
+    if len(operands) != operator.arity:
+        raise Untraceable(f"{operator.name} takes {operator.arity} operands in kernels, not {len(operands)}")
+    symbols = _symbols(*operands)
+    if operator.name in ("mul", "add") and all(s.is_boolean for s in symbols):
+        # As torch has it.
+        operator = OPERATORS["logical_and" if operator.name == "mul" else "logical_or"]
+    if operator.logical:
+        symbols = [s if s.is_boolean else _node(OPERATORS["ne"], s, 0) for s in symbols]
+    else:
+        condition = 1 if operator.name == "where" else 0
+        symbols = [*symbols[:condition], *(s.to(s.dtype) if s.is_boolean else s for s in symbols[condition:])]
+    return symbols[0].graph.add(operator.name, symbols, _broadcast(symbols))
 
 
-_FUNCTIONS: dict[str, Callable[..., Symbol]] = {
-    "where": _where,
-    **{
-        name: getattr(Symbol, name)
-        for name in (
-            *("add", "lerp", "sqrt", "rsqrt", "reciprocal", "square", "abs", "sign", "exp", "log", "tanh", "pow"),
-            *(
-                "isfinite",
-                "maximum",
-                "minimum",
-                "clamp",
-                "sum",
-                "amax",
-                "mean",
-                "norm",
-                "unsqueeze",
-                "squeeze",
-                "clone",
-            ),
-        )
-    },
-}
+def _dunder(name: str) -> Callable[..., Any]:
+    def method(self: Symbol, *args: Any) -> Symbol:
+        if name not in DUNDERS:
+            raise Untraceable(refusal(name))
+        operator = DUNDERS[name]
+        reverse = name.startswith("__r") and not operator.commutes
+        return _apply(operator, *args, self) if reverse else _apply(operator, self, *args)
+
+    return method
+
+
+# Looked up on the class, these do not reach __getattr__.
+for _name in (*DUNDERS, *(name for name in REFUSED if name.startswith("__"))):
+    setattr(Symbol, _name, _dunder(_name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from types import ModuleType
@@ -20,43 +21,18 @@ from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
 from hfoptim.engine.codegen.places import Places
 from hfoptim.engine.codegen.schedule import Program, Store
-from hfoptim.engine.codegen.trace import BOOLEAN, Node, Untraceable
+from hfoptim.engine.codegen.trace import Node, Untraceable
+from hfoptim.engine.operators import BOOLEAN, OPERATORS
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.tensor_slots import TensorSlots
 
 BLOCK = 1024
 
 _TYPE = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
-_INFIX |= {"and": "&", "or": "|"}
-
 _HEAD = """\
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def hashed(index, seed):
-    x = index * 2654435769 + seed
-    x = x ^ (x >> 16)
-    x = x * 0x7FEB352D
-    x = x ^ (x >> 15)
-    x = x * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def stochastic(x, random):
-    bits = x.to(tl.uint32, bitcast=True)
-    noise = tl.where((bits & 0x7F800000) != 0x7F800000, random & 0xFFFF, 0)
-    return ((bits + noise) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-
-
-@triton.jit
-def nearest(x):
-    bits = x.to(tl.uint32, bitcast=True)
-    rounded = tl.where(x != x, 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
-    return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+from hfoptim.engine.codegen.triton_runtime import *
 
 
 @triton.jit
@@ -134,31 +110,14 @@ class _Writer(Places):
 
     def _expression(self, node: Node, real: str) -> str:
         op, args = node.op, [f"v{a}" for a in node.args]
-        exact = real == "tl.float32"
         if op == "number":
-            return f"tl.full((), {float(node.value)!r}, {real})".replace("inf", "float('inf')")
-        if op in _INFIX:
-            return f"{args[0]} {_INFIX[op]} {args[1]}"
-        if op == "div":
-            return f"tl.div_rn({args[0]}, {args[1]})" if exact else f"{args[0]} / {args[1]}"
-        if op == "sqrt":
-            return f"tl.sqrt_rn({args[0]})" if exact else f"tl.sqrt({args[0]})"
-        if op in ("max", "min"):
-            return f"tl.{op}imum({args[0]}, {args[1]}, propagate_nan=tl.PropagateNan.ALL)"
-        if op in ("abs", "exp", "log"):
-            return f"tl.{op}({args[0]})"
-        if op == "sign":
-            return f"({args[0]} > 0).to({real}) - ({args[0]} < 0).to({real})"
-        if op == "where":
-            return f"tl.where({args[0]}, {args[1]}, {args[2]})"
-        if op == "round":
-            kept = "tl.bfloat16" if "bfloat16" in str(node.value) else "tl.float16"
+            number = repr(float(node.value)) if math.isfinite(node.value) else f"float('{node.value}')"
+            return f"tl.full((), {number}, {real})"
+        if op == "cast":
+            kept = "tl.bfloat16" if node.value is torch.bfloat16 else "tl.float16"
             return f"{_rounded(args[0], kept)}.to({real})"
-        if op == "isfinite":
-            return f"tl.abs({args[0]}) < float('inf')"
-        if op in ("neg", "not"):
-            return f"{'-' if op == 'neg' else '~'}{args[0]}"
-        raise Untraceable(f"{op} in Triton")
+        operator = OPERATORS[op]
+        return (operator.triton or operator.cpp).format(*args)
 
 
 def _rounded(value: str, kept: str) -> str:

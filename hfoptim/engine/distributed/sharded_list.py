@@ -7,39 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfoptim.engine.distributed.dtensor import Cut, Groups
+from hfoptim.engine.operators import DUNDERS, METHODS, NAMED, norm, refusal
 from hfoptim.engine.tensor_list import TensorList
 
 Cuts = dict[int, Cut]
-
-# What computes each entry from entries in the same place: methods of tensors and functions of torch.
-POINTWISE = frozenset(
-    {
-        *(
-            "add",
-            "sub",
-            "mul",
-            "div",
-            "neg",
-            "reciprocal",
-            "pow",
-            "square",
-            "sqrt",
-            "rsqrt",
-            "lerp",
-            "addcmul",
-            "addcdiv",
-        ),
-        *("abs", "sign", "clamp", "maximum", "minimum", "where", "isfinite", "isnan", "logical_and", "logical_or"),
-        *("exp", "expm1", "log", "log1p", "log2", "exp2", "sin", "cos", "tanh", "sigmoid", "erf", "atan2"),
-        *("to", "zeros_like", "ones_like", "full_like"),
-    }
-)
 
 
 class Unshardable(Exception):
@@ -56,6 +34,7 @@ class ShardedList:
     """
 
     __slots__ = ("cuts", "groups", "parts")
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, parts: TensorList, cuts: list[Cuts], groups: Groups) -> None:
         self.parts, self.cuts, self.groups = parts, cuts, groups
@@ -64,62 +43,31 @@ class ShardedList:
     def dtype(self) -> torch.dtype:
         return self.parts.dtype
 
-    def __neg__(self) -> ShardedList:
-        return self._with(-self.parts)
+    def __bool__(self) -> bool:
+        raise TypeError("a rule may not branch on values; use torch.where")
 
-    def __add__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a + b, self, other)
+    def to(self, dtype: torch.dtype) -> ShardedList:
+        return self._with(self.parts.to(dtype))
 
-    def __sub__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a - b, self, other)
-
-    def __mul__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a * b, self, other)
-
-    def __truediv__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a / b, self, other)
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def __rsub__(self, other: Any) -> ShardedList:
-        return -self + other
-
-    def __rtruediv__(self, other: Any) -> ShardedList:
-        return self.reciprocal() * other
-
-    def __pow__(self, exponent: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a**b, self, exponent)
-
-    def __gt__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a > b, self, other)
-
-    def __lt__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a < b, self, other)
-
-    def __ge__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a >= b, self, other)
-
-    def __le__(self, other: Any) -> ShardedList:
-        return _pointwise(lambda a, b: a <= b, self, other)
+    def clone(self) -> ShardedList:
+        return self._with(self.parts.clone())
 
     def __getattr__(self, name: str) -> Callable[..., ShardedList]:
         if name.startswith("_"):
             raise AttributeError(f"ShardedList has no {name!r}")
-        if name not in POINTWISE:
-            raise Unshardable(name)
-        return lambda *args, **kwargs: _pointwise(
-            lambda first, *rest: getattr(first, name)(*rest, **kwargs), self, *args
-        )
+        return partial(_method(name), self)
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> ShardedList:
         name = func.__name__
-        if name not in POINTWISE:
-            raise Unshardable(name)
-        return _pointwise(lambda *parts: func(*parts, **(kwargs or {})), *args)
+        if name in NAMED:
+            return _pointwise(func, *args, **(kwargs or {}))
+        if name not in METHODS:
+            raise Unshardable(refusal(name))
+        result: ShardedList = getattr(args[0], METHODS[name])(*args[1:], **(kwargs or {}))
+        return result
 
     def unsqueeze(self, dim: int) -> ShardedList:
         moved = []
@@ -146,7 +94,8 @@ class ShardedList:
 
     def norm(self, p: Any = 2, dim: Any = None, keepdim: bool = False) -> ShardedList:
         if p not in (2, "fro", None):
-            raise Unshardable(f"norm with p={p!r}")
+            result: ShardedList = norm(self, p, dim, keepdim)
+            return result
 
         def squares(part: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
             return torch.linalg.vector_norm(part, 2, dims, keepdim).square()
@@ -164,7 +113,8 @@ class ShardedList:
         return self._reduce(largest, dim, keepdim, "MAX")[0]
 
     def amin(self, dim: Any = None, keepdim: bool = False) -> ShardedList:
-        return -((-self).amax(dim, keepdim))
+        x: Any = self
+        return -((-x).amax(dim, keepdim))
 
     def _with(self, parts: TensorList) -> ShardedList:
         return ShardedList(parts, self.cuts, self.groups)
@@ -189,7 +139,13 @@ class ShardedList:
             if not rows:
                 continue
             packed = torch.cat([results[i].reshape(-1) for i in rows])
+            if op == "MAX":
+                # Which of a NaN and a number is larger is not the same everywhere.
+                odd = packed.isnan()
+                packed = torch.stack([packed.masked_fill(odd, 0.0), odd.to(packed.dtype)])
             torch.distributed.all_reduce(packed, getattr(torch.distributed.ReduceOp, op), group)
+            if op == "MAX":
+                packed = packed[0].masked_fill(packed[1] > 0, math.nan)
             for i, reduced in zip(rows, packed.split([results[i].numel() for i in rows]), strict=True):
                 results[i] = reduced.view(results[i].shape)
         return ShardedList(TensorList(results), left, self.groups), counts
@@ -199,9 +155,16 @@ def _from_end(dim: Any, ndim: int) -> tuple[int, ...]:
     return tuple(d if d < 0 else d - ndim for d in ([dim] if isinstance(dim, int) else dim))
 
 
-def _pointwise(function: Callable[..., TensorList], *args: Any) -> ShardedList:
+def _method(name: str) -> Callable[..., ShardedList]:
+    """A method of tensors that computes each entry from entries in the same place."""
+    if name not in NAMED and name not in DUNDERS:
+        raise Unshardable(refusal(name))
+    return lambda *args, **kwargs: _pointwise(lambda x, *rest, **more: getattr(x, name)(*rest, **more), *args, **kwargs)
+
+
+def _pointwise(function: Callable[..., TensorList], *args: Any, **kwargs: Any) -> ShardedList:
     """Apply a function of `TensorList`s, numbers and 0-d tensors to the local parts."""
-    lists = [arg for arg in args if isinstance(arg, ShardedList)]
+    lists = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, ShardedList)]
     merged = lists[0].cuts
     for other in lists[1:]:
         merged = _merge(merged, other.cuts)
@@ -209,8 +172,12 @@ def _pointwise(function: Callable[..., TensorList], *args: Any) -> ShardedList:
         if arg.cuts is not merged:
             for part, own, all_cuts in zip(arg.parts, arg.cuts, merged, strict=True):
                 _check(part, own, all_cuts)
-    parts = function(*(arg.parts if isinstance(arg, ShardedList) else arg for arg in args))
+    parts = function(*map(_parts, args), **{name: _parts(value) for name, value in kwargs.items()})
     return ShardedList(parts, merged, lists[0].groups)
+
+
+def _parts(value: Any) -> Any:
+    return value.parts if isinstance(value, ShardedList) else value
 
 
 def _merge(first: list[Cuts], second: list[Cuts]) -> list[Cuts]:
@@ -226,3 +193,7 @@ def _check(part: Tensor, own: Cuts, all_cuts: Cuts) -> None:
     for dim, cut in all_cuts.items():
         if own.get(dim, cut) != cut or (dim not in own and part.ndim >= -dim and part.shape[dim] != 1):
             raise Unshardable("operands that are divided differently")
+
+
+for _name in DUNDERS:
+    setattr(ShardedList, _name, _method(_name))

@@ -18,28 +18,31 @@ class FlatWriter(Writer):
         yield from self._head(phase)
         yield from self._seeds(stores)
         yield from ("  " + line for line in self._arrays(time, stores, "0"))
-        yield from (f"  double s{i} = 0;" for i in sums)
+        yield from (f"  double s{i} = {self._start(i)};" for i in sums)
         yield f"  for (i64 from = first * {SPAN}; from < std::min(last * {SPAN}, w.C); from += {SPAN}) {{"
         yield f"    const i64 to = std::min<i64>(from + {SPAN}, w.C);"
         yield from self._sum_loop(time, stores, sums, "from", "to", "i")
         yield "  }"
-        yield from (f"  w.partial[thread * {len(sums)} + {k}] += s{i};" for k, i in enumerate(sums))
+        for k, i in enumerate(sums):
+            yield "  " + self._join(i, f"w.partial[thread * {len(sums)} + {k}]", f"s{i}", "double")
         yield "}"
 
     def _sum_loop(
         self, time: Time, stores: list[Store], sums: list[int], start: str, end: str, entry: str
     ) -> Iterator[str]:
         """The innermost loop; what it sums is added to `s<node>`."""
-        yield from (f"    real a{i} = 0;" for i in sums)
-        clause = f" reduction(+:{', '.join(f'a{i}' for i in sums)})" if sums else ""
+        yield from (f"    real a{i} = {self._start(i)};" for i in sums)
+        added = ", ".join(f"a{i}" for i in sums if self.nodes[i].op == "sum")
+        clause = f" reduction(+:{added})" if added else ""
+        clause += "".join(f" {self._clause(i)}" for i in sums if self.nodes[i].op != "sum")
         yield f"#pragma omp simd{clause}"
         yield f"    for (i64 i = {start}; i < {end}; ++i) {{"
         yield from ("      " + line for line in self._body(time, self.program.roots(time)))
         for store in stores:
             yield from ("      " + line for line in self._write(store, entry))
-        yield from (f"      a{i} += v{self.nodes[i].args[0]};" for i in sums)
+        yield from ("      " + self._join(i, f"a{i}", f"v{self.nodes[i].args[0]}", "real") for i in sums)
         yield "    }"
-        yield from (f"    s{i} += a{i};" for i in sums)
+        yield from ("    " + self._join(i, f"s{i}", f"a{i}", "double") for i in sums)
 
     def units(self) -> str:
         return f"(w.C + {SPAN - 1}) / {SPAN}"
@@ -55,7 +58,7 @@ class CodedWriter(FlatWriter):
         coded_stores = [s for s in stores if self._slot(s.position).coded]
         yield from self._head(phase)
         yield from self._seeds(stores)
-        yield from (f"  double s{i} = 0;" for i in sums)
+        yield from (f"  double s{i} = {self._start(i)};" for i in sums)
         yield f"  const i64 blocks = (w.code_columns + {block - 1}) / {block};"
         yield "  for (i64 unit = first; unit < last; ++unit) {"
         yield f"    const i64 line = unit / blocks, column = (unit % blocks) * {block};"
@@ -77,7 +80,8 @@ class CodedWriter(FlatWriter):
             seed = f"seed{store.position}" if slot.stochastic else "0u"
             yield f"    {call}(book_{slot.kept}, new{store.position}, n, {codes}, {scale}, start, {seed});"
         yield "  }"
-        yield from (f"  w.partial[thread * {len(sums)} + {k}] += s{i};" for k, i in enumerate(sums))
+        for k, i in enumerate(sums):
+            yield "  " + self._join(i, f"w.partial[thread * {len(sums)} + {k}]", f"s{i}", "double")
         yield "}"
 
     def _codes(self, slot: Slot) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hfoptim.engine.codegen.cpp.writer import SPAN, Writer
 from hfoptim.engine.codegen.schedule import Store, Time
+from hfoptim.engine.codegen.trace import REDUCTIONS
 
 # Rows summed in the rule's own precision, column by column, before the sums go on in double.
 HELD_ROWS = 256
@@ -22,19 +23,20 @@ class RowWriter(Writer):
         yield "  if (w.copies() == 1 && w.B > 1) { first *= w.R; last *= w.R; }  // whole batches"
         all_stores = [s for s in self.program.stores if s.time[0] == phase]
         yield from self._seeds(s for s in all_stores if self.kinds[s.node] == "full")
-        yield from (f"  double s{i} = 0;" for i in totals)
+        yield from (f"  double s{i} = {self._start(i)};" for i in totals)
         yield "  const i64 copy = w.copies() == 1 ? 0 : thread; (void)copy;"
         if columns:
             yield "  static thread_local std::vector<real> held;"
             yield f"  held.assign({len(columns)} * w.C, 0);"
             yield from (f"  real* const held{i} = held.data() + {k} * w.C;" for k, i in enumerate(columns))
+            yield from (f"  std::fill_n(held{i}, w.C, -INFINITY);" for i in columns if self.nodes[i].op == "amax")
             yield "  i64 count = 0;"
         yield "  for (i64 r = first; r < last; ++r) {"
         yield "    const i64 b = r / w.R, base = r * w.C; (void)b;"
         yield from self._row_values(phase)
         for i in self.live:
             if self._along_row(i) and self.times[self.nodes[i].args[0]][0] == phase:
-                yield f"    double r{i} = {'-INFINITY' if self.nodes[i].op == 'amax' else '0'};"
+                yield f"    double r{i} = {self._start(i)};"
         for sub in range(subs):
             time = (phase, sub)
             yield from self._row_definitions(time)
@@ -57,26 +59,28 @@ class RowWriter(Writer):
                 yield f"    put({self._pointer(store.position)}[r], v{store.node});"
         for i in totals:
             if self.kinds[self.nodes[i].args[0]] == "row":
-                yield f"    s{i} += v{self.nodes[i].args[0]};"
+                yield "    " + self._join(i, f"s{i}", f"v{self.nodes[i].args[0]}", "double")
         for i in batches:
             source = self.nodes[i].args[0]
             value = f"v{source}" if self.kinds[source] == "row" else f"r{i}"
-            yield f"    w.sums[{self._sum_place(i)} + copy * w.B + b] += {value};"
+            yield "    " + self._join(i, f"w.sums[{self._sum_place(i)} + copy * w.B + b]", value, "double")
         if columns:
             yield f"    if (++count == {HELD_ROWS} || r + 1 == last || (r + 1) % w.R == 0) {{"
             for i in columns:
                 target = f"w.sums[{self._sum_place(i)} + (copy * w.B + b) * w.C + i]"
-                yield f"      for (i64 i = 0; i < w.C; ++i) {{ {target} += held{i}[i]; held{i}[i] = 0; }}"
+                joined = self._join(i, target, f"held{i}[i]", "double")
+                yield f"      for (i64 i = 0; i < w.C; ++i) {{ {joined} held{i}[i] = {self._start(i)}; }}"
             yield "      count = 0;"
             yield "    }"
         yield "  }"
-        yield from (f"  w.partial[thread * {len(totals)} + {k}] += s{i};" for k, i in enumerate(totals))
+        for k, i in enumerate(totals):
+            yield "  " + self._join(i, f"w.partial[thread * {len(totals)} + {k}]", f"s{i}", "double")
         yield "}"
 
     def _along_row(self, i: int) -> bool:
         """Whether node `i` reduces full values to one of the row or of the batch."""
         node = self.nodes[i]
-        return node.op in ("sum", "amax") and self.kinds[node.args[0]] == "full" and self.kinds[i] in ("row", "batch")
+        return node.op in REDUCTIONS and self.kinds[node.args[0]] == "full" and self.kinds[i] in ("row", "batch")
 
     def _row_values(self, phase: int) -> Iterator[str]:
         """Values of the row and of its batch that were computed before this phase."""
@@ -95,7 +99,7 @@ class RowWriter(Writer):
             node = self.nodes[i]
             if node.op == "load":
                 yield f"    const real v{i} = get({self._pointer(node.value)}[r]);"
-            elif node.op in ("sum", "amax"):
+            elif node.op in REDUCTIONS:
                 yield f"    const real v{i} = (real)r{i};"
             else:
                 yield "    " + self._define(i, "real")
@@ -107,32 +111,19 @@ class RowWriter(Writer):
         others = [i for i in reductions if self.kinds[i] != "column"]
         yield f"      for (i64 from = 0; from < w.C; from += {SPAN}) {{"
         yield f"        const i64 to = std::min<i64>(from + {SPAN}, w.C);"
-        clause = ""
-        for i in others:
-            largest = self.nodes[i].op == "amax"
-            yield f"        real a{i} = {'-INFINITY' if largest else '0'};"
-            clause += f" reduction({'max' if largest else '+'}:a{i})"
+        yield from (f"        real a{i} = {self._start(i)};" for i in others)
+        clause = "".join(f" {self._clause(i)}" for i in others)
         yield f"#pragma omp simd{clause}"
         yield "        for (i64 i = from; i < to; ++i) {"
         yield from ("          " + line for line in self._body(time, self.program.roots(time)))
         for store in stores:
             yield from ("          " + line for line in self._write(store, "base + i"))
-        for i in others:
-            source = f"v{self.nodes[i].args[0]}"
-            yield (
-                f"          a{i} = std::max(a{i}, {source});"
-                if self.nodes[i].op == "amax"
-                else f"          a{i} += {source};"
-            )
-        yield from (f"          held{i}[i] += v{self.nodes[i].args[0]};" for i in columns)
+        yield from ("          " + self._join(i, f"a{i}", f"v{self.nodes[i].args[0]}", "real") for i in others)
+        for i in columns:
+            yield "          " + self._join(i, f"held{i}[i]", f"v{self.nodes[i].args[0]}", "real")
         yield "        }"
         for i in others:
-            total = f"s{i}" if self.kinds[i] == "scalar" else f"r{i}"
-            yield (
-                f"        {total} = std::max<double>({total}, a{i});"
-                if self.nodes[i].op == "amax"
-                else f"        {total} += a{i};"
-            )
+            yield "        " + self._join(i, f"s{i}" if self.kinds[i] == "scalar" else f"r{i}", f"a{i}", "double")
         yield "      }"
 
     def units(self) -> str:

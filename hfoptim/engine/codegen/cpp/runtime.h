@@ -69,6 +69,7 @@ static inline void split(bf16& p, int8_t& rest, float x) {
 
 // A NaN goes through, as in torch. No short circuit: it would keep loops from becoming vector code.
 template <class T> static inline T larger(T a, T b) { return (a <= b) | (b != b) ? b : a; }
+#pragma omp declare reduction(largest : real : omp_out = larger<real>(omp_out, omp_in)) initializer(omp_priv = -INFINITY)
 template <class T> static inline T smaller(T a, T b) { return (a >= b) | (b != b) ? b : a; }
 template <class T> static inline T sign(T a) { return (T)((a > 0) - (a < 0)); }
 

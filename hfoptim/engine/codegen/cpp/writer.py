@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+
+import torch
 
 from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
 from hfoptim.engine.codegen.places import Places
 from hfoptim.engine.codegen.schedule import Program, Store, Time
-from hfoptim.engine.codegen.trace import BOOLEAN, Node
+from hfoptim.engine.codegen.trace import REDUCTIONS, Node
+from hfoptim.engine.operators import BOOLEAN, OPERATORS
 
 # Entries summed in the rule's own precision before the sum goes on in double.
 SPAN = 4096
@@ -16,10 +20,6 @@ SPAN = 4096
 GROUP = 1 << 18
 
 _C_TYPE = {"float32": "float", "float64": "double", "bfloat16": "bf16", "float16": "f16"}
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
-_INFIX |= {"ne": "!=", "and": "&", "or": "|"}
-_CALLS = {"sqrt": "std::sqrt", "abs": "std::abs", "exp": "std::exp", "log": "std::log", "tanh": "std::tanh"}
-_CALLS |= {"isfinite": "std::isfinite", "pow": "std::pow", "sign": "sign"}
 
 
 class Writer(Places):
@@ -54,19 +54,13 @@ class Writer(Places):
     def _expression(self, node: Node, real: str) -> str:
         op, args = node.op, [self._value(a, real) for a in node.args]
         if op == "number":
-            finite = abs(node.value) != float("inf")
+            if math.isnan(node.value):
+                return f"({real})NAN"
+            finite = abs(node.value) != math.inf
             return f"({real}){node.value.hex()}" if finite else f"({real}){'-' if node.value < 0 else ''}INFINITY"
-        if op in _INFIX:
-            return f"{args[0]} {_INFIX[op]} {args[1]}"
-        if op in ("max", "min"):
-            return f"{'larger' if op == 'max' else 'smaller'}<{real}>({', '.join(args)})"
-        if op in _CALLS:
-            return f"{_CALLS[op]}({', '.join(args)})"
-        if op == "where":
-            return f"{args[0]} ? {args[1]} : {args[2]}"
-        if op == "round":
-            return f"{'round_bf16' if 'bfloat16' in str(node.value) else 'round_f16'}({args[0]})"
-        return f"{'-' if op == 'neg' else '!'}{args[0]}"
+        if op == "cast":
+            return f"{'round_bf16' if node.value is torch.bfloat16 else 'round_f16'}({args[0]})"
+        return OPERATORS[op].cpp.format(*args, real=real)
 
     def _slot(self, index: int) -> Slot:
         return self.layout.slots[index]
@@ -78,7 +72,21 @@ class Writer(Places):
         slot = self._slot(index)
         return f"(({self._type(slot)}*)w.at[{slot.position}])"
 
-    # -- sums that end a phase ----------------------------------------------------------------------------------
+    # -- sums, and largest entries ------------------------------------------------------------------------------
+
+    def _start(self, i: int) -> str:
+        """What reduction `i` begins with."""
+        return "0" if self.nodes[i].op == "sum" else "-INFINITY"
+
+    def _join(self, i: int, so_far: str, value: str, real: str) -> str:
+        """The statement that takes a value into reduction `i`."""
+        if self.nodes[i].op == "sum":
+            return f"{so_far} += {value};"
+        return f"{so_far} = larger<{real}>({so_far}, {value});"
+
+    def _clause(self, i: int) -> str:
+        """What OpenMP has to know of reduction `i` in `a<i>`."""
+        return f"reduction({'+' if self.nodes[i].op == 'sum' else 'largest'}:a{i})"
 
     def _sum_place(self, i: int) -> str:
         """Where in `w.sums` the sums of node `i` begin."""
@@ -125,10 +133,10 @@ class Writer(Places):
                 yield f"  const double v{i} = get({self._pointer(node.value)}[0]);"
             elif node.op == "size":
                 yield f"  const double v{i} = (double)({self._size(node.value)});"
-            elif node.op == "sum":
-                yield f"  double v{i} = 0;"
+            elif node.op in REDUCTIONS:
+                yield f"  double v{i} = {self._start(i)};"
                 place = f"w.partial[k * {len(scalars)} + {scalars.index(i)}]"
-                yield f"  for (int k = 0; k < w.threads; ++k) v{i} += {place};"
+                yield f"  for (int k = 0; k < w.threads; ++k) {self._join(i, f'v{i}', place, 'double')}"
             else:
                 yield "  " + self._define(i, "double")
             yield f"  w.own[{self.own[i]}] = v{i};"
@@ -141,10 +149,15 @@ class Writer(Places):
         ended = self.sums(phase, "scalar")
         if ended:
             yield f"  w.partial.assign(w.threads * {len(ended)}, 0.0);"
+            for k in (k for k, i in enumerate(ended) if self.nodes[i].op == "amax"):
+                yield f"  for (int t = 0; t < w.threads; ++t) w.partial[t * {len(ended)} + {k}] = -INFINITY;"
         ended = self.sums(phase, "column", "batch")
         if ended:
             lengths = " + ".join("w.B * w.C" if self.kinds[i] == "column" else "w.B" for i in ended)
             yield f"  w.sums.assign(w.copies() * ({lengths}), 0.0);"
+            for i in (i for i in ended if self.nodes[i].op == "amax"):
+                length = "w.B * w.C" if self.kinds[i] == "column" else "w.B"
+                yield f"  std::fill_n(w.sums.begin() + {self._sum_place(i)}, w.copies() * {length}, -INFINITY);"
         if self.row and phase == 0:
             yield f"  w.row.resize({len(self.row)} * w.B * w.R);"
         yield "}"
@@ -170,10 +183,10 @@ class Writer(Places):
             node = self.nodes[i]
             if node.op == "load":
                 yield f"    const real v{i} = get({self._pointer(node.value)}[j]);"
-            elif node.op == "sum":
-                yield f"    double s{i} = 0;"
+            elif node.op in REDUCTIONS:
+                yield f"    double s{i} = {self._start(i)};"
                 place = f"w.sums[{self._sum_place(i)} + k * {count} + j]"
-                yield f"    for (i64 k = 0; k < w.copies(); ++k) s{i} += {place};"
+                yield f"    for (i64 k = 0; k < w.copies(); ++k) {self._join(i, f's{i}', place, 'double')}"
                 yield f"    const real v{i} = (real)s{i};"
             else:
                 yield "    " + self._define(i, "real")
