@@ -1,10 +1,9 @@
 """Optimizers and learning-rate schedules for HuggingFace Transformers, each chosen by name."""
 
-import sys as _sys
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
-import schedules
+from hfoptim import schedules
 from hfoptim.engine import Name, hyper
 from hfoptim.factory.create import create_optimizer, create_optimizer_v2
 from hfoptim.param_groups.options import param_groups_options
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-
-# `hfoptim.schedules` and its parts are the same modules as `schedules`, for those who want no top-level name.
-for _name in [name for name in _sys.modules if name == "schedules" or name.startswith("schedules.")]:
-    _sys.modules[f"hfoptim.{_name}"] = _sys.modules[_name]
 
 # What is here beside the optimizers, which are found, and imported when one is asked for.
 __all__ = [

@@ -249,7 +249,7 @@ def list_schedules(context: typer.Context) -> None:
     """List the learning-rate schedules with their options, the required ones first and marked with a star."""
     if context.invoked_subcommand is not None:
         return
-    import schedules
+    from hfoptim import schedules
     from hfoptim.registry.transformers_names import schedule_names
 
     grid = Table()
@@ -291,8 +291,7 @@ def plot_schedules(
     ] = None,
 ) -> None:
     """Draw schedules over the steps. Needs matplotlib."""
-    import schedules
-    from schedules.drawing import examples
+    from hfoptim import schedules
 
     if bool(names) == all_of_them:
         _fail("give names of schedules or --all; `hfoptim schedules` shows the names")
@@ -300,7 +299,7 @@ def plot_schedules(
         _fail("--kwargs is for schedules given by name, --all has examples of its own")
     try:
         if all_of_them:
-            what: list[Any] = [examples(warmup, steps)]
+            what: list[Any] = [schedules.drawing.examples(warmup, steps)]
             columns = columns or 5
         else:
             options = _schedule_options(kwargs, names or [])

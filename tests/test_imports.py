@@ -20,6 +20,7 @@ HEAVY = ("transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "
 # its submodules. The first match from the top counts.
 MAY_IMPORT = {
     "schedules": {"schedules"},
+    "hfoptim.schedules": set(),
     "hfoptim.engine": {"hfoptim.engine"},
     "hfoptim.param_groups": {"hfoptim.engine.checks", "hfoptim.engine.parameter_names", "hfoptim.param_groups"},
     "hfoptim.optimizers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.param_groups"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
         "hfoptim.param_groups",
         "hfoptim.registry",
         "hfoptim.wrappers",
-        "schedules",
+        "hfoptim.schedules",
     },
     "hfoptim.trainer": {
         "hfoptim.engine",
@@ -46,12 +47,12 @@ MAY_IMPORT = {
         "hfoptim.trainer",
         "hfoptim.training",
         "hfoptim.wrappers",
-        "schedules",
+        "hfoptim.schedules",
     },
-    "hfoptim.compare": {"hfoptim", "schedules"},
-    "hfoptim.cli": {"hfoptim", "schedules"},
-    "hfoptim.__main__": {"hfoptim", "schedules"},
-    "hfoptim": {"hfoptim", "schedules"},
+    "hfoptim.compare": {"hfoptim"},
+    "hfoptim.cli": {"hfoptim"},
+    "hfoptim.__main__": {"hfoptim"},
+    "hfoptim": {"hfoptim"},
 }
 # Part -> packages from outside that it may import besides the standard library, anywhere in its files.
 OUTSIDE = {
@@ -183,7 +184,7 @@ def test_beyond_torch_only_our_own_files_are_loaded(package):
 
 def test_import_hfoptim_loads_nothing_heavy():
     loaded = loaded_by("import hfoptim; hfoptim.Lion, hfoptim.create_optimizer_v2, hfoptim.GradientAccumulator")
-    assert {"hfoptim", "schedules", "torch"} <= loaded
+    assert {"hfoptim", "torch"} <= loaded
     assert not loaded & set(HEAVY)
 
 
@@ -191,17 +192,6 @@ def test_import_schedules_loads_nothing_of_hfoptim():
     loaded = loaded_by("import schedules; schedules.get_scheduler")
     assert {"schedules", "torch"} <= loaded
     assert not loaded & {*HEAVY, "hfoptim"}
-
-
-def test_hfoptim_schedules_is_schedules():
-    loaded_by(
-        "import hfoptim, schedules, hfoptim.schedules; assert hfoptim.schedules is schedules; "
-        "import hfoptim.schedules.curves as a, schedules.curves as b; assert a is b; "
-        "from hfoptim.schedules import get_scheduler; assert get_scheduler is schedules.get_scheduler"
-    )
-    # Asked for under the long name first, it is still one module.
-    loaded_by("import hfoptim.schedules as a; import schedules as b; assert a is b; assert a.__name__ == 'schedules'")
-    assert hfoptim.schedules is schedules
 
 
 def test_lazy_names_are_found_and_others_are_not():

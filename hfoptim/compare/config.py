@@ -86,7 +86,7 @@ class CompareConfig:
 
     def _check_schedule(self) -> None:
         """Try the schedule with every learning rate: some have a lower end, which must not be above it."""
-        from schedules import check_options
+        from hfoptim.schedules import check_options
 
         rates = sorted({lr for rates in self.lr_grid.values() for lr in rates})
         steps = {"num_warmup_steps": self.warmup_steps, "num_training_steps": self.steps}
@@ -275,7 +275,7 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def _schedule_name(name: str) -> str:
-    from schedules import get_schedule_info
+    from hfoptim.schedules import get_schedule_info
 
     try:
         info = get_schedule_info(name)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-import schedules
+from hfoptim import schedules
 from hfoptim.engine.checks import integer, number, strings
 from hfoptim.factory.grouped import check_grouping, group_params, make_grouped, take_grouping
 from hfoptim.param_groups.group_matcher import GroupMatcher

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from transformers import Trainer
 
-import schedules
+from hfoptim import schedules
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.trainer import private
 

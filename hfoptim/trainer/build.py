@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-import schedules
-from hfoptim import registry
+from hfoptim import registry, schedules
 from hfoptim.engine import unwrap
 from hfoptim.factory import grouped
 from hfoptim.optimizers.adafactor import Adafactor, AdafactorSchedule
@@ -32,10 +31,6 @@ from hfoptim.trainer import defaults
 from hfoptim.trainer.options import fit, parse_options
 from hfoptim.training.gradient_release import releasable
 from hfoptim.wrappers import CombinedOptimizer
-from schedules.checks import did_you_mean
-from schedules.following import Following, find, unknown
-from schedules.registry import with_some_steps
-from schedules.table import described
 
 logger = logging.getLogger(__name__)
 
@@ -392,7 +387,7 @@ def check_schedule_options(
         if option not in known:
             raise ValueError(
                 f"{where}: {schedule} has no option {option!r}; it has {', '.join(known) or 'none'}"
-                f"{did_you_mean(option, known)}"
+                f"{schedules.checks.did_you_mean(option, known)}"
             )
     for option in info.required_kwargs:
         if option not in options:
@@ -429,8 +424,8 @@ def check_hyperparameters(choice: Choice, schedule: str | None, hyperparameters:
         )
     groups = [own_defaults(name) for name in (choice.name, *choice.grouping.others)]
     for name, curve in hyperparameters.items():
-        if all(find(group, name) is None for group in groups):
-            raise unknown(name, groups)
+        if all(schedules.following.find(group, name) is None for group in groups):
+            raise schedules.following.unknown(name, groups)
         _curve_with_some_steps(name, curve)
 
 
@@ -448,17 +443,19 @@ def check_hyperparameter_values(resolved: Resolved, hyperparameters: Mapping[str
         return
     group = {**own_defaults(resolved.choice.name), **resolved.all_kwargs}
     for name, curve in hyperparameters.items():
-        place = find(group, name)
+        place = schedules.following.find(group, name)
         if place is None or not place.of(group):
             continue  # Parameters that get no weight decay have groups of their own: at the start of the training.
         # What a named curve does later depends on the number of steps.
         tried = curve if isinstance(curve, schedules.Curve) else _curve_with_some_steps(name, curve).until(0)
-        Following(SimpleNamespace(param_groups=[dict(group)]), name, tried)  # type: ignore[arg-type]
+        schedules.following.Following(SimpleNamespace(param_groups=[dict(group)]), name, tried)  # type: ignore[arg-type]
 
 
 def _curve_with_some_steps(name: str, curve: Any) -> schedules.Curve:
     where = f"hyperparameters[{name!r}]"
-    return with_some_steps(lambda warmup, total: described(where, curve, warmup, total))
+    return schedules.registry.with_some_steps(
+        lambda warmup, total: schedules.table.described(where, curve, warmup, total)
+    )
 
 
 def schedule_hyperparameters(scheduler: Any, hyperparameters: Mapping[str, Any], steps: Mapping[str, int]) -> None:
@@ -474,5 +471,5 @@ def schedule_hyperparameters(scheduler: Any, hyperparameters: Mapping[str, Any],
     """
     for name, curve in hyperparameters.items():
         if not isinstance(curve, schedules.Curve):
-            curve = described(f"hyperparameters[{name!r}]", curve, **steps)
+            curve = schedules.table.described(f"hyperparameters[{name!r}]", curve, **steps)
         schedules.schedule_hyperparameter(scheduler.optimizer, name, curve, scheduler)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-import schedules
+from hfoptim import schedules
 from hfoptim.engine import unwrap
 from hfoptim.trainer import build, checkpoints, making, methods, private, release
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor

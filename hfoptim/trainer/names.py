@@ -16,8 +16,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-import schedules
-from hfoptim import registry
+from hfoptim import registry, schedules
 from hfoptim.trainer import arguments, build, checkpoints, making, methods, private
 from hfoptim.trainer.private import OptimizerNames, SchedulerType
 
