@@ -19,7 +19,7 @@ from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, checks, peer_options
 from hfoptim.engine.checks import closest
 from hfoptim.registry.catalogue import WRAPPERS, key, known_optimizers
 from hfoptim.registry.info import OptimInfo
-from hfoptim.wrappers import around
+from hfoptim.wrappers import around, named
 
 # What may stand in front of a name.
 _WRAPPERS = {info.name: info for info in WRAPPERS}
@@ -247,3 +247,11 @@ def _group_defaults(info: OptimInfo) -> Mapping[str, Any]:
     name = info.name
     group = dummy(info.opt_class, resolve_options(name, {})).param_groups[0]
     return {option: group[option] for option in option_names(name) if option in group and option not in _OF_THE_WHOLE}
+
+
+def _made(name: str, params: Any, options: dict[str, Any]) -> Optimizer:
+    resolved = resolve_options(name, options)
+    return get_optimizer_class(name, bind_defaults=False)(complete_groups(name, params, resolved), **resolved)
+
+
+named.made_by(_made)

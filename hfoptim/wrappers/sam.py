@@ -14,6 +14,7 @@ from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import dense, flag, number
 from hfoptim.engine.distributed.dtensor import Groups, aligned, groups_of, local, sum_over_ranks
+from hfoptim.wrappers.named import optimizer_named
 from hfoptim.wrappers.wrapper import Wrapper
 
 OLD = "old_p"
@@ -267,12 +268,7 @@ def _made(params: Any, base: Any, options: dict[str, Any]) -> Any:
             )
         return base
     if isinstance(base, str):
-        # The registry knows the wrappers, so they can ask it only when called.
-        from hfoptim import registry
-
-        resolved = registry.resolve_options(base, options)
-        groups = registry.complete_groups(base, params, resolved)
-        return registry.get_optimizer_class(base, bind_defaults=False)(groups, **resolved)
+        return optimizer_named(base, params, options)
     if not callable(base):
         raise TypeError(f"base_optimizer={base!r} is no optimizer; give a class, a name such as 'sgd', or an optimizer")
     return base(params, **options)
