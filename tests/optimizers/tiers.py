@@ -157,6 +157,16 @@ def _kind_of_entry(entry: Entry) -> Hashable:
     return _kinds[entry.name]
 
 
+def few_variants(entry: Entry) -> list[str]:
+    """The names of the options that lead to each of an optimizer's rules."""
+    return [name for name, new in zip(entry.variants, _new_rules(entry.name), strict=True) if new]
+
+
+def entries_of_each_kind() -> list[Entry]:
+    """The first entry of each kind."""
+    return [entry for entry, first in zip(ENTRIES, _first_of_each(ENTRIES, _kind_of_entry), strict=True) if first]
+
+
 every_variant = pytest.mark.parametrize(("entry", "variant"), variants())
 every_kind_of_variant = pytest.mark.parametrize(("entry", "variant"), variants(by_kind=True))
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)

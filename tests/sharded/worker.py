@@ -1,4 +1,8 @@
-"""What test_sharded.py runs on each process: `worker.py FOLDER RANK RANKS TASK...`. A task returns what it found."""
+"""What the tests here run on each process: `worker.py FOLDER RANK RANKS few|all TASK...`.
+
+A task returns what it found. With `few`, as in `make test`, it runs over the first options that lead to each rule of an
+optimizer, or, where it is not about the rules, over one optimizer of each kind.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ import gc
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -18,6 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import ENTRIES, Entry, Variant
 from harness import assert_follows, feed, flattened, optimizer_of, parameters, set_lr, train, values
+from tiers import entries_of_each_kind, few_variants
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -38,8 +46,6 @@ NAMES = (
     *("embed.weight", "mlp.weight", "mlp.bias", "norm.weight"),
 )
 TOLERANCE = 1e-9
-# Optimizers that say so where a parameter is sharded.
-REFUSED = ("adahessian",)
 
 
 def model_of(params: dict[str, nn.Parameter]) -> nn.Module:
@@ -133,30 +139,49 @@ def follow(entry: Any, variant: Any, model: nn.Module, steps: int, **options: An
     return counts
 
 
-def every_optimizer(folder: Path) -> dict[str, Any]:
+# CPU-seconds of this process by optimizer, since the last task.
+spent: defaultdict[str, float] = defaultdict(float)
+
+
+@contextmanager
+def counted_for(name: str) -> Iterator[None]:
+    before = process_time()
+    yield
+    spent[name] += process_time() - before
+
+
+def every_optimizer(folder: Path, few: bool) -> dict[str, Any]:
     """Every variant of every optimizer under FSDP2: the collectives of a step, and why some are refused."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     collectives, refused = {}, {}
     for entry in ENTRIES:
-        for name, variant in entry.variants.items():
-            key = f"{entry.name}-{name}"
-            try:
-                collectives[key] = follow(entry, variant, sharded_model(mesh, names_for(variant)), 10)
-            except (TypeError, ValueError) as error:
-                if "sharded parameter" not in str(error):
+        for name in few_variants(entry) if few else entry.variants:
+            key, variant = f"{entry.name}-{name}", entry.variants[name]
+            with counted_for(entry.name):
+                try:
+                    steps = 5 if few else 10
+                    collectives[key] = follow(entry, variant, sharded_model(mesh, names_for(variant)), steps)
+                except (TypeError, ValueError) as error:
+                    if "sharded parameter" not in str(error):
+                        raise RuntimeError(key) from error
+                    refused[key] = str(error)
+                except Exception as error:
                     raise RuntimeError(key) from error
-                refused[key] = str(error)
-            except Exception as error:
-                raise RuntimeError(key) from error
     return {"collectives": collectives, "refused": refused}
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def firsts() -> list[tuple[str, Any, Any]]:
-    """(name, entry, its first variant) of every optimizer that takes sharded parameters."""
-    return [(e.name, e, next(iter(e.variants.values()))) for e in ENTRIES if e.name not in REFUSED]
+def firsts(few: bool) -> list[tuple[str, Any, Any]]:
+    """(name, entry, its first variant) of every optimizer that takes sharded parameters, or of one of each kind."""
+    chosen = entries_of_each_kind() if few else ENTRIES
+    return [(e.name, e, next(iter(e.variants.values()))) for e in chosen if not second_order(e)]
+
+
+def second_order(entry: Any) -> bool:
+    """Whether an optimizer says so where a parameter is sharded: its gradients need a graph."""
+    return hfoptim.get_optimizer_info(entry.name).second_order
 
 
 def set_values(params: dict[str, Tensor], others: dict[str, Tensor]) -> None:
@@ -211,11 +236,11 @@ def same_state(ours: Any, model: nn.Module, theirs: Any, other: dict[str, Tensor
                 assert mine[key] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), key
 
 
-def save(folder: Path) -> list[str]:
+def save(folder: Path, few: bool) -> list[str]:
     """Every optimizer after 3 steps on two ranks, in one checkpoint; and state_dicts of whole tensors."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     everything = {}
-    for name, entry, variant in firsts():
+    for name, entry, variant in firsts(few):
         theirs, other = trained(entry, variant, 0)
         ours, model = fresh(entry, variant, mesh, other)
         go_on(variant, ours, model, theirs, other, range(1, 4))
@@ -245,11 +270,11 @@ def save(folder: Path) -> list[str]:
     return list(everything)
 
 
-def resume(folder: Path, start: int, end: int) -> list[str]:
+def resume(folder: Path, few: bool, start: int, end: int) -> list[str]:
     """Load what `save` wrote after `start` steps, go on to `end` and save that."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     everything, resumed = {}, []
-    for name, entry, variant in firsts():
+    for name, entry, variant in firsts(few):
         theirs, other = trained(entry, variant, start)
         ours, model = fresh(entry, variant, mesh, other)
         everything[name] = get_optimizer_state_dict(model, ours)
@@ -267,12 +292,12 @@ def resume(folder: Path, start: int, end: int) -> list[str]:
     return list(everything)
 
 
-def resume_on_one(folder: Path) -> list[str]:
-    return resume(folder, 3, 5)
+def resume_on_one(folder: Path, few: bool) -> list[str]:
+    return resume(folder, few, 3, 5)
 
 
-def resume_on_two(folder: Path) -> list[str]:
-    return resume(folder, 5, 7)
+def resume_on_two(folder: Path, few: bool) -> list[str]:
+    return resume(folder, few, 5, 7)
 
 
 # -- other ways to be divided ----------------------------------------------------------------------------------------
@@ -288,7 +313,7 @@ def distributed(names: tuple[str, ...], mesh: DeviceMesh, placements: Callable[[
     return model
 
 
-def by_columns(folder: Path) -> dict[str, dict[str, int]]:
+def by_columns(folder: Path, few: bool) -> dict[str, dict[str, int]]:
     """Parameters divided along their last dimension."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 
@@ -297,11 +322,11 @@ def by_columns(folder: Path) -> dict[str, dict[str, int]]:
 
     return {
         name: follow(entry, variant, distributed(names_for(variant), mesh, placements), 3)
-        for name, entry, variant in firsts()
+        for name, entry, variant in firsts(few)
     }
 
 
-def meshes_of_two_dimensions(folder: Path) -> dict[str, Any]:
+def meshes_of_two_dimensions(folder: Path, few: bool) -> dict[str, Any]:
     """Four ranks: replicas of shards (HSDP), two dimensions divided, FSDP2 over tensor-parallel shards."""
     hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
@@ -310,7 +335,7 @@ def meshes_of_two_dimensions(folder: Path) -> dict[str, Any]:
         return [Shard(0) if param.ndim else Replicate(), Shard(1) if param.ndim > 1 else Replicate()]
 
     found: dict[str, Any] = {}
-    for name, entry, variant in firsts():
+    for name, entry, variant in firsts(few):
         names = names_for(variant)
         found[name] = [
             follow(entry, variant, sharded_model(hybrid, names), 3),
@@ -493,7 +518,7 @@ def making_state(mesh: DeviceMesh) -> None:
             assert all(float(state["step"]) == 1.0 for state in optimizer.state.values()), type(optimizer)
 
 
-def kinds(folder: Path) -> dict[str, Any]:
+def kinds(folder: Path, few: bool) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     partial_gradients(mesh)
     making_state(mesh)
@@ -520,11 +545,11 @@ def train_network(model: nn.Module, optimizer: Any, ranks: int, rank: int, varia
         optimizer.step()
 
 
-def training(folder: Path) -> list[str]:
+def training(folder: Path, few: bool) -> list[str]:
     """FSDP2, layer by layer, and DDP: real gradients on half a batch for each rank, against one process."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     mesh = init_device_mesh("cpu", (ranks,))
-    for name, entry, variant in firsts():
+    for name, entry, variant in firsts(few):
         options = {**variant.options, "dim": 6, "n_heads": 1} if "n_heads" in variant.options else variant.options
         alone, layered, copied = network(), network(), network()
         for layer in layered.children():
@@ -546,7 +571,7 @@ def training(folder: Path) -> list[str]:
         everywhere = [torch.empty_like(weight) for _ in range(ranks)]
         dist.all_gather(everywhere, weight)
         assert all(torch.equal(each, everywhere[0]) for each in everywhere), name
-    return [name for name, _, _ in firsts()]
+    return [name for name, _, _ in firsts(few)]
 
 
 TASKS = {
@@ -565,11 +590,14 @@ TASKS = {
 
 
 def main() -> None:
-    folder, rank, ranks, tasks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    folder, rank, ranks, tasks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[5:]
+    few = sys.argv[4] == "few"
     store = f"file://{folder}/{'-'.join(tasks)}.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
     for task in tasks:
-        (folder / f"{task}.{rank}.json").write_text(json.dumps(TASKS[task](folder)))
+        spent.clear()
+        found = {"found": TASKS[task](folder, few), "cpu_seconds": spent}
+        (folder / f"{task}.{rank}.json").write_text(json.dumps(found))
     # A gloo thread that still holds a tensor when Python ends aborts the process.
     gc.collect()
     dist.destroy_process_group()

@@ -1,0 +1,60 @@
+"""Starts the processes of one family of sharded tests: one process group for its tasks, with a time-out of its own.
+
+Each family is a module, so that the workers of pytest-xdist share them out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cases import ENTRIES
+from ranks import run_ranks
+from tiers import entries_of_each_kind
+
+import hfoptim
+
+TESTS = Path(__file__).resolve().parents[1]
+# Seconds on a machine with more to do: for imports, and for each optimizer of each task.
+START, EACH = 120, 15
+
+
+class Found(NamedTuple):
+    """What a task found on each rank, and the CPU-seconds of all ranks by optimizer."""
+
+    ranks: list[Any]
+    cpu_seconds: dict[str, float]
+
+
+def launch(folder: Path, ranks: int, which: str, *tasks: str) -> dict[str, Found]:
+    """Run tasks of the worker on so many processes: what they found, by task.
+
+    Args:
+        folder: theirs, for checkpoints and what they say.
+        ranks: how many.
+        which: "few" or "all" options and optimizers.
+        *tasks: names of functions of worker.py.
+    """
+    paths = [TESTS.parent, TESTS, TESTS / "optimizers"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    outputs = [folder / f"{'-'.join(tasks)}.{rank}.txt" for rank in range(ranks)]
+    worker = [sys.executable, str(TESTS / "sharded" / "worker.py"), str(folder)]
+    commands = [[*worker, str(rank), str(ranks), which, *tasks] for rank in range(ranks)]
+    optimizers = len(ENTRIES) if which == "all" or "every_optimizer" in tasks else len(entries_of_each_kind())
+    run_ranks(commands, [environment] * ranks, outputs, timeout=START + EACH * optimizers * len(tasks))
+    return {task: _found(folder, ranks, task) for task in tasks}
+
+
+def _found(folder: Path, ranks: int, task: str) -> Found:
+    said = [json.loads((folder / f"{task}.{rank}.json").read_text()) for rank in range(ranks)]
+    spent = [each["cpu_seconds"] for each in said]
+    return Found([each["found"] for each in said], {name: sum(s[name] for s in spent) for name in spent[0]})
+
+
+def taken(which: str) -> set[str]:
+    """The optimizers that take sharded parameters: those whose gradients need no graph."""
+    chosen = ENTRIES if which == "all" else entries_of_each_kind()
+    return {entry.name for entry in chosen if not hfoptim.get_optimizer_info(entry.name).second_order}
