@@ -101,9 +101,12 @@ def names_by_kind(names: Iterable[str]) -> list[Any]:
 
 
 def rules_of(entry: Entry) -> int:
-    """How many rules the parameters of an optimizer have, with its first options: each is compiled for itself."""
-    params = parameters(("matrix", "vector", "conv"))
-    return len(_rules(entry.cls(list(params.items()), **_first(entry).options)))
+    """How many rules an optimizer has, whatever its options: the tests of rules run over each."""
+    found: set[Any] = set()
+    for name in few_variants(entry):
+        params = parameters(("matrix", "vector", "conv"))
+        found |= _rules(entry.cls(list(params.items()), **entry.variants[name].options))
+    return len(found)
 
 
 def _first(entry: Entry) -> Variant:
