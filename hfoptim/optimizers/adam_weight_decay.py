@@ -15,12 +15,11 @@ from hfoptim.engine import ELEMENT, TENSOR, Name, Probe, Rule, RunState, hyper, 
 from hfoptim.engine.checks import learning_rate as check_lr
 from hfoptim.engine.checks import number
 from hfoptim.optimizers.shared.clipping import clip_factor, squared_norm
-from hfoptim.optimizers.shared.decay_patterns import DecayedByName, patterns
+from hfoptim.optimizers.shared.decay_patterns import EXCLUDED, INCLUDED, DecayedByName
 from hfoptim.optimizers.shared.moments import folded, moments, moments_step
 from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
-_ERASES = "would erase every gradient"
 
 
 def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -> dict[str, Any]:
@@ -64,6 +63,19 @@ def _number_or_function(name: str, value: Any) -> Any:
     return value if callable(value) and not isinstance(value, Tensor) else check_lr("lr", value)
 
 
+LEARNING_RATE = hyper(
+    1e-3,
+    "a number, or a function of the step count (from 0) that gives it, for example `schedules.WarmUp`",
+    check=_number_or_function,
+    in_group=False,
+)
+
+
+def _largest(what: str) -> float | None:
+    doc, excluded = f"largest {what}; None does not clip", "would erase every gradient"
+    return hyper(None, doc, above=0.0, excluded=excluded, in_peers=False)
+
+
 class AdamWeightDecay(DecayedByName):
     """Adam with decoupled weight decay chosen by parameter name, and gradient clipping: Keras' numbers in PyTorch.
 
@@ -93,38 +105,19 @@ class AdamWeightDecay(DecayedByName):
         params: InitVar[nn.Module | ParamsT]
     absent_from_peers = frozenset({"iterations"})
     peer_flags = {**TORCH_ADAM, "correct_bias": True}
-    learning_rate: float | Callable[[int], float] = hyper(
-        1e-3,
-        "a number, or a function of the step count (from 0) that gives it, for example `schedules.WarmUp`",
-        check=_number_or_function,
-        in_group=False,
-    )
+    learning_rate: float | Callable[[int], float] = LEARNING_RATE
     beta_1: float = hyper(0.9, "decay rate of m", below=1.0, in_group=False)
     beta_2: float = hyper(0.999, "decay rate of v", below=1.0, in_group=False)
     epsilon: float = hyper(1e-7, "added to the root of v", in_group=False)
     amsgrad: bool = hyper(False, "divide by the largest v so far", in_peers=False)
     weight_decay_rate: float = hyper(0.0, "decoupled weight decay, per step and unit of lr", in_group=False)
-    include_in_weight_decay: Sequence[str] | None = hyper(
-        None,
-        "regular expressions; a parameter whose name one of them is found in is decayed, whatever the next says",
-        check=patterns,
-        in_group=False,
-    )
-    exclude_from_weight_decay: Sequence[str] | None = hyper(
-        None,
-        "regular expressions; a parameter whose name one of them is found in is not decayed. All others are",
-        check=patterns,
-        in_group=False,
-    )
+    include_in_weight_decay: Sequence[str] | None = INCLUDED
+    exclude_from_weight_decay: Sequence[str] | None = EXCLUDED
     name: str = hyper("AdamWeightDecay", "kept as `.name`", in_group=False)
     _: KW_ONLY
-    clipnorm: float | None = hyper(None, "largest norm of each gradient", above=0.0, excluded=_ERASES, in_peers=False)
-    clipvalue: float | None = hyper(
-        None, "largest absolute entry of a gradient", above=0.0, excluded=_ERASES, in_peers=False
-    )
-    global_clipnorm: float | None = hyper(
-        None, "largest norm of all gradients together", above=0.0, excluded=_ERASES, in_peers=False
-    )
+    clipnorm: float | None = _largest("norm of each gradient")
+    clipvalue: float | None = _largest("absolute entry of a gradient")
+    global_clipnorm: float | None = _largest("norm of all gradients together")
     lr: float | Callable[[int], float] | None = hyper(
         None, "PyTorch's name, in place of `learning_rate`", check=check_lr
     )

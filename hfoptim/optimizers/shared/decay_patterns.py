@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import RuleOptimizer
+from hfoptim.engine import RuleOptimizer, hyper
 from hfoptim.engine.checks import group_dict, strings
 from hfoptim.engine.parameter_names import bare_names, searched
 
@@ -31,6 +31,11 @@ def _check_pattern(name: str, pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from error
+
+
+_FOUND = "regular expressions; a parameter whose name one of them is found in is"
+INCLUDED = hyper(None, f"{_FOUND} decayed, whatever the next says", check=patterns, in_group=False)
+EXCLUDED = hyper(None, f"{_FOUND} not decayed. All others are", check=patterns, in_group=False)
 
 
 class DecayedByName(RuleOptimizer):
