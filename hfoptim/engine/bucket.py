@@ -38,7 +38,8 @@ class Bucket:
 
     @property
     def device(self) -> torch.device:
-        return self.rows[0].param.device
+        device: torch.device = self.rows[0].param.device
+        return device
 
     def hyper(self) -> Any:
         """The scalars as the NamedTuple a rule reads."""

@@ -71,7 +71,7 @@ def adamuon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str) -> 
 
     def sized(part: Tensor, eps: Any) -> Tensor:
         if scale == "match_rms_adamw":
-            size = part.norm(dim=(-2, -1), keepdim=True) + eps
+            size: Tensor = part.norm(dim=(-2, -1), keepdim=True) + eps
             return part * (0.2 * math.sqrt(part.shape[-2] * part.shape[-1]) / size)
         return part * LR_SCALES[scale](*part.shape[-2:])
 

@@ -161,7 +161,7 @@ class _Step:
     def _value(self, i: int, values: dict[int, Tensor], where: Any) -> Tensor:
         node = self.nodes[i]
         if node.op == "load":
-            tensor = self.tensors[node.value]
+            tensor: Tensor = self.tensors[node.value]
             rows = where[0] if isinstance(where, tuple) and self.kinds[i] == "row" else slice(None)
             return (tensor[rows] if tensor.ndim else tensor).to(self.plan.dtype).clone()
         if node.op in ("scalar", "number", "size"):
