@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
@@ -14,4 +15,6 @@ def which(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, which: str) -> Path:
+    if torch.__version__ < "2.7":
+        pytest.skip("fully_shard has ignored_params, which leaves scalars alone, from torch 2.7 on")
     return tmp_path_factory.mktemp(f"sharded-{which}")

@@ -140,12 +140,14 @@ class Symbol:
 
     def amin(self, dim: Any = None, keepdim: bool = False) -> Symbol:
         x: Any = self
-        return -((-x).amax(dim, keepdim))
+        least: Symbol = -((-x).amax(dim, keepdim))
+        return least
 
     def mean(self, dim: Any = None, keepdim: bool = False) -> Symbol:
         total: Any = self.sum(dim, keepdim)
         over = self.node.labels - total.node.labels
-        return total / self.graph.add("size", (), (), tuple(sorted(over))) if over else total
+        mean: Symbol = total / self.graph.add("size", (), (), tuple(sorted(over))) if over else total
+        return mean
 
     def norm(self, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Symbol:
         result: Symbol = norm(self, 2 if p in ("fro", None) else p, dim, keepdim)
