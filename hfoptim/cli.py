@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from collections.abc import Callable
@@ -171,6 +172,37 @@ def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any 
         grid.add_row(title, text)
     Console(highlight=False).print(grid)
     typer.echo(f"\n{inspect.getdoc(found.opt_class)}")
+
+
+@app.command()
+def kernels(
+    name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.")],
+    options: Annotated[list[str] | None, typer.Argument(help="Its options, such as weight_decay=0.1.")] = None,
+    shape: Annotated[str, typer.Option(help="Of the parameter that is stepped.")] = "512,768",
+) -> None:
+    """Show what an optimizer's rules compute, in which passes over memory, and the C++ of their kernels."""
+    import torch
+
+    import hfoptim
+    from hfoptim.engine.codegen import show
+
+    try:
+        param = torch.nn.Parameter(torch.ones([int(size) for size in shape.split(",")]))
+        given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
+        optimizer = hfoptim.create_optimizer_v2([("weight", param)], name, **{**given, "fused": True})
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    except (ValueError, TypeError, RuntimeError) as error:
+        _fail(str(error))
+    for title, text in show.known().items():
+        typer.echo(f"{title}\n\n{text}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _facts(found: OptimInfo) -> list[tuple[str, str]]:
