@@ -30,8 +30,8 @@ from measure import Parameters
 from scaling import model_of
 
 import hfoptim
-from hfoptim.engine import Scope
-from hfoptim.engine.backends import compiled, inductor
+from hfoptim.engine import Scope, backends
+from hfoptim.engine.backends import inductor
 from hfoptim.registry.lookup import option_names
 
 SIZES = (124e6, 1e9)
@@ -137,9 +137,9 @@ def launches(optimizer: Any) -> int:
 
 @contextlib.contextmanager
 def through_inductor(share: int, combine: bool = False) -> Iterator[None]:
-    """The compiled runner is torch.compile's, with so many tensors per call."""
+    """The compiled backend is torch.compile's, with so many tensors per call."""
     with (
-        mock.patch.object(compiled, "_run", lambda bucket, kernels_or_error: inductor.run(bucket)),
+        mock.patch.object(backends.KERNELS_ASKED, "step", backends.INDUCTOR.step),
         mock.patch.object(inductor, "SHARE", share),
         mock.patch.dict(inductor._kernels, clear=True),
         torch._inductor.config.patch(combo_kernels=combine),

@@ -4,7 +4,6 @@ from hfoptim.engine.declaration import Name, RuleOptimizer
 from hfoptim.engine.distributed.dtensor import is_dtensor, local
 from hfoptim.engine.hyperparameters import Hyper, hyper
 from hfoptim.engine.inputs import Curvature, Due
-from hfoptim.engine.optimizer import unmasked, unwrap, unwrap_all
 from hfoptim.engine.options import ENGINE_DEFAULTS, EngineOptions
 from hfoptim.engine.plan import Decay
 from hfoptim.engine.rule import (
@@ -27,6 +26,7 @@ from hfoptim.engine.rule import (
     zeros_without,
 )
 from hfoptim.engine.run_state import RunState
+from hfoptim.engine.unwrapping import unmasked, unwrap, unwrap_all
 
 __all__ = [
     "ELEMENT",

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import backends, storage
-from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine import storage
+from hfoptim.engine.backends.backend import Backend
+from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.plan import Plan, decay_scalars
 from hfoptim.engine.rule import Scope
@@ -19,11 +20,11 @@ from hfoptim.engine.tensor_slots import TensorSlots
 
 @dataclass
 class BucketStep:
-    """A bucket with what it takes to step it: its group, the step's number, its runner and its step counters."""
+    """A bucket with what it takes to step it: its group, the step's number, its backend and its step counters."""
 
     group: dict[str, Any]
     t: int
-    run: backends.Runner
+    backend: Backend
     bucket: Bucket
     groups: dtensor.Groups
     whole: bool
@@ -105,10 +106,7 @@ def totals_of(work: list[BucketStep]) -> dict[str, Tensor]:
                 continue
             bucket, groups = sharded.gathered(bucket), ()
         with bucket.shaped() as bucket:
-            if backends.compiled.compiles(item.run):
-                values, bucket = backends.compiled.probe(bucket, item.run)
-                add_sums(sums.setdefault(groups, {}), values)
-            for values in each_row(bucket, probe.fn):
+            for values in item.backend.probe(bucket):
                 add_sums(sums.setdefault(groups, {}), values)
     return dtensor.sum_over_ranks(sums)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import backends, bucket_cache, checks, inputs, peer_options, storage
 from hfoptim.engine.ambient import leave_undisturbed, undisturbed
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, placed, row_of, totals_of
 from hfoptim.engine.checkpoints import loading
@@ -21,6 +22,7 @@ from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.rule import Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
+from hfoptim.engine.unwrapping import unmasked
 
 if TYPE_CHECKING:
     from hfoptim.engine.report import Report
@@ -41,9 +43,14 @@ class Place(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What the step of one parameter takes from all of them: the runner of each group and device, and the places."""
+    """What the step of one parameter takes from all of them.
 
-    backends: dict[tuple[int, str], backends.Runner]
+    Args:
+        backends: those to try for each group and type of device.
+        places: where each parameter is.
+    """
+
+    backends: dict[tuple[int, str], tuple[Backend, ...]]
     places: dict[Tensor, Place]
 
 
@@ -357,11 +364,11 @@ class EngineOptimizer(Optimizer):
             if self.report is not None:
                 self.report.take(item)
             if item.whole:
-                sharded.run(item.bucket, item.run)
+                sharded.run(item.bucket, item.backend.step)
                 continue
             with item.bucket.occupied().shaped() as bucket:
                 if bucket.rows:
-                    item.run(bucket)
+                    item.backend.step(bucket)
         if work:
             torch._foreach_add_([step for item in work for step in item.steps], 1.0)
 
@@ -422,13 +429,13 @@ class EngineOptimizer(Optimizer):
                     f"{name} was made in torch.inference_mode(), outside of which nothing can be written to it; make "
                     f"or load the model under torch.no_grad() instead"
                 )
-            run = survey.backends[index, param.device.type]
-            plan = self._plan(param, self.param_groups[index], run)
-            run = backends.for_scope(run, plan.scope)
-            planned.append((index, run, plan, param, grad, ensure_state(plan, param, self.state[param])))
+            tried = survey.backends[index, param.device.type]
+            plan = self._plan(param, self.param_groups[index], tried)
+            backend = backends.first_of(tried, plan, param.device)
+            planned.append((index, backend, plan, param, grad, ensure_state(plan, param, self.state[param])))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
         work: dict[tuple[Any, ...], BucketStep] = {}
-        for (index, run, plan, param, grad, state), count in zip(planned, counts, strict=True):
+        for (index, backend, plan, param, grad, state), count in zip(planned, counts, strict=True):
             # State loaded from elsewhere may be kept in another dtype for some of the parameters.
             dtypes = tuple(state[name].dtype for name in plan.rule.state)
             row = row_of(plan, param, dtensor.aligned(grad, param), state)
@@ -437,13 +444,13 @@ class EngineOptimizer(Optimizer):
             key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole)
             if key not in work:
                 groups = dtensor.groups_of(param)
-                work[key] = BucketStep(self.param_groups[index], int(count) + 1, run, Bucket(plan), groups, whole)
+                work[key] = BucketStep(self.param_groups[index], int(count) + 1, backend, Bucket(plan), groups, whole)
             work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
 
-    def _plan(self, param: Tensor, group: dict[str, Any], run: backends.Runner) -> Plan:
+    def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
-        decays = backends.compiled.compiles(run) or group.get("weight_decay", 0.0) != 0.0
+        decays = any(backend.compiles for backend in tried) or group.get("weight_decay", 0.0) != 0.0
         rule = self.rule_for(param, group)
         return plan_of(
             rule,
@@ -465,51 +472,3 @@ class EngineOptimizer(Optimizer):
 
     def _name_of(self, index: int, position: int) -> str:
         return checks.parameter_name(self.param_groups[index], index, position)
-
-
-def unwrap(optimizer: Any, wanted: type | tuple[type, ...] | None = None) -> Any:
-    """The optimizer inside wrappers, such as Accelerate's and Lightning's, that hold the next one in `.optimizer`.
-
-    Args:
-        optimizer: an optimizer, wrapped or not.
-        wanted: the class, or classes, to look for; None for the innermost.
-
-    Returns:
-        The first of that class, or None where there is none.
-    """
-    while True:
-        optimizer = unmasked(optimizer)
-        if wanted is not None and isinstance(optimizer, wanted):
-            return optimizer
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            return optimizer if wanted is None else None
-        optimizer = inner
-
-
-def unmasked(optimizer: Any) -> Any:
-    """The optimizer itself, where an object around it passes itself off as it, as those of Lightning and Fabric do.
-
-    Their class is made to derive from that of what they hold in `.optimizer`: methods of that class are found on them,
-    and would write into them.
-    """
-    inner = getattr(optimizer, "optimizer", None)
-    masked = inner is not None and inner is not optimizer and isinstance(optimizer, type(inner))
-    return unmasked(inner) if masked else optimizer
-
-
-def unwrap_all(optimizer: Any, wanted: type | tuple[type, ...]) -> list[Any]:
-    """All optimizers of a class inside wrappers, and inside those that hold several in `.optimizers`.
-
-    Args:
-        optimizer: an optimizer, wrapped or not.
-        wanted: the class, or classes, to look for; what is inside of one found is not looked at.
-
-    Returns:
-        Those found, in order.
-    """
-    optimizer = unmasked(optimizer)
-    if isinstance(optimizer, wanted):
-        return [optimizer]
-    inside = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "optimizer", None)]
-    return [found for inner in inside if inner is not None for found in unwrap_all(inner, wanted)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
@@ -157,6 +158,14 @@ def check_options(group: dict[str, Any]) -> None:
         chosen = [f"{name}={group[name]!r}" for name in names if group[name]]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other; give one of them")
+
+
+def refused_option(group: Mapping[str, Any], backend: str) -> str | None:
+    """An option of a group, with its value, that the backend of a name does not know; None where it knows all."""
+    for name, option in OPTIONS.items():
+        if backend in option.refused_by and group.get(name, option.default) != option.default:
+            return f"{name}={group[name]!r}"
+    return None
 
 
 def documentation(indent: int = 4) -> str:

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from hfoptim.engine import storage
-from hfoptim.engine.backends import compiled, loop
+from hfoptim.engine import backends, storage
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.plan import Decay, plan_of
 from hfoptim.engine.rule import TENSOR, Rule
@@ -75,11 +74,11 @@ def by_kernel(bucket, monkeypatch, threads=1):
     before = torch.get_num_threads()
     with monkeypatch.context() as patch:
         for name in ("loop", "foreach"):
-            patch.setattr(compiled, name, SimpleNamespace(run=refuse))
+            patch.setattr(backends.KERNELS, name, SimpleNamespace(step=refuse))
         torch.set_num_threads(threads)
         try:
             with out.shaped() as shaped:
-                compiled.run(shaped)
+                backends.KERNELS.step(shaped)
         finally:
             torch.set_num_threads(before)
     return out
@@ -89,7 +88,7 @@ def by_loop(bucket):
     """A copy of the bucket, stepped by the loop."""
     out = copied(bucket)
     with out.shaped() as shaped:
-        loop.run(shaped)
+        backends.LOOP.step(shaped)
     return out
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from rows import assert_near, bucket_of, by_kernel, by_loop
 
-from hfoptim.engine import storage
-from hfoptim.engine.backends import compiled
+from hfoptim.engine import backends, storage
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.cpp.writer import GROUP
 from hfoptim.engine.codegen.trace import Untraceable
@@ -256,7 +255,7 @@ def test_other_layouts_are_stepped_as_they_are_or_left_to_the_loop(layout):
         bucket.rows[0] = bucket.rows[0].map(lambda t: layout(t) if t.shape == (31, 17) else t)
         expected = by_loop(bucket)
         rows = [row.map(lambda t: t.as_strided(t.shape, t.stride())) for row in bucket.rows]
-        compiled.run(bucket)
+        backends.KERNELS.step(bucket)
         for mine, other, same in zip(
             *(row.tensors for row in (bucket.rows[0], expected.rows[0], rows[0])), strict=True
         ):
@@ -434,7 +433,7 @@ def test_a_state_without_dimensions_of_the_parameter_has_no_kernel():
     with pytest.raises(Untraceable, match="state"):
         native.kernel(bucket.plan, ("lr",), bucket.rows[0])
     with pytest.warns(UserWarning, match="no kernel is generated for the rule fn: .*state"):
-        compiled.run(bucket)
+        backends.KERNELS.step(bucket)
     assert all(
         torch.equal(a, b)
         for mine, other in zip(bucket.rows, expected.rows, strict=True)
@@ -450,7 +449,7 @@ def test_an_element_wise_rule_with_smaller_state_has_no_kernel():
         with pytest.raises(Untraceable, match="state of another shape"):
             native.kernel(bucket.plan, ("lr",), row)
     with pytest.warns(UserWarning, match="no kernel is generated for the rule"):
-        compiled.run(bucket)
+        backends.KERNELS.step(bucket)
     assert all(torch.equal(mine.param, other.param) for mine, other in zip(bucket.rows, expected.rows, strict=True))
 
 

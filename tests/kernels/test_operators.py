@@ -15,7 +15,7 @@ from operator_cases import (
     reducing,
 )
 
-from hfoptim.engine.backends import compiled, eager_tiled, foreach, loop
+from hfoptim.engine.backends import FOREACH, KERNELS_ASKED, LOOP, eager_tiled
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.trace import Graph, Untraceable
@@ -42,14 +42,14 @@ def stepped(rule, grads, params, run):
 
 
 def tiled(bucket):
-    assert not eager_tiled.run(bucket).rows
+    assert not eager_tiled._step_large(bucket).rows
 
 
 BACKENDS = {
-    "loop": loop.run,
-    "foreach": foreach.run,
+    "loop": LOOP.step,
+    "foreach": FOREACH.step,
     "eager tiled": tiled,
-    "C++": compiled.run_as_asked,
+    "C++": KERNELS_ASKED.step,
 }
 backends = pytest.mark.parametrize(
     "backend", [pytest.param(name, marks=needs_compiler if name == "C++" else ()) for name in BACKENDS]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import hfoptim
-from hfoptim.engine import storage
-from hfoptim.engine.backends import loop
+from hfoptim.engine import backends, storage
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.plan import Decay, plan_of
@@ -21,7 +20,7 @@ def of_optimizer(cls, shape, dtype=torch.float32, name="w", **options):
     optimizer = cls([(name, param)], foreach=False, **options)
     (work,) = optimizer._collect(optimizer._entries())
     work.bucket.scalars = optimizer._scalars(work, {}, {})
-    assert work.run is loop.run
+    assert work.backend is backends.LOOP
     with work.bucket.shaped() as bucket:
         return native.program_of(bucket.plan, tuple(bucket.scalars), bucket.rows[0])[0]
 

@@ -12,7 +12,9 @@ from rows import bucket_of, by_loop, copied
 
 import hfoptim
 from hfoptim.engine import ELEMENT, TENSOR, Probe, Rule, RuleOptimizer, backends, hyper
-from hfoptim.engine.backends import compiled, foreach, loop
+from hfoptim.engine.backends import compiled
+from hfoptim.engine.backends.foreach import Foreach
+from hfoptim.engine.backends.loop import Loop
 from hfoptim.engine.codegen import build
 
 pytestmark = pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}")
@@ -70,9 +72,9 @@ def test_a_rule_may_not_branch_in_foreach_either():
 def test_chosen_automatically_foreach_steps_it_with_one_warning(name, monkeypatch):
     monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
     taken = []
-    monkeypatch.setattr(loop, "run", lambda bucket: pytest.fail("the loop was taken"))
-    run = foreach.run
-    monkeypatch.setattr(foreach, "run", lambda bucket: taken.append(len(bucket.rows)) or run(bucket))
+    monkeypatch.setattr(Loop, "step", lambda self, bucket: pytest.fail("the loop was taken"))
+    step = Foreach.step
+    monkeypatch.setattr(Foreach, "step", lambda self, bucket: taken.append(len(bucket.rows)) or step(self, bucket))
     rule = named(RULES[name][0])
     mine, params = optimizer_of(rule)
     with pytest.warns(UserWarning, match=r"without compiled kernels.*the rule homemade: ") as caught:
@@ -114,7 +116,7 @@ def test_gaps_in_memory_go_to_the_loop_without_a_word(recwarn):
     bucket = bucket_of(totals, [(6, 8), (5, 4)])
     bucket.rows[0] = bucket.rows[0].map(lambda t: t[:, ::2])
     expected = by_loop(bucket)
-    compiled.run_as_asked(bucket)
+    backends.KERNELS_ASKED.step(bucket)
     assert not recwarn.list
     assert torch.equal(bucket.rows[0].param, expected.rows[0].param)
     torch.testing.assert_close(bucket.rows[1].param, expected.rows[1].param)
@@ -127,7 +129,7 @@ def test_shapes_without_a_loop_go_to_the_eager_loop_with_one_warning():
     bucket = bucket_of(twisted, [(3, 4, 5), (2, 4, 5)])
     expected, again = by_loop(bucket), copied(bucket)
     with pytest.warns(UserWarning, match=r"the rule twisted on shapes such as \(3, 4, 5\): ") as caught:
-        _ = [compiled.run_as_asked(bucket), compiled.run(again)]
+        _ = [backends.KERNELS_ASKED.step(bucket), backends.KERNELS.step(again)]
     assert len(caught) == 1
     for stepped in (bucket, again):
         for mine, theirs in zip(stepped.rows, expected.rows, strict=True):
@@ -142,8 +144,8 @@ def test_a_compiler_that_does_not_know_float16(monkeypatch):
     bucket = bucket_of(half, [(7,)], ELEMENT, dtype=torch.float16)
     expected = by_loop(bucket)
     with pytest.raises(RuntimeError, match="float16"):
-        compiled.run_as_asked(bucket)
+        backends.KERNELS_ASKED.step(bucket)
     compiled.warn_uncompiled.cache_clear()
     with pytest.warns(UserWarning, match="float16"):
-        compiled.run(bucket)
+        backends.KERNELS.step(bucket)
     assert torch.equal(bucket.rows[0].param, expected.rows[0].param)

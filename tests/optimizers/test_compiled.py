@@ -31,7 +31,7 @@ from harness import (
 from torch._dynamo.utils import counters
 
 from hfoptim.engine import backends
-from hfoptim.engine.backends import compiled, loop
+from hfoptim.engine.backends import compiled
 from hfoptim.engine.codegen import build as libraries
 from hfoptim.engine.codegen import native
 from hfoptim.engine.rule import ELEMENT
@@ -352,18 +352,19 @@ def test_small_models_are_not_compiled_unless_asked_for():
 def test_large_models_are_compiled_where_a_compiler_is_at_hand(monkeypatch):
     group = {"fused": None, "foreach": None}
     small, large = 1000, 1 << 40
-    assert backends.choose(group, "cpu", large) is compiled.run
-    assert backends.choose(group, "cpu", small) is not compiled.run
+    assert backends.choose(group, "cpu", large) == (backends.MATRIX, backends.KERNELS)
+    assert backends.KERNELS not in backends.choose(group, "cpu", small)
     for options in ({"fused": False}, {"foreach": True}, {"foreach": False}):
-        assert backends.choose({**group, **options}, "cpu", large) is not compiled.run
-    assert backends.choose({**group, "fused": True}, "cpu", small) is compiled.run_as_asked
+        assert backends.KERNELS not in backends.choose({**group, **options}, "cpu", large)
+    assert backends.choose({**group, "fused": True}, "cpu", small) == (backends.MATRIX, backends.KERNELS_ASKED)
     monkeypatch.setattr(compiled, "missing", lambda device_type: "a C++ compiler")
-    assert backends.choose(group, "cpu", large) is backends.choose(group, "cpu", small)
+    assert backends.choose(group, "cpu", large) == backends.choose(group, "cpu", small)
 
 
 def test_a_model_is_large_or_small_by_all_of_its_parameters(monkeypatch):
     taken = []
-    monkeypatch.setattr(compiled, "run", lambda bucket: taken.append(len(bucket.rows)) or loop.run(bucket))
+    monkeypatch.setattr(backends.KERNELS, "step", lambda bucket: taken.append(len(bucket.rows)) or step(bucket))
+    step = backends.LOOP.step
     monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 100)
     params = {f"{i}": torch.nn.Parameter(torch.ones(10)) for i in range(10)}
     train(LION.cls(list(params.items())), params, range(1, 2))

@@ -9,7 +9,8 @@ from cases.adam import ADAMW
 from harness import SMALL, assert_follows, assert_moved, feed, flattened, parameters, set_lr, train, values
 from torch._dynamo.utils import counters
 
-from hfoptim.engine.backends import compiled, inductor
+from hfoptim.engine import backends
+from hfoptim.engine.backends import inductor
 
 pytestmark = pytest.mark.skipif(
     inductor.missing("cpu") is not None, reason=f"torch.compile needs {inductor.missing('cpu')}"
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def in_place_of_generated_kernels(monkeypatch):
-    monkeypatch.setattr(compiled, "_run", lambda bucket, kernels_or_error: inductor.run(bucket))
+    monkeypatch.setattr(backends.KERNELS_ASKED, "step", backends.INDUCTOR.step)
 
 
 def graphs():

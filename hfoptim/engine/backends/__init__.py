@@ -1,63 +1,68 @@
-"""How a bucket of tensors is stepped: `loop`, `foreach` or `compiled`, and which of them."""
+"""How a bucket of tensors is stepped, and which way is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from hfoptim.engine.backends import compiled, foreach, inductor, loop, matrix
-from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.options import OPTIONS
-from hfoptim.engine.rule import Scope
+import torch
 
-Runner = Callable[[Bucket], None]
+from hfoptim.engine.backends import compiled
+from hfoptim.engine.backends.backend import Backend
+from hfoptim.engine.backends.eager_tiled import Tiled
+from hfoptim.engine.backends.foreach import Foreach
+from hfoptim.engine.backends.inductor import Inductor
+from hfoptim.engine.backends.loop import Loop
+from hfoptim.engine.backends.matrix import Matrix
+from hfoptim.engine.options import refused_option
+from hfoptim.engine.plan import Plan
+
+LOOP, FOREACH, MATRIX = Tiled(Loop()), Tiled(Foreach()), Matrix()
+# Chosen by the engine, and asked for by the user.
+KERNELS, KERNELS_ASKED = (compiled.Kernels(asked, LOOP, FOREACH) for asked in (False, True))
+INDUCTOR = Inductor(LOOP)
 
 # Compiling costs seconds, once; it is worth it from about this many entries on, where a step without it takes longer
 # than a hundredth of that. Fixed by the size of the model alone, so that a resumed run takes the same path.
 COMPILE_FROM = {"cpu": 10_000_000, "default": 10_000_000}
 
 
-def choose(group: Mapping[str, Any], device_type: str, numel: int) -> Runner:
-    """The runner for a group's buckets on a device.
+def choose(group: Mapping[str, Any], device_type: str, numel: int) -> tuple[Backend, ...]:
+    """The backends for a group's buckets on a device, in the order in which they are tried.
 
     Args:
-        group: a parameter group; `fused` asks for the compiled runner, `foreach` for the multi-tensor one (False: the
+        group: a parameter group; `fused` asks for the compiled backend, `foreach` for the multi-tensor one (False: the
             loop). None for both leaves it to the engine.
         device_type: "cpu", "cuda", ...
         numel: entries of all parameters of the optimizer on that device.
 
     Raises:
-        NotImplementedError: `fused=True` with an option whose forms the compiled runner does not know on that device.
-        RuntimeError: `fused=True` where the compiled runner lacks something, a compiler for example.
+        NotImplementedError: `fused=True` with an option whose forms the compiled backend does not know on that device.
+        RuntimeError: `fused=True` where the compiled backend lacks something, a compiler for example.
     """
-    lacks = None if device_type == "cpu" else _eager_only(group)
-    if group["fused"]:
-        if lacks is not None:
-            raise NotImplementedError(
-                f"fused=True does not know {lacks} on {device_type} yet; use fused=None or foreach=True"
-            )
-        lacking = compiled.missing(device_type)
-        if lacking is not None:
-            raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
-        return compiled.run_as_asked
-    if group["foreach"] is not None:
-        return foreach.run if group["foreach"] else loop.run
+    asked = group["fused"]
+    if group["foreach"] is False and not asked:
+        return (LOOP,)
     large = numel >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
-    if group["fused"] is None and large and lacks is None:
-        lacking = compiled.missing(device_type)
-        if lacking is None:
-            return compiled.run
-        compiled.warn_uncompiled(f"they need {lacking}, missing on this machine")
-    return foreach.run
+    if not asked and (group["foreach"] or asked is False or not large):
+        return (MATRIX, FOREACH)
+    backend = INDUCTOR if device_type != "cpu" else KERNELS_ASKED if asked else KERNELS
+    unknown = refused_option(group, backend.name)
+    if unknown is not None:
+        if asked:
+            raise NotImplementedError(
+                f"fused=True does not know {unknown} on {device_type} yet; use fused=None or foreach=True"
+            )
+        return (MATRIX, FOREACH)
+    lacking = compiled.missing(device_type)
+    if lacking is None:
+        return (MATRIX, backend)
+    if asked:
+        raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
+    compiled.warn_uncompiled(f"they need {lacking}, missing on this machine")
+    return (MATRIX, FOREACH)
 
 
-def _eager_only(group: Mapping[str, Any]) -> str | None:
-    """An option of the group that torch.compile's runner does not know, or None."""
-    refused = (name for name, option in OPTIONS.items() if inductor.NAME in option.refused_by)
-    chosen = (name for name in refused if group.get(name, OPTIONS[name].default) != OPTIONS[name].default)
-    return next((f"{name}={group[name]!r}" for name in chosen), None)
-
-
-def for_scope(run: Runner, scope: Scope) -> Runner:
-    """The runner in place of the chosen one: rules of whole matrices have their own, unless the loop was asked for."""
-    return matrix.run if scope is Scope.MATRIX and run is not loop.run else run
+def first_of(tried: tuple[Backend, ...], plan: Plan, device: torch.device) -> Backend:
+    """The first of several backends that steps buckets of a plan on a device."""
+    return next(backend for backend in tried if backend.supports(plan, device) is None)

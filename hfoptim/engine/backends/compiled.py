@@ -1,83 +1,69 @@
-"""The compiled runner: one generated kernel steps all tensors of a bucket in one call.
-
-On a CPU the kernel is C++ made from the rule (`engine/kernels`). Elsewhere the rule goes through torch.compile.
-"""
+"""The compiled backend of CPUs: one generated kernel (`engine/codegen`) steps all tensors of a bucket in one call."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine.backends import foreach, inductor, loop
+from hfoptim.engine.backends import inductor
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket, flat
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.trace import Untraceable, Unwalkable
+from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Rule
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
-def run(bucket: Bucket) -> None:
-    """Step every tensor of the bucket in place.
+class Kernels(Backend):
+    """Kernels in C++ that are generated from rules.
 
-    Where a rule has no kernel, because it cannot be traced or the compiler fails, foreach steps it, with a warning.
-    Single tensors that the kernel cannot walk through, because of gaps in memory or of their shape, go to the loop.
-    """
-    _run(bucket, kernels_or_error=False)
-
-
-def run_as_asked(bucket: Bucket) -> None:
-    """The same where the user has asked for kernels: a rule without one is an error.
-
-    Raises:
-        NotImplementedError: the rule cannot be traced.
-        RuntimeError: the compiler fails.
-    """
-    _run(bucket, kernels_or_error=True)
-
-
-def compiles(runner: object) -> bool:
-    """Whether a runner is one of these two."""
-    return runner is run or runner is run_as_asked
-
-
-def _run(bucket: Bucket, kernels_or_error: bool) -> None:
-    if bucket.device.type != "cpu":
-        inductor.run(bucket)
-        return
-    calls, unwalkable, others = _calls(bucket, kernels_or_error)
-    for call in calls:
-        call.run(bucket.scalars)
-    if unwalkable.rows:
-        loop.run(unwalkable)
-    if others.rows:
-        foreach.run(others)
-
-
-def probe(bucket: Bucket, runner: object) -> tuple[dict[str, Tensor], Bucket]:
-    """The sums of the rule's probe over the rows that a kernel takes, and the rows that are left.
+    Where a rule has no kernel, because it cannot be traced or the compiler fails, that is an error if the user has
+    asked for kernels; else the multi-tensor backend steps it, with a warning. Single tensors that the kernel cannot
+    walk through, because of gaps in memory or of their shape, go to the loop.
 
     Args:
-        bucket: the bucket.
-        runner: the one of this module's that steps it.
-
-    Raises:
-        NotImplementedError, RuntimeError: as from the runner.
+        asked: whether the user has asked for kernels.
+        loop, foreach: these backends.
     """
-    if bucket.device.type != "cpu":
-        return {}, bucket
-    calls, unwalkable, others = _calls(bucket, runner is run_as_asked, probe=True)
-    left = Bucket(bucket.plan, [*unwalkable.rows, *others.rows], bucket.scalars)
-    sums: dict[str, float] = {}
-    for call in calls:
-        for name, value in call.run(bucket.scalars).items():
-            sums[name] = sums.get(name, 0.0) + value
-    return {
-        name: torch.tensor(value, dtype=bucket.plan.dtype, device=bucket.device) for name, value in sums.items()
-    }, left
+
+    name = "kernels"
+    compiles = True
+
+    def __init__(self, asked: bool, loop: Backend, foreach: Backend) -> None:
+        self.asked, self.loop, self.foreach = asked, loop, foreach
+
+    def supports(self, plan: Plan, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else f"kernels in C++ run on a CPU, not on {device}"
+
+    def step(self, bucket: Bucket) -> None:
+        """Step every tensor of the bucket in place.
+
+        Raises:
+            NotImplementedError: asked for kernels, and the rule cannot be traced.
+            RuntimeError: asked for kernels, and the compiler fails.
+        """
+        calls, unwalkable, others = _calls(bucket, self.asked)
+        for call in calls:
+            call.run(bucket.scalars)
+        if unwalkable.rows:
+            self.loop.step(unwalkable)
+        if others.rows:
+            self.foreach.step(others)
+
+    def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
+        calls, unwalkable, others = _calls(bucket, self.asked, probe=True)
+        sums: dict[str, float] = {}
+        for call in calls:
+            for name, value in call.run(bucket.scalars).items():
+                sums[name] = sums.get(name, 0.0) + value
+        yield {name: torch.tensor(value, dtype=bucket.plan.dtype, device=bucket.device) for name, value in sums.items()}
+        yield from super().probe(Bucket(bucket.plan, [*unwalkable.rows, *others.rows], bucket.scalars))
 
 
 def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple[list[native.Call], Bucket, Bucket]:
@@ -153,7 +139,7 @@ def warn_uncompiled(problem: str) -> None:
 
 
 def missing(device_type: str) -> str | None:
-    """What the compiled runner lacks on this machine for a device type, or None when it can be used."""
+    """What the compiled backend lacks on this machine for a device type, or None when it can be used."""
     if device_type == "cpu":
         return build.missing()
     return inductor.missing(device_type)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM
@@ -29,7 +30,23 @@ LARGE = 1 << 22
 PIECE = 1 << 20
 
 
-def run(bucket: Bucket) -> Bucket:
+class Tiled(Backend):
+    """Large tensors of rules with reductions piece by piece, and everything else by another backend.
+
+    Args:
+        other: that backend, whose name it has.
+    """
+
+    def __init__(self, other: Backend) -> None:
+        self.other, self.name = other, other.name
+
+    def step(self, bucket: Bucket) -> None:
+        left = _step_large(bucket)
+        if left.rows:
+            self.other.step(left)
+
+
+def _step_large(bucket: Bucket) -> Bucket:
     """Step the large tensors of a bucket in place; gives the bucket of those that are left."""
     plan = bucket.plan
     if plan.scope is not Scope.TENSOR or not plan.plain:

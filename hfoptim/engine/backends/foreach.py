@@ -1,4 +1,4 @@
-"""The multi-tensor runner: the same rule over lists of tensors, through `torch._foreach_*`.
+"""The multi-tensor backend: the same rule over lists of tensors, through `torch._foreach_*`.
 
 Element-wise rules are cut into pieces that stay in the cache, other rules into runs of whole tensors, so that what is
 allocated in between stays small.
@@ -12,17 +12,24 @@ import torch
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import moved
-from hfoptim.engine.backends import eager_tiled
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket, Piece, piece_size, pieces
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.storage import Rounding
 from hfoptim.engine.tensor_list import TensorList
 
 
-def run(bucket: Bucket) -> None:
-    """Step every tensor of the bucket in place."""
+class Foreach(Backend):
+    """Lists of tensors at a time."""
+
+    name = "foreach"
+
+    def step(self, bucket: Bucket) -> None:
+        _step(bucket)
+
+
+def _step(bucket: Bucket) -> None:
     plan, h = bucket.plan, bucket.hyper()
-    bucket = eager_tiled.run(bucket)
     for batch in _batches(bucket):
         rows = [piece.row for piece in batch]
         weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)

@@ -1,4 +1,4 @@
-"""The compiled runner: the same rule under torch.compile, one fused kernel per tensor.
+"""The compiled backend of devices other than a CPU: the same rule under torch.compile, one fused kernel per tensor.
 
 Element-wise rules see flat views, so that one compilation serves every shape. Scalars enter packed in one tensor: a
 Python float would recompile whenever it changes.
@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine.apply import step_in_place
-from hfoptim.engine.backends import loop
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket, flat
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope, hyper_type
 from hfoptim.engine.tensor_slots import TensorSlots
-
-NAME = "inductor"
 
 # Element-wise, smaller tensors are copied together and stepped in one call: a call costs as much time as it takes to
 # copy about this many entries to and fro.
@@ -43,8 +41,27 @@ _TRACE_SHAPES = ((), (1 << 18,), (1021, 2039), (509, 1021, 3), (127, 509, 3, 5),
 _FEW = 1 << 12
 
 
-def run(bucket: Bucket) -> None:
-    """Step every tensor of the bucket in place; what no kernel takes (sizes 0 and 1, gaps in memory) by the loop."""
+class Inductor(Backend):
+    """Kernels of torch.compile; what they do not take (sizes 0 and 1, gaps in memory) by another backend.
+
+    Args:
+        other: that backend.
+    """
+
+    name = "inductor"
+    compiles = True
+
+    def __init__(self, other: Backend) -> None:
+        self.other = other
+
+    def step(self, bucket: Bucket) -> None:
+        left = _step(bucket)
+        if left:
+            self.other.step(Bucket(bucket.plan, left, bucket.scalars))
+
+
+def _step(bucket: Bucket) -> list[TensorSlots]:
+    """Step what kernels take; gives the rows that are left."""
     names = tuple(name for name, value in bucket.scalars.items() if not isinstance(value, Tensor))
     device = bucket.device
     packed = torch.tensor([bucket.scalars[name] for name in names], dtype=bucket.plan.dtype, device="cpu")
@@ -69,8 +86,7 @@ def run(bucket: Bucket) -> None:
         sizes = [row.param.numel() for row in small]
         for whole, *parts in zip(together.written, *(row.written for row in small), strict=True):
             torch._foreach_copy_(parts, list(whole.split(sizes)))
-    if left_over:
-        loop.run(Bucket(bucket.plan, left_over, bucket.scalars))
+    return left_over
 
 
 def _calls(plan: Plan, rows: list[TensorSlots]) -> Iterator[list[TensorSlots]]:
@@ -87,7 +103,7 @@ def _calls(plan: Plan, rows: list[TensorSlots]) -> Iterator[list[TensorSlots]]:
 
 
 def _sort(bucket: Bucket) -> tuple[list[TensorSlots], list[TensorSlots], list[TensorSlots]]:
-    """The bucket's rows: those with a kernel call of their own, small ones to be packed, those left to the loop."""
+    """The bucket's rows: those with a kernel call of their own, small ones to be packed, those that are left."""
     large: list[TensorSlots] = []
     small: list[TensorSlots] = []
     left_over: list[TensorSlots] = []

@@ -1,4 +1,4 @@
-"""The runner of rules that look at whole matrices: parameters of equal shape are stacked and take one step together.
+"""The backend of rules that look at whole matrices: parameters of equal shape are stacked and take one step together.
 
 A rule of scope MATRIX works on the last two dimensions of what it gets, so a stack of matrices costs it as many calls
 as one: products of small matrices become batched ones, and a GPU is asked for one large piece of work.
@@ -13,22 +13,32 @@ import torch
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import moved, step_in_place
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.plan import Plan
+from hfoptim.engine.rule import Scope
 
 # Entries a stack may have. A step keeps up to nine arrays of that size at once: 9 MB on a CPU, where larger matrices
 # gain nothing from each other, and 250 MB elsewhere.
 STACK = {"cpu": 1 << 18, "default": 7 << 20}
 
 
-def run(bucket: Bucket) -> None:
-    """Step every tensor of the bucket in place."""
-    h = bucket.hyper()
-    for stack in _stacks(bucket):
-        seeds = stack.seeds or [0] * len(stack.rows)
-        if len(stack.rows) == 1:
-            step_in_place(bucket.plan, h, stack.rows[0], seeds[0])
-        else:
-            _together(stack, h, seeds)
+class Matrix(Backend):
+    """Stacks of matrices at a time."""
+
+    name = "matrix"
+
+    def supports(self, plan: Plan, device: torch.device) -> str | None:
+        return None if plan.scope is Scope.MATRIX else f"{plan.rule.name} is no rule of whole matrices"
+
+    def step(self, bucket: Bucket) -> None:
+        h = bucket.hyper()
+        for stack in _stacks(bucket):
+            seeds = stack.seeds or [0] * len(stack.rows)
+            if len(stack.rows) == 1:
+                step_in_place(bucket.plan, h, stack.rows[0], seeds[0])
+            else:
+                _together(stack, h, seeds)
 
 
 def _together(stack: Bucket, h: Any, seeds: list[int]) -> None:

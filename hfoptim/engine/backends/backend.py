@@ -1,0 +1,34 @@
+"""What a backend is: one way of stepping buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine.plan import Plan
+
+
+class Backend:
+    """One way of stepping buckets; there is one object of each."""
+
+    # By which messages and the table of options call it.
+    name: str
+    # Whether it makes code for each plan, so that plans that differ needlessly cost a compilation.
+    compiles = False
+
+    def supports(self, plan: Plan, device: torch.device) -> str | None:
+        """Why it does not step buckets of a plan on a device; None where it does."""
+        return None
+
+    def step(self, bucket: Bucket) -> None:
+        """Step every tensor of the bucket in place."""
+        raise NotImplementedError
+
+    def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
+        """What the probe of the bucket's rule gives, in parts that are to be added up; nothing changes."""
+        probe = bucket.plan.rule.probe
+        assert probe is not None
+        yield from each_row(bucket, probe.fn)
