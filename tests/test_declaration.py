@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import hfoptim
-from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, hyper
+from hfoptim.engine import ELEMENT, ENGINE_DEFAULTS, Rule, RuleOptimizer, hyper
 from hfoptim.optimizers.lion import lion
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -298,3 +298,17 @@ def test_type_checkers_check_calls(tmp_path):
     assert not err
     assert [int(line.partition(":")[0]) for line in found if ": error:" in line] == [8, 9, 10, 11, 12], out
     assert 'note: Revealed type is "float"' in found[0].replace("builtins.", "")
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_an_optimizer_without_weight_decay_steps_everywhere(options):
+    class Signs(RuleOptimizer):
+        """Steps of the gradient's sign."""
+
+        rule = Rule(lambda grad, param, h: (grad.sign(),), ELEMENT)
+        lr: float = hyper(0.5, "learning rate")
+
+    param = torch.nn.Parameter(torch.zeros(3))
+    param.grad = torch.tensor([2.0, 0.0, -3.0])
+    Signs([param], **options).step()
+    assert param.tolist() == [-0.5, 0.0, 0.5]

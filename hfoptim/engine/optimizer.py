@@ -450,7 +450,8 @@ class EngineOptimizer(Optimizer):
 
     def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
-        decays = any(backend.compiles for backend in tried) or group.get("weight_decay", 0.0) != 0.0
+        compiled = any(backend.compiles for backend in tried)
+        decays = "weight_decay" in group and (compiled or group["weight_decay"] != 0.0)
         rule = self.rule_for(param, group)
         return plan_of(
             rule,

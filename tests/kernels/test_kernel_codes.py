@@ -10,8 +10,7 @@ import torch
 from rows import bucket_of, by_kernel, by_loop, refuse
 
 import hfoptim
-from hfoptim.engine import storage
-from hfoptim.engine.backends import compiled
+from hfoptim.engine import backends, storage
 from hfoptim.engine.codegen import build, native
 from hfoptim.engine.rule import ELEMENT, TENSOR, nonnegative, zeros
 from hfoptim.engine.storage import Format, Rounding, Storage
@@ -384,7 +383,7 @@ def assert_few_differ(mine, other, state_dtype):
 @pytest.mark.parametrize(("cls", "options"), STEPPED)
 def test_every_step_is_that_of_the_loop(cls, options, monkeypatch):
     for name in ("loop", "foreach"):
-        monkeypatch.setattr(compiled, name, SimpleNamespace(run=refuse))
+        monkeypatch.setattr(backends.KERNELS_ASKED, name, SimpleNamespace(step=refuse))
     options = dict(options)
     dtype = options.pop("dtype", torch.float32)
 
