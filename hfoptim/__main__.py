@@ -32,8 +32,12 @@ With --token-weights, accumulated micro-batches count by their tokens (hfoptim.T
 For the other commands (compare, list, info) there is the command `hfoptim`."""
 
 
+# What a script may import first; our own module imports transformers, and is not whole before that is there.
+_ON_IMPORT_OF = ("transformers", "hfoptim.trainer")
+
+
 class EnableOnImport(MetaPathFinder):
-    """Enables hfoptim's names right after transformers has been imported.
+    """Enables hfoptim's names right after transformers has been imported, by the script or by `hfoptim.trainer`.
 
     Args:
         token_weights (default False): give every Trainer the callback `TokenWeights`, too.
@@ -52,7 +56,7 @@ class EnableOnImport(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         # Libraries also ask for the spec just to see whether transformers is installed: only running it counts.
-        if fullname != "transformers" or self._searching:
+        if fullname not in _ON_IMPORT_OF or self._searching:
             return None
         self._searching = True
         try:

@@ -170,6 +170,17 @@ def test_names_come_with_transformers_and_a_mistake_shows_where_it_is(tmp_path, 
     assert done.stderr.rstrip().endswith("KeyError: 'their mistake'")
 
 
+def test_names_come_with_our_own_module_too(tmp_path, run):
+    """It imports transformers while it is not whole itself."""
+    (tmp_path / "script.py").write_text(
+        "from hfoptim.trainer import OptimizerCallback\n"
+        "from transformers.training_args import OptimizerNames\n"
+        "assert OptimizerNames('lion').value == 'lion'\n"
+    )
+    done, _ = run(sys.executable, "-m", "hfoptim", "script.py")
+    assert done.returncode == 0, done.stderr
+
+
 # -- in this process ----------------------------------------------------------------------------------------------
 
 
