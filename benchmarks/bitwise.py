@@ -169,7 +169,7 @@ def differing(before: Record, after: Record) -> dict[str, list[str]]:
             gone = [f"{part} is gone" for part in old if part not in new and part != "raised"]
             added = [f"{part} is new" for part in new if part not in old and part != "raised"]
             parts = [part for part in old if part != "raised" and part in new and old[part] != new[part]]
-            found[key] = [*raised, *gone, *added, *parts]
+            found[key] = raised or [*gone, *added, *parts]
     return found
 
 
