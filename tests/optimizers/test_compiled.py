@@ -165,7 +165,7 @@ def test_what_lies_in_one_piece_is_not_left_to_the_loop(entry, variant, monkeypa
         raise AssertionError(f"{bucket.rows[0].param.shape} is left without a kernel")
 
     for name in ("loop", "foreach"):
-        monkeypatch.setattr(compiled, name, SimpleNamespace(run=refuse))
+        monkeypatch.setattr(backends.KERNELS_ASKED, name, SimpleNamespace(step=refuse))
     layouts = [name for name in variant.layouts if name not in ("scalar", "one", "gaps", "mixed", "expanded")]
     if "conv" not in layouts:
         layouts = [name for name in layouts if name not in ("transposed", "channels_last")]

@@ -56,7 +56,13 @@ def test_no_optimizer_overrides_the_step_or_knows_of_ranks(module):
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, RuleOptimizer)]
     for cls in classes:
         above = cls.__mro__[: cls.__mro__.index(RuleOptimizer)]
-        overridden = {(c.__name__, name) for c in above for name in vars(c) if name in FINAL}
+        # torch puts a function around `step` into each class that an optimizer is made of.
+        overridden = {
+            (c.__name__, name)
+            for c in above
+            for name, own in vars(c).items()
+            if name in FINAL and inspect.unwrap(own) is not inspect.unwrap(getattr(RuleOptimizer, name))
+        }
         assert not overridden
     tree = ast.parse(inspect.getsource(module))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
