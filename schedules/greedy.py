@@ -202,16 +202,5 @@ class _Window:
 
 @metric_schedule("greedy", "raised while a metric improves, lowered while it does not", GreedyLR)
 def get_greedy_schedule(optimizer: Optimizer, **kwargs: Any) -> GreedyLR:
-    """Raise the learning rate while a metric improves, lower it while it does not.
-
-    Step it with the metric: ``schedule.step(eval_loss)``.
-
-    Args:
-        optimizer: the optimizer to drive.
-        **kwargs: options of :class:`GreedyLR`.
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an option is out of range.
-    """
+    """Raise the learning rate while a metric improves, lower it while it does not."""
     return GreedyLR(optimizer, **kwargs)

@@ -225,18 +225,7 @@ def _noise(noise_range: float | Sequence[float], pct: float, std: float, seed: i
 
 @metric_schedule("reduce_lr_on_plateau", "multiplied by a factor when a metric stops improving", TorchReduceLROnPlateau)
 def get_reduce_on_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> ReduceLROnPlateau:
-    """Keep the learning rate until a metric stops improving, then multiply it by ``factor``.
-
-    Step it with the metric: ``schedule.step(eval_loss)``.
-
-    Args:
-        optimizer: the optimizer to drive.
-        **kwargs: options of :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an option is out of range.
-    """
+    """Keep the learning rate until a metric stops improving, then multiply it by ``factor``."""
     return ReduceLROnPlateau(optimizer, **kwargs)
 
 
@@ -244,16 +233,8 @@ def get_reduce_on_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> Reduc
     "plateau", "warm-up, multiplied by a factor when a metric stops improving, with noise if wanted", PlateauLR
 )
 def get_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> PlateauLR:
-    """Warm up, then multiply the learning rate by ``factor`` whenever a metric has stopped improving; noise if wanted.
+    """Warm up, then multiply the learning rate by ``factor`` whenever a metric has stopped improving.
 
-    Step it with the metric: ``schedule.step(eval_loss)``.
-
-    Args:
-        optimizer: the optimizer to drive.
-        **kwargs: options of :class:`PlateauLR`.
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an option is out of range.
+    Noise can be added to it.
     """
     return PlateauLR(optimizer, **kwargs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
@@ -150,14 +150,14 @@ def schedule(
 
 
 def metric_schedule(
-    name: str, description: str, options_of: Callable[..., Any]
+    name: str, description: str, options_of: type[Any]
 ) -> Callable[[Callable[..., _Schedule]], Callable[..., _Schedule]]:
     """Make the decorated function, which makes a schedule that follows a metric, the schedule of a name.
 
     Args:
         name: the canonical name.
         description: what the learning rate does, in one line.
-        options_of: what has the options as its parameters; any other is refused.
+        options_of: the class that has the options as its parameters; any other is refused.
     """
     options = dict(inspect.signature(options_of).parameters)
     del options["optimizer"]
@@ -166,15 +166,39 @@ def metric_schedule(
         @functools.wraps(made)
         def factory(optimizer: Optimizer, **kwargs: Any) -> _Schedule:
             for key in kwargs:
-                if key not in options:
-                    takes = ", ".join(options)
-                    raise TypeError(f"{name} takes no option {key!r}; {closest(key, options)}; it takes {takes}")
+                _check_known(name, "option", key, options)
             return made(optimizer, **kwargs)
 
+        factory.__doc__ = inspect.cleandoc(made.__doc__ or "") + _OF_METRIC.format(_path(options_of))
         _register(name, description, factory, None, options)
         return factory
 
     return decorate
+
+
+_OF_METRIC = """
+
+Step it with the metric: ``schedule.step(eval_loss)``.
+
+Args:
+    optimizer: the optimizer to drive.
+    **kwargs: options of :class:`{}`.
+
+Raises:
+    TypeError: an option is unknown.
+    ValueError: an option is out of range.
+"""
+
+
+def _path(cls: type[Any]) -> str:
+    """What a text calls a class: its name, with the module if it is not one of this package."""
+    ours = cls.__module__.startswith(f"{__package__}.")
+    return cls.__name__ if ours else f"{cls.__module__}.{cls.__name__}"
+
+
+def _check_known(name: str, what: str, key: str, known: Collection[str]) -> None:
+    if key not in known:
+        raise TypeError(f"{name} takes no {what} {key!r}; {closest(key, known)}; it takes {', '.join(known)}")
 
 
 def _register(
@@ -278,9 +302,7 @@ def arguments_of(info: ScheduleInfo, warmup: Any, total: Any, scheduler_specific
     for key in kwargs:
         if key in LENGTHS:
             raise TypeError(f"{key} is an argument of get_scheduler itself, not one of scheduler_specific_kwargs")
-        if key not in info.kwargs:
-            takes = ", ".join(info.kwargs)
-            raise TypeError(f"{info.name} takes no argument {key!r}; {closest(key, info.kwargs)}; it takes {takes}")
+        _check_known(info.name, "argument", key, info.kwargs)
     for key in info.required_kwargs:
         if key not in kwargs:
             raise ValueError(f"{info.name} requires {key!r} in scheduler_specific_kwargs")

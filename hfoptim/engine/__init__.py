@@ -4,7 +4,7 @@ from hfoptim.engine.declaration import Name, RuleOptimizer
 from hfoptim.engine.distributed.dtensor import is_dtensor, local
 from hfoptim.engine.hyperparameters import Hyper, hyper
 from hfoptim.engine.inputs import Curvature, Due
-from hfoptim.engine.options import ENGINE_DEFAULTS, EngineOptions
+from hfoptim.engine.options import ENGINE_DEFAULTS
 from hfoptim.engine.plan import Decay
 from hfoptim.engine.rule import (
     ELEMENT,
@@ -36,7 +36,6 @@ __all__ = [
     "Curvature",
     "Decay",
     "Due",
-    "EngineOptions",
     "Hyper",
     "Name",
     "Probe",

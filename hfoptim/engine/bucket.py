@@ -22,7 +22,7 @@ from hfoptim.engine.tensor_slots import TensorSlots
 class Bucket:
     """Tensors of one group, rule, dtype, device and step count.
 
-    All tensors are real (complex ones come as views) and are written in place by the runner.
+    All tensors are real (complex ones come as views) and are written in place by the backend.
 
     Args:
         plan: rule and options.

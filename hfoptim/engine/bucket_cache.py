@@ -62,7 +62,7 @@ _ZERO_OR_NOT = frozenset({"weight_decay", "momentum", "betas"})
 
 
 def options_of(groups: Sequence[Mapping[str, Any]], per_step_options: frozenset[str]) -> list[list[Any]]:
-    """The groups' entries that the choice of a plan or a runner may depend on."""
+    """The groups' entries that the choice of a plan or a backend may depend on."""
     left_out = per_step_options | {"params", "param_names"}
     return [
         [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine.distributed.dtensor import is_dtensor
-from hfoptim.engine.run_state import precise
+from hfoptim.engine.precision import precise
 
 
 class Due(NamedTuple):

@@ -160,8 +160,8 @@ class EngineOptimizer(Optimizer):
         """Add a parameter group; hyper-parameters it does not name are the optimizer's defaults."""
         group = {**self.defaults, **checks.group_dict(param_group)}
         self.check_group(group)
-        for first in self.param_groups[:1]:
-            self.run_state.join(group, first, type(self).__name__)
+        if self.param_groups:
+            self.run_state.join(group, self.param_groups[0], type(self).__name__)
         param_group.update(group)  # torch, too, completes the caller's
         super().add_param_group(param_group)
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups

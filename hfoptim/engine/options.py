@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -22,8 +22,6 @@ class Option:
         of_run: whether it says how a run computes and keeps its numbers, which a checkpoint does not bring along; else
             it belongs to the mathematics, and a checkpoint does.
         refused_by: names of the backends that know its default only.
-
-    Attributes:
         values: all that it may be.
     """
 
@@ -31,7 +29,7 @@ class Option:
     doc: str
     of_run: bool = True
     refused_by: tuple[str, ...] = ()
-    values: tuple[Any, ...] = ()
+    values: tuple[Any, ...] = (True, False)
 
     def checked(self, name: str, value: Any) -> Any:
         """`value` as Python's own.
@@ -50,94 +48,59 @@ class Option:
         return value
 
 
-class EngineOptions(TypedDict, total=False):
-    """Options every optimizer takes, in its constructor and per parameter group."""
-
-    maximize: Annotated[bool, Option(False, "ascend instead of descend", of_run=False)]
-    foreach: Annotated[
-        bool | None,
-        Option(
-            None,
-            "True for the multi-tensor backend, False for one tensor at a time. With `fused` None too, one compiled "
-            "kernel from 10 million parameters on where a compiler is at hand, else the multi-tensor backend",
-        ),
-    ]
-    fused: Annotated[
-        bool | None, Option(None, "True for one compiled kernel (g++ or clang++; on a GPU Triton and torch.compile)")
-    ]
-    caution: Annotated[
-        bool,
-        Option(
-            False,
-            "drop the entries of the update that point against the gradient, and scale the others up (Cautious "
-            "Optimizers, arXiv 2411.16085)",
-            of_run=False,
-        ),
-    ]
-    kahan_sum: Annotated[
-        bool | None,
-        Option(
-            None,
-            "keep what rounding takes from float16 and bfloat16 parameters and add it at the next step. None: for such "
-            "parameters, yes, unless `stochastic_rounding` or `master_weights` is chosen",
-        ),
-    ]
-    stochastic_rounding: Annotated[
-        bool,
-        Option(False, "round bfloat16 parameters up or down by chance, right on average", refused_by=("inductor",)),
-    ]
-    master_weights: Annotated[
-        Literal[8, 16] | None,
-        Option(
-            None,
-            "keep so many more bits (8 or 16) of bfloat16 parameters; with 16 they are exact float32 weights",
-            refused_by=("inductor",),
-        ),
-    ]
-    state_dtype: Annotated[
-        Literal["float32", "bfloat16", "8bit", "4bit"],
-        Option(
-            "float32",
-            'how state of a parameter\'s shape is kept: "float32", "bfloat16", or in blocks with a scale each, "8bit" '
-            'or "4bit". State of parameters with fewer than 4096 entries stays float32',
-            refused_by=("inductor",),
-        ),
-    ]
-    state_rounding: Annotated[
-        Literal["nearest", "stochastic"] | None,
-        Option(
-            None,
-            'how it is rounded, "nearest" or "stochastic". None: stochastic for bfloat16, nearest for 8bit and 4bit',
-        ),
-    ]
-    gradient_release: Annotated[
-        bool,
-        Option(
-            False,
-            "step each parameter inside of backward and free its gradient at once, once "
-            "`hfoptim.prepare_for_gradient_release(model, optimizer)` was called; `step` then only ends a step",
-        ),
-    ]
-
-
-def _values(kind: Any) -> tuple[Any, ...]:
-    """All values of a type that has few: bool, a Literal, None, and unions of these."""
-    if kind is bool:
-        return True, False
-    if kind is type(None):
-        return (None,)
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(value for part in sorted(get_args(kind), key=lambda p: p is not type(None)) for value in _values(part))
-
-
-def _table() -> dict[str, Option]:
-    hints = get_type_hints(EngineOptions, include_extras=True)
-    return {name: replace(hint.__metadata__[0], values=_values(hint.__origin__)) for name, hint in hints.items()}
-
-
-# Name -> option, in the order of `EngineOptions`.
-OPTIONS = _table()
+# Name -> option, in the order in which texts have them.
+OPTIONS = {
+    "maximize": Option(False, "ascend instead of descend", of_run=False),
+    "foreach": Option(
+        None,
+        "True for the multi-tensor backend, False for one tensor at a time. With `fused` None too, one compiled "
+        "kernel from 10 million parameters on where a compiler is at hand, else the multi-tensor backend",
+        values=(None, True, False),
+    ),
+    "fused": Option(
+        None,
+        "True for one compiled kernel (g++ or clang++; on a GPU Triton and torch.compile)",
+        values=(None, True, False),
+    ),
+    "caution": Option(
+        False,
+        "drop the entries of the update that point against the gradient, and scale the others up (Cautious "
+        "Optimizers, arXiv 2411.16085)",
+        of_run=False,
+    ),
+    "kahan_sum": Option(
+        None,
+        "keep what rounding takes from float16 and bfloat16 parameters and add it at the next step. None: for such "
+        "parameters, yes, unless `stochastic_rounding` or `master_weights` is chosen",
+        values=(None, True, False),
+    ),
+    "stochastic_rounding": Option(
+        False, "round bfloat16 parameters up or down by chance, right on average", refused_by=("inductor",)
+    ),
+    "master_weights": Option(
+        None,
+        "keep so many more bits (8 or 16) of bfloat16 parameters; with 16 they are exact float32 weights",
+        refused_by=("inductor",),
+        values=(None, 8, 16),
+    ),
+    "state_dtype": Option(
+        "float32",
+        'how state of a parameter\'s shape is kept: "float32", "bfloat16", or in blocks with a scale each, "8bit" '
+        'or "4bit". State of parameters with fewer than 4096 entries stays float32',
+        refused_by=("inductor",),
+        values=("float32", "bfloat16", "8bit", "4bit"),
+    ),
+    "state_rounding": Option(
+        None,
+        'how it is rounded, "nearest" or "stochastic". None: stochastic for bfloat16, nearest for 8bit and 4bit',
+        values=(None, "nearest", "stochastic"),
+    ),
+    "gradient_release": Option(
+        False,
+        "step each parameter inside of backward and free its gradient at once, once "
+        "`hfoptim.prepare_for_gradient_release(model, optimizer)` was called; `step` then only ends a step",
+    ),
+}
 ENGINE_DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 # What belongs to the run that loads a checkpoint, and not to the checkpoint.
 OF_THE_RUN = frozenset(name for name, option in OPTIONS.items() if option.of_run)

@@ -21,7 +21,7 @@ class Report:
     """Notes what rules report of the steps that an optimizer takes while this is its `report`.
 
     A report is computed before the step, from what the step is taken with, and by torch's own operations in every
-    runner: it costs about what the step costs in the loop runner. Nothing is read from a device.
+    backend: it costs about what the step costs in the loop backend. Nothing is read from a device.
 
     Attributes:
         values: by name, 1-D tensors with a number for every parameter that has one; under sharding the same on every

@@ -4,7 +4,7 @@
 
 A rule reads nothing but its arguments and writes nothing: the engine writes the parameter and the state back. A new
 state of None means: as it was. `h` holds what `per_step` returned, plus `lr`: Python floats in the loop and foreach
-runners, symbols or 0-d tensors in the compiled one, so a rule must only do arithmetic on them, never branch. What
+backends, symbols or 0-d tensors in the compiled one, so a rule must only do arithmetic on them, never branch. What
 depends on the step, or on `1 - beta` for a beta close to 1, is computed by `per_step` on the host in double precision:
 in float32 `1 - 0.999` is off by 1e-5. A rule asks no tensor for its size either (`mean`, not `sum / numel`): it is
 traced once for all sizes.
@@ -30,7 +30,7 @@ PerStep = Callable[..., Scalars]
 
 
 class Scope(enum.Enum):
-    """What one entry of an update may depend on; decides which runners are legal."""
+    """What one entry of an update may depend on; decides which backends are legal."""
 
     ELEMENT = "its own entry only: tensors may be flattened, cut and sharded freely"
     TENSOR = "reductions over its tensor"

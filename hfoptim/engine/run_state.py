@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine import checks
 from hfoptim.engine.distributed import flattened
+from hfoptim.engine.precision import precise
 
 # Where reading a number back does not make the host wait: there it is kept as Python's own, else as a 0-d tensor.
 HOST = ("cpu",)
@@ -112,7 +113,8 @@ class RunState:
 
     def _advanced(self, group: Group, totals: Mapping[str, Tensor]) -> dict[str, Any]:
         state = {name: group[name] for name in self.init}
-        for one in list(totals.values())[:1]:
+        if totals:
+            one = next(iter(totals.values()))
             state = {name: value if isinstance(value, int) else _like(one, value) for name, value in state.items()}
         return {name: _on_host(value) for name, value in self.advance(state, totals, group).items()}
 
@@ -122,11 +124,6 @@ def _unchanged(state: Group, totals: Mapping[str, Tensor], group: Group) -> Mapp
 
 
 NO_RUN_STATE = RunState({}, _unchanged)
-
-
-def precise(value: Tensor) -> Tensor:
-    """In double precision, where the device has it: what grows over a whole run needs it."""
-    return value if value.device.type == "mps" else value.double()
 
 
 def _put(found: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _of_entry_point(name: str, point: EntryPoint) -> OptimInfo:
     if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
         raise TypeError(f"the entry point {point.name} = {point.value!r} is no class of torch.optim.Optimizer")
     declared = vars(cls).get("names") or (Name(name),)
-    for info in _infos(declared, summary_of(cls.__doc__), _needs(cls), lambda: cls, point.value):
+    for info in _infos_of(cls, declared, point.value):
         if info.name == name:
             return info
     raise ValueError(
@@ -188,15 +188,15 @@ def register(cls: C) -> C:
         raise TypeError(
             f'{cls.__name__} declares no names; write names = (Name("my_name", paper="https://..."),) in it'
         )
-    for info in _infos(
-        names, summary_of(cls.__doc__), _needs(cls), lambda: cls, f"{cls.__module__}.{cls.__qualname__}"
-    ):
+    for info in _infos_of(cls, names, f"{cls.__module__}.{cls.__qualname__}"):
         known_optimizers().add(info)
     return cls
 
 
-def _needs(cls: type) -> dict[str, bool]:
-    return {need: bool(getattr(cls, need, False)) for need in NEEDS}
+def _infos_of(cls: type[Optimizer], names: tuple[Name, ...], where: str) -> Iterator[OptimInfo]:
+    """The entries of a class that is there."""
+    needs = {need: bool(getattr(cls, need, False)) for need in NEEDS}
+    return _infos(names, summary_of(cls.__doc__), needs, lambda: cls, where)
 
 
 def _infos(

@@ -148,11 +148,10 @@ def check_options(name: str, options: Mapping[str, Any], also: Iterable[str] = (
         ValueError: it does not; the message says what the option is called here, or names the closest ones.
     """
     known = [*option_names(name), *also]
-    on_engine = engine_class_of(get_optimizer_info(name).opt_class) is not None
+    # Their values decide, in the constructor.
+    flags = peer_options.FLAGS if engine_class_of(get_optimizer_info(name).opt_class) else {}
     for option in options:
-        if option not in known and not (
-            on_engine and option in peer_options.FLAGS
-        ):  # their values decide, in the constructor
+        if option not in known and option not in flags:
             raise ValueError(f"{canonical_name(name)} has no option {option!r}; {peer_options.hint(option, known)}")
 
 

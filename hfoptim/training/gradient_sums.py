@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from hfoptim.engine.parameter_names import aligned, difference, listed
+from hfoptim.engine.precision import precise
 
 SUM_DTYPE = {
     torch.float16: torch.float32,
@@ -193,7 +194,7 @@ def checked_weight(weight: float | Tensor | None) -> float | Tensor:
         if weight.ndim or weight.is_complex() or weight.dtype == torch.bool:
             raise ValueError(f"weight must be a real 0-d tensor, not {weight.dtype} of shape {tuple(weight.shape)}.")
         if weight.device.type != "cpu":
-            return weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64)
+            return precise(weight.detach())
     elif isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise TypeError(f"weight must be a number or a 0-d tensor, not {type(weight).__name__}.")
     number = float(weight)

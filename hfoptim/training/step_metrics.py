@@ -18,6 +18,7 @@ from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.engine.bucket import flat
 from hfoptim.engine.checks import closest
 from hfoptim.engine.distributed import dtensor
+from hfoptim.engine.precision import widest
 from hfoptim.engine.report import Report
 
 # What is measured around a step, and what is read from the parameter groups.
@@ -295,7 +296,7 @@ def _squares(tensor: Tensor, other: Tensor | None = None) -> Tensor:
     dtype = torch.float64 if tensors[0].dtype is torch.float64 else torch.float32
     views = flat(tensors)
     columns = [view.split(_PIECE) for view in views] if views is not None else [[t] for t in tensors]
-    total = torch.zeros((), dtype=torch.float32 if tensor.device.type == "mps" else torch.float64, device=tensor.device)
+    total = torch.zeros((), dtype=widest(tensor.device), device=tensor.device)
     for own, *others in zip(*columns, strict=True):
         piece = own.to(dtype)
         for each in others:

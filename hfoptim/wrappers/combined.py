@@ -14,8 +14,8 @@ from torch.optim import LBFGS, Optimizer
 from hfoptim.engine import RuleOptimizer, checks, unwrap_all
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import ordered_groups
+from hfoptim.engine.checkpoints.hooks import hooked_load, hooked_state_dict
 from hfoptim.wrappers.sam import SAM
-from hfoptim.wrappers.wrapper import hooked_load, hooked_state_dict
 
 
 class CombinedOptimizer(Optimizer):

@@ -1,7 +1,7 @@
 """Large tensors of rules with reductions, piece by piece: what an eager step allocates in between stays small.
 
 Run as it is written, a rule that needs the norm of its update holds several arrays of the parameter's size. Here its
-schedule, made for generated kernels (`engine/kernels`), is carried out by torch's own operations, some rows at a time.
+schedule, made for generated kernels (`engine/codegen`), is carried out by torch's own operations, some rows at a time.
 """
 
 from __future__ import annotations

@@ -25,21 +25,17 @@ class Foreach(Backend):
     name = "foreach"
 
     def step(self, bucket: Bucket) -> None:
-        _step(bucket)
-
-
-def _step(bucket: Bucket) -> None:
-    plan, h = bucket.plan, bucket.hyper()
-    for batch in _batches(bucket):
-        rows = [piece.row for piece in batch]
-        weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
-        grads = TensorList([row.grad for row in rows])
-        columns = [TensorList(column) for column in zip(*states, strict=True)]
-        new, *new_states = moved(plan, h, grads, TensorList(weights), columns)
-        for index, values in enumerate(new_states):
-            if values is not None:
-                _write_state(plan, index, batch, values)
-        _write_params(plan, batch, new)
+        plan, h = bucket.plan, bucket.hyper()
+        for batch in _batches(bucket):
+            rows = [piece.row for piece in batch]
+            weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
+            grads = TensorList([row.grad for row in rows])
+            columns = [TensorList(column) for column in zip(*states, strict=True)]
+            new, *new_states = moved(plan, h, grads, TensorList(weights), columns)
+            for index, values in enumerate(new_states):
+                if values is not None:
+                    _write_state(plan, index, batch, values)
+            _write_params(plan, batch, new)
 
 
 def _write_state(plan: Plan, index: int, batch: list[Piece], values: TensorList) -> None:

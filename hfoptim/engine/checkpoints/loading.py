@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from hfoptim.engine import checks, storage
 from hfoptim.engine.ambient import lasting
 from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
+from hfoptim.engine.checkpoints.hooks import hooked_load
 from hfoptim.engine.distributed import dtensor
 from hfoptim.engine.options import ENGINE_DEFAULTS, OF_THE_RUN
 from hfoptim.engine.rule import zeros
@@ -42,12 +44,10 @@ def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
     """Put `state_dict` into `optimizer`. torch's own loader would cast the state to the parameters' dtype."""
-    if isinstance(state_dict, dict):  # hooks may change it, and the caller's own stays as it is
-        state_dict = state_dict.copy()
-    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
-        changed = pre_hook(optimizer, state_dict)
-        if changed is not None:
-            state_dict = changed
+    hooked_load(optimizer, state_dict, partial(_load, optimizer))
+
+
+def _load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
     groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(ordered_groups(optimizer, state_dict))]
     own = {key: param for group, order in groups for key, param in zip(order, group["params"], strict=True)}
     group_of = {param: group for group, _ in groups for param in group["params"]}
@@ -68,8 +68,6 @@ def load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
         else:
             state[key] = saved
     optimizer.__setstate__({"state": state, "param_groups": [group for group, _ in groups]})
-    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
-        post_hook(optimizer)
 
 
 def _match_group(optimizer: EngineOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable, Unwa
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope, hyper_type
 from hfoptim.engine.tensor_slots import TensorSlots
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 # Fewer entries are not worth waking other threads for.
 _ONE_THREAD = 1 << 15
@@ -100,7 +103,8 @@ def coded_state(plan: Plan) -> int | None:
     return next((index for index, kept in enumerate(plan.storage) if kept.bits), None)
 
 
-_programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | Untraceable] = {}
+# What was made, or why it could not be.
+_programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | Untraceable | RuntimeError] = {}
 _kernels: dict[Any, Kernel | Untraceable | RuntimeError] = {}
 
 
@@ -120,17 +124,25 @@ def traced(
     """
     key = _key(plan, names, row, probe)
     if key not in _programs:
-        try:
-            _programs[key] = program_of(plan, names, row, probe)
-        except Untraceable as error:
-            _programs[key] = _anew(error)
-    found = _programs[key]
-    if isinstance(found, Untraceable):
-        raise _anew(found)
-    return found
+        _programs[key] = _outcome(program_of, plan, names, row, probe)
+    return _given(_programs[key])
 
 
-def _anew(error: Any) -> Any:
+def _outcome(make: Callable[..., T], *args: Any) -> T | Untraceable | RuntimeError:
+    """What a function gives, or why it raises: to be remembered."""
+    try:
+        return make(*args)
+    except (Untraceable, RuntimeError) as error:
+        return _anew(error)
+
+
+def _given(outcome: T | Untraceable | RuntimeError) -> T:
+    if isinstance(outcome, Exception):
+        raise _anew(outcome)
+    return outcome
+
+
+def _anew(error: E) -> E:
     """An exception without its traceback, which would keep tensors alive."""
     return type(error)(*error.args)
 
@@ -150,14 +162,8 @@ def kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = F
     """
     key = _key(plan, names, row, probe)
     if key not in _kernels:
-        try:
-            _kernels[key] = _kernel(plan, names, row, probe)
-        except (Untraceable, RuntimeError) as error:
-            _kernels[key] = _anew(error)
-    found = _kernels[key]
-    if not isinstance(found, Kernel):
-        raise _anew(found)
-    return found
+        _kernels[key] = _outcome(_kernel, plan, names, row, probe)
+    return _given(_kernels[key])
 
 
 def _kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool) -> Kernel:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from hfoptim.engine.codegen import cpp, native
 from hfoptim.engine.codegen.schedule import Program
-from hfoptim.engine.codegen.trace import Untraceable
 
 
 def known(rule: str | None = None) -> dict[str, str]:
@@ -23,7 +22,7 @@ def known(rule: str | None = None) -> dict[str, str]:
         if rule is None or plan.rule.name == rule:
             title = f"{'probe of ' if probe else ''}{plan.rule.name}, {str(dtypes[0]).removeprefix('torch.')}"
             title += "" if shape is None else f", {len(shape)} dimensions"
-            if isinstance(made, Untraceable):
+            if isinstance(made, Exception):
                 found[title] = f"no kernel: {made}\n"
                 continue
             program, layout, _ = made

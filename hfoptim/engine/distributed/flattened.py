@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfoptim.engine.precision import precise
+
 
 def is_flattened(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether parameters of these groups are parts: FSDP1 marks them, or the option `fsdp_in_use` says so."""
@@ -33,6 +35,6 @@ def sum_over_ranks(
         packed = torch.stack([sums[name] for name in names])
     else:
         packed = torch.zeros(len(names), dtype=torch.float32, device=groups[0]["params"][0].device)
-    packed = packed if packed.device.type == "mps" else packed.double()
+    packed = precise(packed)
     torch.distributed.all_reduce(packed)
     return {**sums, **dict(zip(names, packed.unbind(), strict=True))}

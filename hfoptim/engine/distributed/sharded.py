@@ -1,8 +1,8 @@
-"""The runner for parameters that are divided among ranks and rules that look at whole tensors.
+"""The backend for parameters that are divided among ranks and rules that look at whole tensors.
 
 A rule of reductions runs on the local parts, with the reductions of all tensors of a batch in one all-reduce. Any other
 is run on whole tensors: each goes to one rank, its owner, and the results come back, with one all-to-all each way.
-Element-wise rules do not come here: the engine gives other runners the local parts.
+Element-wise rules do not come here: the engine gives other backends the local parts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Function = Callable[..., dict[str, Any]]
 
 
 def takes(plan: Plan, row: TensorSlots) -> bool:
-    """Whether a row is for this runner: sharded, and its local part cannot be stepped as a tensor by itself."""
+    """Whether a row is for this backend: sharded, and its local part cannot be stepped as a tensor by itself."""
     divided = cuts(row.param)
     if not divided:
         return False
@@ -58,7 +58,7 @@ def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
 
     Args:
         bucket: its rows hold DTensors with one mesh and one way of being divided, and what is not divided.
-        whole: the runner for whole tensors.
+        whole: the backend for whole tensors.
     """
     groups = groups_of(bucket.rows[0].param)
     for batch in _batches(bucket, groups):

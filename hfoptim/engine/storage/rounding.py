@@ -1,7 +1,7 @@
 """Random bits without a generator, and float32 numbers split into bfloat16 and a rest.
 
 Random bits are a hash of an entry's index and a seed made of the step, the parameter and the tensor: the same in every
-runner, the same after a checkpoint, and nothing to save.
+backend, the same after a checkpoint, and nothing to save.
 """
 
 from __future__ import annotations
