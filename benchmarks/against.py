@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import console
 import measure
 import torch
 import typer
@@ -89,7 +90,7 @@ def main(
         before, after = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
         ratio = statistics.median(now / then for then, now in pairs)
         rows.append((name, f"{before:.2f}", f"{after:.2f}", f"{ratio:.3f}"))
-    measure.table(
+    console.table(
         f"Milliseconds of a step, {shapes}, fused={fused}, {threads} threads, medians of {repeats} in turn",
         ("optimizer", f"{checkout.name}", "here", "here / there"),
         rows,

@@ -22,12 +22,12 @@ from typing import Annotated, Any
 from unittest import mock
 
 import candidates
+import console
 import measure
 import torch
 import traffic
 import typer
 from measure import Parameters
-from scaling import model_of
 
 import hfoptim
 from hfoptim.engine import Scope, backends
@@ -97,7 +97,7 @@ def waited(optimizer: Any) -> Callable[[], None]:
 
 def time_step(name: str, size: float, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """Time one of ours in turn with torch's fused AdamW."""
-    shapes = model_of(size)
+    shapes = measure.gpt2_of(size)
     row: dict[str, Any] = {"optimizer": name, "numel": measure.entries(shapes), "dtype": str(dtype)[6:]}
     needed = row["numel"] * (2 * dtype.itemsize + 16 + 2 * dtype.itemsize)
     if needed > torch.cuda.mem_get_info()[0]:
@@ -185,7 +185,7 @@ def triton_generator() -> bool:
 
 def share_launches(size: float, repeats: int) -> list[dict[str, Any]]:
     """Time AdamW's step by every way; one after the other, for each has its own settings."""
-    params = Parameters(model_of(size), torch.float32, "cuda")
+    params = Parameters(measure.gpt2_of(size), torch.float32, "cuda")
     rows = []
     for label, (make, within) in ways().items():
         row: dict[str, Any] = {"way": label, "numel": params.numel}
@@ -218,7 +218,7 @@ def attempt(function: Callable[..., dict[str, Any]], row: dict[str, Any], *argum
 def show(result: dict[str, Any]) -> None:
     """Print the parts."""
     number, verdict = measure.digits, {True: "yes", False: "NO", None: None}
-    measure.table(
+    console.table(
         f"{STEPS} compiled steps on the device against the loop on the CPU",
         ("optimizer", "form", "dtype", "error / movement", "kept"),
         [
@@ -230,7 +230,7 @@ def show(result: dict[str, Any]) -> None:
             for row in result["right"]
         ],
     )
-    measure.table(
+    console.table(
         "Time of a step",
         ("optimizer", "dtype", "M", "ms", "torch AdamW fused, ms", "ratio", "of its floor", "launches", "first s"),
         [
@@ -242,7 +242,7 @@ def show(result: dict[str, Any]) -> None:
             for row in result["times"]
         ],
     )
-    measure.table(
+    console.table(
         "AdamW by ways of sharing launches",
         ("way", "M", "ms", "launches", "first step s"),
         [
@@ -263,7 +263,7 @@ def main(
 ) -> None:
     """Check and time compiled steps on a CUDA device."""
     if not torch.cuda.is_available():
-        measure.OUT.print("no CUDA device")
+        console.OUT.print("no CUDA device")
         return
     chosen = [hfoptim.get_optimizer_info(name).name for name in family] if family else candidates.names()[0]
     about = measure.about(device=torch.cuda.get_device_name(), triton_generator=triton_generator())

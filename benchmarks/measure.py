@@ -7,6 +7,7 @@ import ctypes
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import signal
@@ -14,14 +15,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
@@ -31,9 +30,6 @@ sys.path.append(os.path.join(sys.prefix, "bench"))
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Not narrower than the tables, whatever the terminal: what is cut off cannot be copied.
-OUT = Console(width=max(140, Console().width))
-ERR = Console(stderr=True)
 
 _PEERS = (
     *("timm", "pytorch_optimizer", "torch-optimi", "heavyball", "transformers", "torchao", "bitsandbytes"),
@@ -64,6 +60,17 @@ def gpt2_shapes(layers: int = 12, width: int = 768, vocab: int = 50257, context:
     for layer in range(layers):
         shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
     return shapes | {"transformer.ln_f.weight": (width,), "transformer.ln_f.bias": (width,)}
+
+
+# GPT-2's shapes have this many entries per squared width, if vocabulary and context grow with the width as below.
+_VOCAB, _CONTEXT, _LAYERS = 65, 1, 12
+_PER_SQUARE = 12 * _LAYERS + _VOCAB + _CONTEXT
+
+
+def gpt2_of(size: float) -> Shapes:
+    """GPT-2's 148 tensors with about so many entries."""
+    width = max(2, round(math.sqrt(size / _PER_SQUARE)))
+    return gpt2_shapes(layers=_LAYERS, width=width, vocab=_VOCAB * width, context=_CONTEXT * width)
 
 
 def entries(shapes: Shapes) -> int:
@@ -343,16 +350,6 @@ def write(output: Path, benchmark: str, result: Mapping[str, Any]) -> None:
     part = output.with_suffix(".part")
     part.write_text(json.dumps({"benchmark": benchmark, **result}, indent=1) + "\n")
     os.replace(part, output)
-
-
-def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
-    grid = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
-    for row in rows:
-        grid.add_row(*["-" if cell is None else str(cell) for cell in row])
-    OUT.print(grid)
 
 
 def digits(value: float | None, places: int = 2) -> str | None:

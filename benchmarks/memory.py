@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import candidates
+import console
 import measure
 import torch
 import typer
@@ -67,7 +68,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows, optimizer by optimizer."""
     verdict = {True: "yes", False: "NO", None: None}
-    measure.table(
+    console.table(
         "Memory of optimizers",
         ("candidate", "optimizer", "runner", "state, bytes/parameter", "peak of a step, MB", "limit", "kept"),
         [
@@ -81,7 +82,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         if "error" in row:
-            measure.OUT.print(f"not measured: {row['candidate']}: {row['error']}", markup=False, highlight=False)
+            console.OUT.print(f"not measured: {row['candidate']}: {row['error']}", markup=False, highlight=False)
 
 
 def main(
@@ -108,7 +109,7 @@ def main(
     rows: list[dict[str, Any]] = []
     about = measure.about(numel=measure.entries(measure.gpt2_shapes(layers, width, vocab)))
     for done, job in enumerate(todo, start=1):
-        measure.ERR.print(f"{done} of {len(todo)}: {job['candidate']}", markup=False, highlight=False)
+        console.ERR.print(f"{done} of {len(todo)}: {job['candidate']}", markup=False, highlight=False)
         multiplies = hfoptim.get_optimizer_info(job["name"]).hidden_matrices
         job |= {"layers": min(layers, matrix_layers) if multiplies else layers}
         job |= {"width": width, "vocab": vocab}

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import candidates
+import console
 import measure
 import torch
 import typer
@@ -350,7 +351,7 @@ def show(result: Mapping[str, Any]) -> None:
     def percent(share: float | None, places: int = 2) -> str | None:
         return None if share is None else f"{100 * share:.{places}f} %"
 
-    measure.table(
+    console.table(
         "Held-out loss at the end of the job",
         ("optimizer", "kept in", "eval loss", "against float32", "state, bytes/parameter", "within 0.5 %"),
         [
@@ -361,7 +362,7 @@ def show(result: Mapping[str, Any]) -> None:
             for row in result["summary"]
         ],
     )
-    measure.table(
+    console.table(
         f"bfloat16 weights after {result['gradient_steps']} steps of {KAHAN_RATE:g}, against float32 and optimi's",
         ("optimizer", "kept by", "error / movement", "equal to optimi's", "largest difference"),
         [
@@ -372,7 +373,7 @@ def show(result: Mapping[str, Any]) -> None:
             for row in result["kahan"]
         ],
     )
-    measure.table(
+    console.table(
         f"Relative error of coded state after {result['gradient_steps']} steps",
         ("optimizer", "state of", "weights", "state"),
         [
@@ -421,7 +422,7 @@ def main(
                     runs.append(run)
                     result["summary"] = summed_up(runs)
                     loss = "diverged" if run["eval_loss"] is None else f"{run['eval_loss']:.4f}"
-                    measure.ERR.print(f"{name}, {each}, seed {seed}: {loss}", markup=False, highlight=False)
+                    console.ERR.print(f"{name}, {each}, seed {seed}: {loss}", markup=False, highlight=False)
                     measure.write(output, "quality", result)
         start = [param.detach().clone() for param in initial.parameters()]
         kahan, codes = kahan_followers(start), code_followers(start)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import console
 import measure
 import typer
 
@@ -402,17 +403,17 @@ def main(
     for name, tables in TABLES.items():
         file = results / f"{name}.json"
         if not file.exists():
-            measure.OUT.print(f"{name}: no results")
+            console.OUT.print(f"{name}: no results")
             continue
         result = json.loads(file.read_text())
         if result.get("benchmark") != name:
-            measure.OUT.print(f"{name}: {file.name} is not of this benchmark; run benchmarks/{name}.py again")
+            console.OUT.print(f"{name}: {file.name} is not of this benchmark; run benchmarks/{name}.py again")
             continue
         for marker, body in tables(result).items():
             text = fill(text, marker, body)
         if name in PICTURES:
             draw(result, images / f"performance_{name}.png", PICTURES[name])
-        measure.OUT.print(f"{name}: written")
+        console.OUT.print(f"{name}: written")
     document.write_text(text)
 
 

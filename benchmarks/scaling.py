@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import console
 import measure
 import torch
 import typer
@@ -35,19 +36,8 @@ TENSORS = (10, 30, 100, 300, 1000, 3000)
 OPTIMIZERS = {"adamw": 8.0, "lion": 4.0, "adafactor": 0.1}
 # Seconds that a first step may take without imports.
 LIMITS = {"cold": 6.0, "warm": 1.5}
-# GPT-2's shapes have this many entries per squared width, if vocabulary and context grow with the width as below.
-_VOCAB, _CONTEXT, _LAYERS = 65, 1, 12
-_PER_SQUARE = 12 * _LAYERS + _VOCAB + _CONTEXT
-
-
 # Timed steps of the smallest model, at most.
 _MOST = 1000
-
-
-def model_of(size: float) -> Shapes:
-    """GPT-2's 148 tensors with about so many entries."""
-    width = max(2, round(math.sqrt(size / _PER_SQUARE)))
-    return measure.gpt2_shapes(layers=_LAYERS, width=width, vocab=_VOCAB * width, context=_CONTEXT * width)
 
 
 def matrices(count: int, size: float) -> Shapes:
@@ -97,7 +87,7 @@ def comparisons(
             row = compare(each, name, repeats, least_seconds, memory)
             measure.trim()
             text = row.get("skipped") or f"{row['median_ms']:.2f} ms, {row['ratio']:.2f} of torch's AdamW"
-            measure.ERR.print(f"{row['numel'] / 1e6:.1f} M in {row['tensors']}: {name}: {text}", highlight=False)
+            console.ERR.print(f"{row['numel'] / 1e6:.1f} M in {row['tensors']}: {name}: {text}", highlight=False)
             yield row
 
 
@@ -136,7 +126,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the three parts."""
     number, verdict = measure.digits, {True: "yes", False: "NO", None: None}
     for part in ("sizes", "tensors"):
-        measure.table(
+        console.table(
             {"sizes": "Parameters in 148 tensors", "tensors": "Tensors"}[part],
             ("optimizer", "parameters, M", "tensors", "ms", "torch AdamW fused, ms", "ratio"),
             [
@@ -150,7 +140,7 @@ def show(result: dict[str, Any]) -> None:
     rows = []
     for row in result["first"]:
         if "error" in row:
-            measure.OUT.print(f"not measured: {row['optimizer']}: {row['error']}", markup=False, highlight=False)
+            console.OUT.print(f"not measured: {row['optimizer']}: {row['error']}", markup=False, highlight=False)
             continue
         cells = [row["optimizer"]]
         for state in LIMITS:
@@ -159,7 +149,7 @@ def show(result: dict[str, Any]) -> None:
             cells += [number(found["first_step_s"]), with_imports, verdict[row[f"{state}_kept"]]]
         rows.append(cells)
     columns = [f"{state} {what}" for state in LIMITS for what in ("s", "with imports, s", "kept")]
-    measure.table("The first step of a process", ("optimizer", *columns), rows)
+    console.table("The first step of a process", ("optimizer", *columns), rows)
 
 
 def main(
@@ -191,7 +181,7 @@ def main(
     chosen = family or list(OPTIMIZERS)
     result: dict[str, Any] = {"about": measure.about(), "sizes": [], "tensors": [], "first": []}
     parts = {
-        "sizes": [model_of(each) for each in size or SIZES],
+        "sizes": [measure.gpt2_of(each) for each in size or SIZES],
         "tensors": [matrices(count, tensors_size) for count in tensors or TENSORS],
     }
     for part, models in parts.items():
@@ -200,7 +190,7 @@ def main(
             measure.write(output, "scaling", result)
     job = {"layers": first_layers, "vocab": first_vocab, "threads": torch.get_num_threads()}
     for name in first or candidates.names()[0]:
-        measure.ERR.print(f"first step: {name}", highlight=False)
+        console.ERR.print(f"first step: {name}", highlight=False)
         result["first"].append(first_steps(name, job))
         measure.write(output, "scaling", result)
     show(result)

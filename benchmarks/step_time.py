@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import candidates
+import console
 import measure
 import torch
 import traffic
@@ -151,7 +152,7 @@ def show(dtype: str, families: dict[str, Any]) -> None:
     """Print our side against its limits, then every family."""
     number, verdict = measure.digits, {True: "yes", False: "NO", None: None}
     mine = [row for family in families.values() for row in family["rows"] if row["package"] == candidates.OURS]
-    measure.table(
+    console.table(
         f"hfoptim, compiled, {dtype}",
         ("optimizer", "scope", "bytes", "ms", f"{BASE}, ms", "ratio", "of fastest", "of its floor", "limit", "kept"),
         [
@@ -165,7 +166,7 @@ def show(dtype: str, families: dict[str, Any]) -> None:
     )
     for name, family in families.items():
         lines = sorted(family["rows"], key=lambda row: row["median_ms"])
-        measure.table(
+        console.table(
             f"{name}: {family['numel'] / 1e6:.1f} M {dtype} parameters in {family['tensors']} tensors",
             ("optimizer", "form", "median ms", "ratio", "fastest ms", "first step s", "ours is ahead"),
             [
@@ -177,9 +178,9 @@ def show(dtype: str, families: dict[str, Any]) -> None:
             ],
         )
         if family["busy"]:
-            measure.OUT.print(f"the machine was busy: {BASE} took much longer than at its fastest", highlight=False)
+            console.OUT.print(f"the machine was busy: {BASE} took much longer than at its fastest", highlight=False)
         for label, why in family["skipped"].items():
-            measure.OUT.print(f"skipped {label}: {why}", markup=False, highlight=False)
+            console.OUT.print(f"skipped {label}: {why}", markup=False, highlight=False)
 
 
 def main(
@@ -208,13 +209,13 @@ def main(
         families: dict[str, Any] = {}
         result["dtypes"][each] = families
         for done, name in enumerate(chosen, start=1):
-            measure.ERR.print(f"{each}, {done} of {len(chosen)}: {name}", highlight=False)
+            console.ERR.print(f"{each}, {done} of {len(chosen)}: {name}", highlight=False)
             families[name] = run_family(name, shapes, fewer, measure.DTYPES[each], peers, repeats, budget, time_limit)
             measure.trim()
             measure.write(output, "step_time", result)
         show(each, families)
     for name, why in left_out.items():
-        measure.OUT.print(f"not timed: {name}, {why}", markup=False, highlight=False)
+        console.OUT.print(f"not timed: {name}, {why}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":
