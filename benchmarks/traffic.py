@@ -67,7 +67,8 @@ def moved_by(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> float | 
         key = (plan, names, probe, tuple((t.dtype, t.shape) for t in row.tensors))
         try:
             if key not in known:
-                program, layout, _ = native.program_of(plan, names, row, probe)
+                function = plan.rule.probe.fn if probe else None
+                program, layout, _ = native.program_of(plan, names, row, function)
                 known[key] = _row_bytes(program, layout, row)
         except Untraceable:
             return None

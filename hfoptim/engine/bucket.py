@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine import storage
-from hfoptim.engine.apply import entering
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Scope, hyper_type
+from hfoptim.engine.rule import hyper_type
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
@@ -75,85 +73,3 @@ class Bucket:
 
 def _reshaped(own: torch.Size, seen: tuple[int, ...], tensor: Tensor) -> Tensor:
     return tensor.reshape(seen) if tensor.shape == own else tensor
-
-
-def each_row(bucket: Bucket, function: Callable[..., Any]) -> Iterator[Any]:
-    """What a pure function gives for each row: called like a rule, which it may be a part of."""
-    plan, h = bucket.plan, bucket.hyper()
-    for row in bucket.rows:
-        weight, state = storage.decode(plan, row)
-        weight, grad = entering(plan, h, row.grad, weight)
-        yield function(grad, weight, *(s.to(plan.dtype) for s in state), h)
-
-
-def flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
-    """1-D views that walk through the memory of all tensors in the same order; None where there are none.
-
-    That needs one dense layout shared by all of them, contiguous or permuted (channels-last, a transposed weight).
-    """
-    first = tensors[0]
-    if all(t.is_contiguous() for t in tensors):
-        return [t.view(-1) for t in tensors]
-    if any(t.stride() != first.stride() for t in tensors) or not is_dense(first):
-        return None
-    return [t.as_strided((t.numel(),), (1,)) for t in tensors]
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the tensor covers one gapless, non-overlapping piece of memory."""
-    expected = 1
-    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-# Entries a piece may have: on a CPU, few enough that what is computed in between stays in the caches and many enough
-# that the work outweighs the calls (measured from 2^14 to 2^22); a GPU wants launches that fill it.
-PIECE = {"cpu": 1 << 18, "default": 1 << 24}
-# Coding needs several times the memory in between, indices and random bits: below 256 MB with this.
-_ORDERED_PIECE = 1 << 21
-
-
-class Piece(NamedTuple):
-    """A row, or a part of one.
-
-    Args:
-        row: its tensors.
-        seed: of the parameter's random bits.
-        start: index of the first entry in the parameter, in logical order; counts where the plan is `ordered`.
-    """
-
-    row: TensorSlots
-    seed: int = 0
-    start: int = 0
-
-
-def piece_size(bucket: Bucket) -> int:
-    """How many entries eager work on the bucket's device takes at once."""
-    size = PIECE.get(bucket.device.type, PIECE["default"])
-    return min(size, _ORDERED_PIECE) if bucket.plan.ordered else size
-
-
-def pieces(bucket: Bucket) -> Iterator[Piece]:
-    """The bucket's rows; large ones of element-wise rules cut into pieces."""
-    if not bucket.rows:
-        return
-    plan, limit = bucket.plan, piece_size(bucket)
-    divisible, ordered = plan.scope is Scope.ELEMENT, plan.ordered
-    for index, row in enumerate(bucket.rows):
-        numel = row.param.numel()
-        seed = bucket.seeds[index] if ordered else 0
-        if not divisible or numel <= limit:
-            yield Piece(row, seed)
-        elif ordered:
-            for piece, start in storage.cut(plan, row, limit):
-                yield Piece(piece, seed, start)
-        elif (views := flat(row.tensors)) is None:
-            yield Piece(row)
-        else:
-            for start in range(0, numel, limit):
-                length = min(limit, numel - start)
-                yield Piece(plan.slots(view.narrow(0, start, length) for view in views))

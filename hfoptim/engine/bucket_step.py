@@ -100,11 +100,9 @@ def totals_of(work: list[BucketStep]) -> dict[str, Tensor]:
         scalars = placed(scalars, item.bucket)
         bucket, groups = Bucket(plan, item.bucket.rows, scalars), item.groups
         if item.whole:
-            values = sharded.probed(bucket)
-            if values is not None:
-                add_sums(sums.setdefault(groups, {}), values)
-                continue
-            bucket, groups = sharded.gathered(bucket), ()
+            for found, left in sharded.evaluate(bucket, probe.fn, item.backend.evaluate):
+                add_sums(sums.setdefault(left, {}), {name: torch.stack(each).sum() for name, each in found.items()})
+            continue
         with bucket.shaped() as bucket:
             for values in item.backend.probe(bucket):
                 add_sums(sums.setdefault(groups, {}), values)

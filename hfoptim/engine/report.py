@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from hfoptim.engine.backends import eager_tiled
-from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine.backends import LOOP
 from hfoptim.engine.bucket_step import BucketStep
 from hfoptim.engine.distributed import sharded
-from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Probe
 
 
 class Report:
@@ -33,28 +26,17 @@ class Report:
 
     def take(self, item: BucketStep) -> None:
         """Note the numbers of a bucket that is about to be stepped."""
-        bucket = item.bucket
-        if bucket.plan.rule.report is None:
+        report = item.bucket.plan.rule.report
+        if report is None:
             return
-        asked = Bucket(_asking(bucket.plan), bucket.rows, bucket.scalars, bucket.seeds)
-        for found in sharded.numbers(asked, bucket.plan.rule.report) if item.whole else _plain(asked):
-            for name, numbers in found.items():
-                self.values.setdefault(name, []).append(torch.stack(numbers))
+        if item.whole:
+            for found, _ in sharded.evaluate(item.bucket, report, LOOP.evaluate, over_ranks=True):
+                self._note(found)
+            return
+        with item.bucket.occupied().shaped() as bucket:
+            for numbers in LOOP.evaluate(bucket, report):
+                self._note({name: [number] for name, number in numbers.items()})
 
-
-@cache
-def _asking(plan: Plan) -> Plan:
-    """The same plan with the rule's report in the place of its probe: both are functions for numbers by name."""
-    assert plan.rule.report is not None
-    return replace(plan, rule=replace(plan.rule, probe=Probe(plan.rule.report)))
-
-
-def _plain(asked: Bucket) -> Iterator[dict[str, list[Tensor]]]:
-    report = asked.plan.rule.report
-    assert report is not None
-    with asked.occupied().shaped() as bucket:
-        for index, row in enumerate(bucket.rows):
-            found = eager_tiled.probed(bucket, row)
-            if found is None:
-                (found,) = each_row(bucket.chosen([index]), report)
-            yield {name: [number] for name, number in found.items()}
+    def _note(self, found: dict[str, list[Tensor]]) -> None:
+        for name, numbers in found.items():
+            self.values.setdefault(name, []).append(torch.stack(numbers))

@@ -27,6 +27,8 @@ from hfoptim.engine.tensor_list import TensorList
 
 Scalars = dict[str, Any]
 PerStep = Callable[..., Scalars]
+# `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like a rule: numbers about a tensor's step.
+Function = Callable[..., dict[str, Any]]
 
 
 class Scope(enum.Enum):
@@ -113,7 +115,7 @@ class Probe:
         per_step: `(t, group) -> {name: number}`, what `fn` sees as `h`.
     """
 
-    fn: Callable[..., dict[str, Any]]
+    fn: Function
     per_step: PerStep = _nothing
 
 
@@ -146,7 +148,7 @@ class Rule:
     probe: Probe | None = None
     returns_step_size: bool = False
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None
-    report: Callable[..., dict[str, Any]] | None = None
+    report: Function | None = None
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:
@@ -173,7 +175,7 @@ def rule(
     probe: Probe | None = None,
     returns_step_size: bool = False,
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
-    report: Callable[..., dict[str, Any]] | None = None,
+    report: Function | None = None,
     **state: State,
 ) -> Callable[[Callable[..., tuple[Any, ...]]], Rule]:
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""

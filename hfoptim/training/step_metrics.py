@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hfoptim.engine import RuleOptimizer, unwrap_all
-from hfoptim.engine.bucket import flat
 from hfoptim.engine.checks import closest
 from hfoptim.engine.distributed import dtensor
+from hfoptim.engine.memory import flat
 from hfoptim.engine.precision import widest
 from hfoptim.engine.report import Report
 

@@ -25,7 +25,7 @@ from tiers import every_kind_of_variant, every_variant, variants
 
 import hfoptim
 import schedules
-from hfoptim.engine.bucket import PIECE
+from hfoptim.engine.pieces import PIECE
 
 LOW = (torch.bfloat16, torch.float16)
 

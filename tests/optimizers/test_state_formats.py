@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfoptim
 from hfoptim.engine import storage
-from hfoptim.engine.bucket import PIECE
+from hfoptim.engine.pieces import PIECE
 from hfoptim.engine.storage import convert
 
 FORMATS = ("bfloat16", "8bit", "4bit")

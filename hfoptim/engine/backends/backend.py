@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine import storage
+from hfoptim.engine.apply import entering
+from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.plan import Plan
+from hfoptim.engine.rule import Function
 
 
 class Backend:
@@ -27,8 +30,16 @@ class Backend:
         """Step every tensor of the bucket in place."""
         raise NotImplementedError
 
+    def evaluate(self, bucket: Bucket, function: Function) -> Iterator[dict[str, Tensor]]:
+        """What a function gives for each row, in order; nothing changes."""
+        plan, h = bucket.plan, bucket.hyper()
+        for row in bucket.rows:
+            weight, state = storage.decode(plan, row)
+            weight, grad = entering(plan, h, row.grad, weight)
+            yield function(grad, weight, *(s.to(plan.dtype) for s in state), h)
+
     def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
         """What the probe of the bucket's rule gives, in parts that are to be added up; nothing changes."""
         probe = bucket.plan.rule.probe
         assert probe is not None
-        yield from each_row(bucket, probe.fn)
+        yield from self.evaluate(bucket, probe.fn)

@@ -20,9 +20,10 @@ from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import PARAM
 from hfoptim.engine.codegen.schedule import Program, Time
 from hfoptim.engine.codegen.trace import Node, Untraceable
+from hfoptim.engine.memory import contiguous, sections
 from hfoptim.engine.operators import OPERATORS
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Scope
+from hfoptim.engine.rule import Function, Scope
 from hfoptim.engine.tensor_slots import TensorSlots
 
 # Entries from which a tensor is worth it, and entries of a piece.
@@ -45,11 +46,25 @@ class Tiled(Backend):
         if left.rows:
             self.other.step(left)
 
+    def evaluate(self, bucket: Bucket, function: Function) -> Iterator[dict[str, Tensor]]:
+        if not _divisible(bucket.plan):
+            yield from self.other.evaluate(bucket, function)
+            return
+        for index, row in enumerate(bucket.rows):
+            found = _program(bucket, row, function)
+            if found is None:
+                yield from self.other.evaluate(bucket.chosen([index]), function)
+                continue
+            program, names = found
+            step = _Step(bucket.plan, program, row, bucket.scalars)
+            step.run()
+            yield {name: step.known[i] for name, i in zip(names, program.results, strict=True)}
+
 
 def _step_large(bucket: Bucket) -> Bucket:
     """Step the large tensors of a bucket in place; gives the bucket of those that are left."""
     plan = bucket.plan
-    if plan.scope is not Scope.TENSOR or not plan.plain:
+    if not _divisible(plan):
         return bucket
     left = Bucket(plan, [], bucket.scalars, [])
     for index, row in enumerate(bucket.rows):
@@ -62,27 +77,26 @@ def _step_large(bucket: Bucket) -> Bucket:
     return left
 
 
-def _program(bucket: Bucket, row: TensorSlots, probe: bool = False) -> tuple[Program, tuple[str, ...]] | None:
-    """(the schedule, the names of the probe's sums) for a large tensor that can be taken piece by piece."""
-    if bucket.plan.scope is not Scope.TENSOR or not bucket.plan.plain or row.param.numel() < LARGE:
+def _divisible(plan: Plan) -> bool:
+    """Whether there may be schedules by which tensors are taken piece by piece."""
+    return plan.scope is Scope.TENSOR and plan.plain
+
+
+def _program(
+    bucket: Bucket, row: TensorSlots, function: Function | None = None
+) -> tuple[Program, tuple[str, ...]] | None:
+    """(the schedule, the names of the results) for a large tensor that can be taken piece by piece, else None.
+
+    The schedule is that of a function, or of the rule's step.
+    """
+    if row.param.numel() < LARGE:
         return None
     try:
-        program, _, names = native.traced(bucket.plan, tuple(bucket.scalars), row, probe)
+        program, _, names = native.traced(bucket.plan, tuple(bucket.scalars), row, function)
     except Untraceable:
         return None
     # More than two axes: a piece would have to be whole batches.
-    return (program, names) if program.axes < 3 and all(t.is_contiguous() for t in row.tensors) else None
-
-
-def probed(bucket: Bucket, row: TensorSlots) -> dict[str, Tensor] | None:
-    """What the probe of the bucket's rule gives for a large tensor; None where it is not to be had piece by piece."""
-    found = _program(bucket, row, probe=True)
-    if found is None:
-        return None
-    program, names = found
-    step = _Step(bucket.plan, program, row, bucket.scalars)
-    step.run()
-    return {name: step.known[i] for name, i in zip(names, program.results, strict=True)}
+    return (program, names) if program.axes < 3 and contiguous(row.tensors) else None
 
 
 class _Step:
@@ -121,11 +135,10 @@ class _Step:
 
     def _pieces(self) -> Iterator[tuple[slice, slice]]:
         rows, columns = self.row_shape
-        if self.program.axes == 1:
-            yield from ((slice(None), slice(start, start + PIECE)) for start in range(0, columns, PIECE))
-        else:
-            step = max(1, PIECE // columns)
-            yield from ((slice(start, start + step), slice(None)) for start in range(0, rows, step))
+        # Sums along a row need all of it.
+        limit = PIECE if self.program.axes == 1 else max(PIECE, columns)
+        for top, bottom, left, right in sections(rows, columns, limit):
+            yield slice(top, bottom), slice(left, right)
 
     def _pass(self, phase: int, where: tuple[slice, slice]) -> None:
         values = dict(self.known)

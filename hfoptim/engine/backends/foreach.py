@@ -6,14 +6,13 @@ allocated in between stays small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import moved
 from hfoptim.engine.backends.backend import Backend
-from hfoptim.engine.bucket import Bucket, Piece, piece_size, pieces
+from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.pieces import Piece, batches
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.storage import Rounding
 from hfoptim.engine.tensor_list import TensorList
@@ -26,7 +25,7 @@ class Foreach(Backend):
 
     def step(self, bucket: Bucket) -> None:
         plan, h = bucket.plan, bucket.hyper()
-        for batch in _batches(bucket):
+        for batch in batches(bucket):
             rows = [piece.row for piece in batch]
             weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
             grads = TensorList([row.grad for row in rows])
@@ -59,19 +58,3 @@ def _write_params(plan: Plan, batch: list[Piece], new: TensorList) -> None:
     else:
         for piece, weight in zip(batch, new, strict=True):
             storage.encode_param(plan, piece.row, weight, piece.seed, piece.start)
-
-
-def _batches(bucket: Bucket) -> Iterator[list[Piece]]:
-    """Pieces put together until they have as many entries as the device takes at once."""
-    limit = piece_size(bucket) if bucket.rows else 0
-    batch: list[Piece] = []
-    filled = 0
-    for piece in pieces(bucket):
-        numel = piece.row.param.numel()
-        if batch and filled + numel > limit:
-            yield batch
-            batch, filled = [], 0
-        batch.append(piece)
-        filled += numel
-    if batch:
-        yield batch

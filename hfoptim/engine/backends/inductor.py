@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hfoptim.engine.apply import step_in_place
 from hfoptim.engine.backends.backend import Backend
-from hfoptim.engine.bucket import Bucket, flat
+from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.memory import contiguous, flat
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope, hyper_type
 from hfoptim.engine.tensor_slots import TensorSlots
@@ -128,7 +129,7 @@ def _views(plan: Plan, row: TensorSlots) -> TensorSlots | None:
         return None if views is None else plan.slots(views)
     shape = row.param.shape
     takes = 0 < len(shape) < len(_TRACE_SHAPES) and min(shape) > 1 and row.param.numel() > _FEW
-    return row if takes and all(t.is_contiguous() for t in row.tensors) else None
+    return row if takes and contiguous(row.tensors) else None
 
 
 @dataclass

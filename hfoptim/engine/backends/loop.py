@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hfoptim.engine.apply import step_in_place
 from hfoptim.engine.backends.backend import Backend
-from hfoptim.engine.bucket import Bucket, pieces
+from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.pieces import pieces
 
 
 class Loop(Backend):

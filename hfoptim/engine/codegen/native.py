@@ -18,7 +18,7 @@ from hfoptim.engine.codegen.layout import GRAD, PARAM, Layout, Slot
 from hfoptim.engine.codegen.schedule import Program, schedule
 from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable, Unwalkable
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Scope, hyper_type
+from hfoptim.engine.rule import Function, Scope, hyper_type
 from hfoptim.engine.tensor_slots import TensorSlots
 
 T = TypeVar("T")
@@ -108,23 +108,23 @@ _programs: dict[Any, tuple[Program, Layout, tuple[str, ...]] | Untraceable | Run
 _kernels: dict[Any, Kernel | Untraceable | RuntimeError] = {}
 
 
-def _key(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool) -> Any:
+def _key(plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None) -> Any:
     # What is said of a tensor's shape: which of its dimensions are of size 1. Element-wise, not even that.
-    kind = None if shapeless(plan, probe) else tuple(size == 1 for size in row.param.shape)
-    return plan, names, kind, tuple([t.dtype for t in row.tensors]), probe
+    kind = None if shapeless(plan, function is not None) else tuple(size == 1 for size in row.param.shape)
+    return plan, names, kind, tuple([t.dtype for t in row.tensors]), function
 
 
 def traced(
-    plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = False
+    plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None = None
 ) -> tuple[Program, Layout, tuple[str, ...]]:
     """What `program_of` gives for rows like this one, traced once.
 
     Raises:
         Untraceable: as `program_of` does, every time.
     """
-    key = _key(plan, names, row, probe)
+    key = _key(plan, names, row, function)
     if key not in _programs:
-        _programs[key] = _outcome(program_of, plan, names, row, probe)
+        _programs[key] = _outcome(program_of, plan, names, row, function)
     return _given(_programs[key])
 
 
@@ -160,14 +160,15 @@ def kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = F
         Untraceable: none can be generated.
         RuntimeError: the compiler fails.
     """
-    key = _key(plan, names, row, probe)
+    function = plan.rule.probe.fn if probe and plan.rule.probe else None
+    key = _key(plan, names, row, function)
     if key not in _kernels:
-        _kernels[key] = _outcome(_kernel, plan, names, row, probe)
+        _kernels[key] = _outcome(_kernel, plan, names, row, function)
     return _given(_kernels[key])
 
 
-def _kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool) -> Kernel:
-    program, layout, results = traced(plan, names, row, probe)
+def _kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None) -> Kernel:
+    program, layout, results = traced(plan, names, row, function)
     if _uses_float16(program, layout) and not build.has_float16():
         raise RuntimeError("the C++ compiler does not know float16, _Float16 in C++")
     return Kernel(build.load(cpp.generate(program, layout, names, _codebook)), program, names, results)
@@ -184,9 +185,13 @@ def shapeless(plan: Plan, probe: bool) -> bool:
 
 
 def program_of(
-    plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = False
+    plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None = None
 ) -> tuple[Program, Layout, tuple[str, ...]]:
-    """A plan's rule or probe, traced for parameters like that of a row, and scheduled; and the names of its results.
+    """A plan's step, traced for parameters like that of a row, and scheduled; or a function, and its results' names.
+
+    Args:
+        plan, names, row: as for `kernel`.
+        function: `(grad, param, *state, h) -> {name: 0-d tensor}`, such as a probe, that is wanted instead.
 
     Raises:
         Untraceable: the rule does what no kernel is generated for.
@@ -194,9 +199,9 @@ def program_of(
     layout = layout_of(plan, row)
     graph = Graph(plan.dtype)
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
-    shapes = _shapes(plan, row, shapeless(plan, probe))
+    shapes = _shapes(plan, row, shapeless(plan, function is not None))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
-    new, sums = _run(plan, h, grad, param, state, probe)
+    new, sums = _run(plan, h, grad, param, state, function)
     results = [_symbol(value).index for value in sums.values()]
     outputs = {i + 1 if i else 0: _symbol(value).index for i, value in enumerate(new) if value is not None}
     program = schedule(graph, outputs, layout.exact(), results)
@@ -209,15 +214,14 @@ def program_of(
 
 
 def _run(
-    plan: Plan, h: Any, grad: Symbol, param: Symbol, state: list[Symbol], probe: bool
+    plan: Plan, h: Any, grad: Symbol, param: Symbol, state: list[Symbol], function: Function | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(new parameter and states, a probe's sums), of which one is empty."""
+    """(new parameter and states, what a function gives), of which one is empty."""
     try:
-        if not probe:
+        if function is None:
             return moved(plan, h, grad, param, state), {}
-        assert plan.rule.probe is not None
         weight, grad = entering(plan, h, grad, param)
-        return (), plan.rule.probe.fn(grad, weight, *state, h)
+        return (), function(grad, weight, *state, h)
     except Untraceable:
         raise
     except Exception as error:

@@ -18,9 +18,11 @@ def known(rule: str | None = None) -> dict[str, str]:
         By a title, the graph, the passes and the C++, or the reason why there is no kernel.
     """
     found = {}
-    for (plan, names, shape, dtypes, probe), made in native._programs.items():
+    for (plan, names, shape, dtypes, function), made in native._programs.items():
         if rule is None or plan.rule.name == rule:
-            title = f"{'probe of ' if probe else ''}{plan.rule.name}, {str(dtypes[0]).removeprefix('torch.')}"
+            probe = plan.rule.probe
+            of = "" if function is None else "probe of " if probe and function is probe.fn else "report of "
+            title = f"{of}{plan.rule.name}, {str(dtypes[0]).removeprefix('torch.')}"
             title += "" if shape is None else f", {len(shape)} dimensions"
             if isinstance(made, Exception):
                 found[title] = f"no kernel: {made}\n"

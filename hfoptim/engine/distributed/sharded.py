@@ -17,11 +17,11 @@ from torch import distributed as dist
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import entering, moved
-from hfoptim.engine.bucket import Bucket, each_row
+from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.distributed.dtensor import Groups, cuts, follows, groups_of, in_rows, local, part_of, span, whole_of
 from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Scope
+from hfoptim.engine.rule import Function, Scope
 from hfoptim.engine.tensor_list import TensorList
 from hfoptim.engine.tensor_slots import TensorSlots
 
@@ -36,7 +36,7 @@ ALIGNMENT = 16
 # Plans and shapes found to need whole tensors.
 _whole_only: set[Any] = set()
 
-Function = Callable[..., dict[str, Any]]
+Evaluate = Callable[[Bucket, Function], Iterator[dict[str, Tensor]]]
 
 
 def takes(plan: Plan, row: TensorSlots) -> bool:
@@ -110,41 +110,35 @@ def _in_parts(bucket: Bucket, groups: Groups) -> bool:
     return True
 
 
-def probed(bucket: Bucket) -> dict[str, Tensor] | None:
-    """The sums of a rule's probe over the local parts; None where it needs whole tensors."""
-    probe = bucket.plan.rule.probe
-    sums = None if probe is None else _of_parts(bucket, (), probe.fn)
-    return None if sums is None else {name: torch.stack(values).sum() for name, values in sums.items()}
-
-
-def numbers(bucket: Bucket, function: Function) -> Iterator[dict[str, list[Tensor]]]:
-    """What a function gives for each tensor: the same on every rank.
+def evaluate(
+    bucket: Bucket, function: Function, whole: Evaluate, over_ranks: bool = False
+) -> Iterator[tuple[dict[str, list[Tensor]], Groups]]:
+    """What a function gives for each tensor; nothing changes.
 
     Args:
-        bucket: as for `run`; its tensors are only read.
+        bucket: as for `run`.
         function: `(grad, param, *state, h) -> {name: 0-d tensor}`.
+        whole: how a backend evaluates it on whole tensors.
+        over_ranks: whether reductions go over all ranks. Else the function gives sums, and local ones will do.
 
     Yields:
-        For some of the tensors, by name, a number each.
+        For some of the tensors, by name, a number each; and the groups of ranks that these have yet to be summed over.
     """
     groups = groups_of(bucket.rows[0].param)
     for batch in _batches(bucket, groups):
-        found = _of_parts(batch, groups, function)
+        found = _of_parts(batch, groups if over_ranks else (), function)
         if found is not None:
-            yield found
+            yield found, () if over_ranks else groups
             continue
         for index in range(len(batch.rows)):
-            with gathered(batch.chosen([index])).shaped() as whole:
-                yield {name: [value] for values in each_row(whole, function) for name, value in values.items()}
+            with gathered(batch.chosen([index])).shaped() as row:
+                yield from (({name: [value] for name, value in values.items()}, ()) for values in whole(row, function))
 
 
 def _of_parts(bucket: Bucket, groups: Groups, function: Function) -> dict[str, list[Tensor]] | None:
     """By name, what a function gives for each tensor from its local part; None where it needs whole tensors.
 
-    Args:
-        bucket: the bucket.
-        groups: those over which reductions go; none where the local parts' are wanted.
-        function: `(grad, param, *state, h) -> {name: 0-d tensor}`.
+    Reductions go over the groups.
     """
     plan, lists = bucket.plan, _lists(bucket, groups)
     if lists is None:

@@ -28,7 +28,6 @@ from hfoptim.engine.storage.rounding import (
     stochastic_bfloat16,
 )
 from hfoptim.engine.storage.rows import (
-    cut,
     decode,
     encode,
     encode_param,
@@ -46,7 +45,6 @@ __all__ = [
     "code_values",
     "codebook",
     "converted",
-    "cut",
     "decode",
     "encode",
     "encode_param",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfoptim.engine.memory import sections
 from hfoptim.engine.rule import Rule
 from hfoptim.engine.storage.codebooks import codebook
 from hfoptim.engine.storage.formats import (
@@ -23,7 +24,7 @@ from hfoptim.engine.storage.formats import (
     scale_name,
 )
 from hfoptim.engine.storage.quantization import quantize
-from hfoptim.engine.storage.rows import decode_state, sections
+from hfoptim.engine.storage.rows import decode_state
 
 Init = Callable[[Tensor, torch.dtype], Tensor]
 

@@ -1,15 +1,15 @@
-"""A parameter's slots read as the rule sees them, written back, cut into pieces."""
+"""A parameter's slots read as the rule sees them, and written back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine.storage.formats import Rounding, Storage, ceil_div
+from hfoptim.engine.storage.formats import Rounding, Storage
 from hfoptim.engine.storage.quantization import dequantize, quantize
 from hfoptim.engine.storage.rounding import join_float32, split_float32, state_seed, stochastic_bfloat16
 from hfoptim.engine.tensor_slots import TensorSlots
@@ -95,53 +95,3 @@ def encode_state(storage: Storage, kept: Sequence[Tensor], new: Tensor, seed: in
         new_codes, new_scale = quantize(storage, matrix, seed, start)
         codes.copy_(new_codes.view(codes.shape))
         scale.copy_(new_scale)
-
-
-def cut(plan: Plan, row: TensorSlots, limit: int) -> Iterator[tuple[TensorSlots, int]]:
-    """A row in pieces of about `limit` entries, each with the index of its first entry in logical order.
-
-    A piece is a run of entries in logical order, and begins with a block.
-    """
-    shape, tensors = row.param.shape, row.tensors
-    block = max([1, *(storage.block for storage in plan.storage)])
-    scales = [state[-1] for storage, state in zip(plan.storage, row.states, strict=True) if storage.bits]
-    rows = len(scales[0]) if scales else shape[0]
-    columns = shape.numel() // rows
-    # How many entries of a matrix row make one entry of each tensor's row.
-    spans = [1, 1, *(span for storage in plan.storage for span in storage.spans), 1][: len(tensors)]
-    if all(tensor.is_contiguous() for tensor in tensors):
-        matrices = [t.view(rows, ceil_div(columns, span)) for t, span in zip(tensors, spans, strict=True)]
-        for top, bottom, left, right in sections(rows, columns, limit, block):
-            piece = [
-                matrix[top:bottom, left // span : ceil_div(right, span)]
-                for matrix, span in zip(matrices, spans, strict=True)
-            ]
-            yield plan.slots(piece), top * columns + left
-        return
-    if rows not in (1, shape[0]):
-        yield row, 0
-        return
-    # Without a matrix view, along dimension 0, by as many slices as begin with a block.
-    inner = shape.numel() // shape[0]
-    unit = 1 if rows == shape[0] else block
-    step = max(unit, limit // inner // unit * unit)
-    for start in range(0, shape[0], step):
-        end = min(shape[0], start + step)
-        piece = []
-        for tensor, span in zip(tensors, spans, strict=True):
-            if tensor.shape[0] == shape[0]:
-                piece.append(tensor[start:end])
-            else:
-                piece.append(tensor[:, start * inner // span : ceil_div(end * inner, span)])
-        yield plan.slots(piece), start * inner
-
-
-def sections(rows: int, columns: int, limit: int, block: int) -> Iterator[tuple[int, int, int, int]]:
-    """(top, bottom, left, right) of sections of a matrix: whole rows, or spans of blocks where rows are long."""
-    if columns <= limit:
-        step = limit // columns
-        yield from ((top, min(rows, top + step), 0, columns) for top in range(0, rows, step))
-        return
-    span = max(block, limit // block * block)
-    for top in range(rows):
-        yield from ((top, top + 1, left, min(columns, left + span)) for left in range(0, columns, span))
