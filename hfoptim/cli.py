@@ -5,17 +5,19 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from hfoptim.engine import RuleOptimizer
     from hfoptim.registry.info import OptimInfo
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -159,7 +161,7 @@ def list_names(
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.")]) -> None:
     """Explain one optimizer: what it does, its options, its source, the state it keeps."""
-    from hfoptim.registry.lookup import get_optimizer_info
+    from hfoptim.registry.lookup import engine_class_of, get_optimizer_info
 
     try:
         found = get_optimizer_info(name)
@@ -170,8 +172,15 @@ def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any 
     grid.add_column()
     for title, text in _facts(found):
         grid.add_row(title, text)
-    Console(highlight=False).print(grid)
-    typer.echo(f"\n{inspect.getdoc(found.opt_class)}")
+    console = Console(highlight=False)
+    console.print(grid)
+    doc = inspect.getdoc(found.opt_class) or ""
+    engine_class = engine_class_of(found.opt_class)
+    if engine_class is not None:
+        console.print(_hyperparameters(engine_class, found.defaults))
+        _, _, listed = (inspect.getdoc(engine_class) or "").partition("\n\nArgs:\n")
+        doc = doc.replace("\n\nArgs:\n" + listed.partition("\n\n")[0], "")  # they are in the table
+    typer.echo(f"\n{doc}")
 
 
 @app.command()
@@ -218,13 +227,27 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
         facts.append(("aliases", ", ".join(found.aliases)))
     if found.defaults:
         facts.append(("by name", ", ".join(f"{key}={value!r}" for key, value in found.defaults.items())))
-    facts.append(("options", "\n".join(_signature(cls))))
+    facts.append(("options", "\n".join(_other_options(cls))))
     if found.needs is None:
         facts.append(("in a Trainer", _in_a_trainer(found)))
         facts.append(("state", "\n".join(_state(found.name))))
     else:
         facts.append(("needs", f"{found.needs}; not for the Trainer"))
     return facts
+
+
+def _hyperparameters(cls: type[RuleOptimizer], bound: Mapping[str, Any]) -> Table:
+    """What a class declares; defaults are those of a name, which binds some."""
+    table = Table(show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for title in ("type", "default", "domain"):
+        table.add_column(title, max_width=20, overflow="fold")
+    table.add_column("meaning", overflow="fold")
+    for name, each in cls.hypers.items():
+        kind = each.annotation if isinstance(each.annotation, str) else inspect.formatannotation(each.annotation)
+        default = repr(bound.get(name, each.default))
+        table.add_row(*(escape(text) for text in (name, kind, default, each.domain, each.doc)))
+    return table
 
 
 def _in_a_trainer(found: OptimInfo) -> str:
@@ -236,13 +259,19 @@ def _in_a_trainer(found: OptimInfo) -> str:
     return f"optim={name!r}" + (f"; {' and '.join(theirs)} means transformers' own optimizer" if theirs else "")
 
 
-def _signature(cls: Callable[..., Optimizer]) -> list[str]:
-    """The constructor's arguments with their defaults, one per line."""
-    return [
+def _other_options(cls: type[Optimizer]) -> list[str]:
+    """The constructor's arguments that no table of hyper-parameters has, with their defaults, and the engine's."""
+    from hfoptim.engine import ENGINE_DEFAULTS
+    from hfoptim.registry.lookup import engine_class_of
+
+    engine_class = engine_class_of(cls)
+    declared = engine_class.hypers if engine_class else {}
+    others = [
         f"{name}={parameter.default!r}"
         for name, parameter in inspect.signature(cls).parameters.items()
-        if name != "params" and parameter.kind is not parameter.VAR_KEYWORD
+        if name not in declared and name != "params" and parameter.kind is not parameter.VAR_KEYWORD
     ]
+    return [*others, f"those below, and every optimizer's: {', '.join(ENGINE_DEFAULTS)}"] if engine_class else others
 
 
 def _state(name: str) -> list[str]:
