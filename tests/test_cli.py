@@ -105,6 +105,7 @@ def test_info_has_a_table_of_what_the_class_declares(name: str) -> None:
     declared = getattr(found.opt_class, "inner", found.opt_class).hypers
     _, out, _ = call("info", name)
     rows: dict[str, list[str]] = {}
+    option = ""
     for line in out.splitlines():
         if line.startswith("│"):
             first, *cells = ("".join(cell.split()) for cell in line.split("│")[1:-1])

@@ -110,6 +110,16 @@ def test_type_checkers_see_all_of_them():
         assert f" import {name} as {name}\n" in stubs.stub()
 
 
+def test_a_curvature_says_that_gradients_need_a_graph(tmp_path):
+    source = SOURCE.replace("second_order = True", "curvature = Curvature('h', 'every', print)")
+    (tmp_path / "newest.py").write_text(source, encoding="utf-8")
+    (module,) = found_in(tmp_path, "there")
+    assert module.classes[0].needs == {"second_order": True}
+    assert hfoptim.Adahessian.second_order
+    assert hfoptim.get_optimizer_info("adahessian").second_order
+    assert not hfoptim.Lion.second_order
+
+
 def test_a_file_in_the_folder_is_an_optimizer(tmp_path, monkeypatch, fresh):
     (tmp_path / "newest.py").write_text(SOURCE, encoding="utf-8")
     monkeypatch.setattr(optimizers, "__path__", [*optimizers.__path__, str(tmp_path)])

@@ -61,7 +61,7 @@ class RuleOptimizer(_Declared):
     names: ClassVar[tuple[Name, ...]] = ()
     # Whether `step` needs a closure that computes the loss again.
     needs_closure: ClassVar[bool] = False
-    # Whether gradients need a graph: `loss.backward(create_graph=True)`.
+    # Whether gradients need a graph: `loss.backward(create_graph=True)`. So it is where there is a `curvature`.
     second_order: ClassVar[bool] = False
     # Whether it treats the matrices inside a network unlike its other parameters.
     hidden_matrices: ClassVar[bool] = False
@@ -71,6 +71,7 @@ class RuleOptimizer(_Declared):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.second_order = cls.second_order or cls.curvature is not None
         own = declared(cls)
         together = {**cls.hypers, **own}
         cls.hypers = {

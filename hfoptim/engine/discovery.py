@@ -82,6 +82,8 @@ def _class(node: ast.ClassDef, names: ast.expr, module: str, path: Path) -> Foun
         for need in NEEDS
         if (value := _assigned(node.body, need)) is not None
     }
+    if _assigned(node.body, "curvature") is not None:
+        needs["second_order"] = True
     found = tuple(_name(call, of, path) for call in names.elts)
     return FoundClass(module, node.name, summary_of(ast.get_docstring(node)), found, needs)
 

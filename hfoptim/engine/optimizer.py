@@ -22,7 +22,7 @@ from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import Decay, Plan, decay_scalars, plan_of
 from hfoptim.engine.rule import Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
-from hfoptim.engine.unwrapping import unmasked
+from hfoptim.engine.unwrapping import unmasked, unwrap_all
 
 if TYPE_CHECKING:
     from hfoptim.engine.report import Report
@@ -225,11 +225,6 @@ class EngineOptimizer(Optimizer):
             value = inputs.as_loss(loss)
             self._loss = value if self._loss is None else self._loss + value.to(self._loss.device)
 
-    def _take_loss(self, of_closure: Any) -> None:
-        """The loss that a closure has returned is that of the step, unless it was told."""
-        if of_closure is not None and self._loss is None:
-            self.add_loss(of_closure)
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Take one optimization step; under gradient release, end the one that backward has taken.
@@ -254,7 +249,7 @@ class EngineOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 found = closure()
-            self._take_loss(found)
+            take_loss(self, found)
         with undisturbed():
             entries = self._entries()
             if self._is_only_for_state(entries):
@@ -473,3 +468,10 @@ class EngineOptimizer(Optimizer):
 
     def _name_of(self, index: int, position: int) -> str:
         return checks.parameter_name(self.param_groups[index], index, position)
+
+
+def take_loss(optimizer: Any, of_closure: Any) -> None:
+    """The loss that a closure has returned is that of the step, for each optimizer inside that was not told it."""
+    for inner in unwrap_all(optimizer, EngineOptimizer) if of_closure is not None else ():
+        if inner._loss is None:
+            inner.add_loss(of_closure)

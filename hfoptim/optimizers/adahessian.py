@@ -106,7 +106,6 @@ class Adahessian(RuleOptimizer):
             "https://arxiv.org/abs/2006.00719",
         ),
     )
-    second_order = True
     curvature = Curvature("hessian", "update_each", _estimate)
     lr: float = hyper(0.1, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")

@@ -12,6 +12,7 @@ from hfoptim.registry.lookup import (
     get_optimizer_info,
     group_defaults,
     list_optimizers,
+    option_defaults,
     option_names,
     resolve_options,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "key",
     "known_optimizers",
     "list_optimizers",
+    "option_defaults",
     "option_names",
     "register",
     "resolve_options",

@@ -236,16 +236,25 @@ def dummy(opt_class: type[Optimizer], options: Mapping[str, Any], *groups: Mappi
 _OF_THE_WHOLE = ("gradient_release",)
 
 
-def group_defaults(name: str) -> Mapping[str, Any]:
+def option_defaults(name: str) -> dict[str, Any]:
+    """Every option of an optimizer with its default.
+
+    That of an optimizer that has been made by this name: a signature may leave it open.
+    """
+    info = get_optimizer_info(name)
+    made, signature = _made_of(info).defaults, inspect.signature(info.opt_class).parameters
+    return {option: made.get(option, getattr(signature.get(option), "default", None)) for option in option_names(name)}
+
+
+def group_defaults(name: str) -> dict[str, Any]:
     """The options of an optimizer that may differ between its parameter groups, with their defaults."""
-    return _group_defaults(get_optimizer_info(name))
+    (group,) = _made_of(get_optimizer_info(name)).param_groups
+    return {option: group[option] for option in option_names(name) if option in group and option not in _OF_THE_WHOLE}
 
 
 @functools.cache  # by entry: a name may be registered anew
-def _group_defaults(info: OptimInfo) -> Mapping[str, Any]:
-    name = info.name
-    group = dummy(info.opt_class, resolve_options(name, {})).param_groups[0]
-    return {option: group[option] for option in option_names(name) if option in group and option not in _OF_THE_WHOLE}
+def _made_of(info: OptimInfo) -> Optimizer:
+    return dummy(info.opt_class, resolve_options(info.name, {}))
 
 
 def _made(name: str, params: Any, options: dict[str, Any]) -> Optimizer:

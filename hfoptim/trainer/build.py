@@ -10,8 +10,6 @@ What an optimizer is built with, the first that is there:
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +77,7 @@ class Choice:
         grouping, options = grouped.take_grouping(name, options, fit)
         for other in grouping.others:
             cls.make(other, {})
-        own = own_defaults(name)
+        own = registry.option_defaults(name)
         return cls(name, _common({key: fit(key, value, own.get(key)) for key, value in options.items()}, own), grouping)
 
     @classmethod
@@ -100,7 +98,7 @@ class Choice:
         Raises:
             ValueError: a value is out of range, two exclude each other, or the optimizer cannot release gradients.
         """
-        own = own_defaults(self.name)
+        own = registry.option_defaults(self.name)
         unused: list[str] = []
         changed = {} if args is None else _from_arguments(own, args, unused)
         if self.options.get("relative_step"):
@@ -192,32 +190,13 @@ class Resolved:
 
     @property
     def all_kwargs(self) -> dict[str, Any]:
-        has_decay = "weight_decay" in own_defaults(self.choice.name)
+        has_decay = "weight_decay" in registry.option_defaults(self.choice.name)
         return {**self.kwargs, **({"weight_decay": self.weight_decay} if has_decay else {})}
 
 
 def chosen_kwargs(name: str, kwargs: Mapping[str, Any], others: Mapping[str, Resolved]) -> dict[str, Mapping[str, Any]]:
     """The constructor's keywords of all optimizers by name, the main one first."""
     return {name: kwargs, **{other: resolved.all_kwargs for other, resolved in others.items()}}
-
-
-def own_defaults(name: str) -> Mapping[str, Any]:
-    """Every option of an optimizer with its own default, by its canonical name.
-
-    The defaults that count are those of an optimizer that has been made: a signature may leave them open.
-    """
-    return _own_defaults(registry.get_optimizer_info(name))
-
-
-@functools.cache  # by entry: a name may be registered anew
-def _own_defaults(info: registry.OptimInfo) -> Mapping[str, Any]:
-    name = info.name
-    signature = inspect.signature(info.opt_class).parameters
-    made = registry.dummy(info.opt_class, registry.resolve_options(name, {})).defaults
-    return {
-        option: made.get(option, getattr(signature.get(option), "default", None))
-        for option in registry.option_names(name)
-    }
 
 
 def _common(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -422,7 +401,7 @@ def check_hyperparameters(choice: Choice, schedule: str | None, hyperparameters:
             f"hyperparameters={sorted(hyperparameters)} go along with the steps of a schedule given here, not with "
             f"{given}; give schedule='cosine' or another one"
         )
-    groups = [own_defaults(name) for name in (choice.name, *choice.grouping.others)]
+    groups = [registry.option_defaults(name) for name in (choice.name, *choice.grouping.others)]
     for name, curve in hyperparameters.items():
         if all(schedules.following.find(group, name) is None for group in groups):
             raise schedules.following.unknown(name, groups)
@@ -441,7 +420,7 @@ def check_hyperparameter_values(resolved: Resolved, hyperparameters: Mapping[str
     """
     if resolved.choice.grouping:
         return
-    group = {**own_defaults(resolved.choice.name), **resolved.all_kwargs}
+    group = {**registry.option_defaults(resolved.choice.name), **resolved.all_kwargs}
     for name, curve in hyperparameters.items():
         place = schedules.following.find(group, name)
         if place is None or not place.of(group):

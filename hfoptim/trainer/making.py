@@ -13,7 +13,7 @@ from hfoptim.factory import grouped
 from hfoptim.optimizers.adam_mini import AdamMini
 from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
 from hfoptim.trainer import private
-from hfoptim.trainer.build import Resolved, chosen_kwargs, own_defaults
+from hfoptim.trainer.build import Resolved, chosen_kwargs
 from hfoptim.trainer.groups import Places, made_by
 from hfoptim.wrappers import CombinedOptimizer
 
@@ -45,7 +45,7 @@ def class_and_kwargs(
     if resolved.choice.grouping:
         return _grouped(resolved, args, model, named, trainer)
     cls, kwargs = resolved.choice.optimizer_class, dict(resolved.kwargs)
-    has_decay = "weight_decay" in own_defaults(resolved.choice.name)
+    has_decay = "weight_decay" in registry.option_defaults(resolved.choice.name)
     if model is None and has_decay:
         kwargs["weight_decay"] = resolved.weight_decay
     if named is None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import RuleOptimizer, checks, unwrap_all
+from hfoptim.engine import checks, unwrap_all
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import ordered_groups
 from hfoptim.engine.checkpoints.hooks import hooked_load, hooked_state_dict
+from hfoptim.engine.optimizer import take_loss
 from hfoptim.wrappers.sam import SAM
 
 
@@ -153,8 +154,7 @@ class CombinedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            for inner in unwrap_all(self, RuleOptimizer):
-                inner._take_loss(loss)
+            take_loss(self, loss)
         for member in self.optimizers:
             member.step()
         return loss

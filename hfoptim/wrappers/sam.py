@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
+from hfoptim.engine import unmasked, unwrap
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import dense, flag, number
 from hfoptim.engine.distributed.dtensor import Groups, aligned, groups_of, local, sum_over_ranks
+from hfoptim.engine.optimizer import take_loss
 from hfoptim.wrappers.named import optimizer_named
 from hfoptim.wrappers.wrapper import Wrapper
 
@@ -195,8 +196,7 @@ class SAM(Wrapper):
         except BaseException:
             self._go_back()
             raise
-        for inner in unwrap_all(self._inner, RuleOptimizer):
-            inner._take_loss(second)
+        take_loss(self._inner, second)
         self.second_step()
         return second if first is None else first
 
