@@ -114,8 +114,8 @@ def test_info_has_a_table_of_what_the_class_declares(name: str) -> None:
     assert [*rows] == [*declared]
     for option, each in declared.items():
         annotation = each.annotation if isinstance(each.annotation, str) else inspect.formatannotation(each.annotation)
-        cells = (annotation, repr(found.defaults.get(option, each.default)), each.domain, each.doc)
-        assert rows[option] == ["".join(str(cell).split()) for cell in cells]
+        expected = (annotation, repr(found.defaults.get(option, each.default)), each.domain, each.doc)
+        assert rows[option] == ["".join(str(cell).split()) for cell in expected]
     if name == "lion":
         assert rows["lr"] == ["float", "0.0001", ">=0", "learningrate"]
         assert "lr (default" not in out  # what is in the table is not said again
