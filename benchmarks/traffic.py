@@ -35,13 +35,13 @@ def adamw_bytes(dtype: torch.dtype) -> float:
 def watched() -> Iterator[list[Seen]]:
     """The rows that kernels are called for meanwhile."""
     seen: list[Seen] = []
-    calls = compiled._calls
+    sort = compiled.Kernels._sorted
 
-    def recorded(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> Any:
+    def recorded(backend: compiled.Kernels, bucket: Bucket, probe: bool = False) -> Any:
         seen.extend((bucket.plan, tuple(bucket.scalars), copy(row), probe) for row in bucket.rows)
-        return calls(bucket, kernels_or_error, probe)
+        return sort(backend, bucket, probe)
 
-    with mock.patch.object(compiled, "_calls", recorded):
+    with mock.patch.object(compiled.Kernels, "_sorted", recorded):
         yield seen
 
 

@@ -180,7 +180,7 @@ def test_a_measured_step_is_the_step(cls, options):
     assert ours.report is None
     assert not ours._optimizer_step_pre_hooks
     assert not ours._optimizer_step_post_hooks
-    assert ours._cached_slots is not None  # the steps after it are found again
+    assert ours._last_step is not None  # the steps after it are found again
 
 
 def test_one_step_is_measured_and_its_copies_go():

@@ -27,12 +27,14 @@ class Bucket:
         rows: for each parameter its tensors.
         scalars: what the rule sees as `h`: numbers, or 0-d tensors on the bucket's device.
         seeds: for each row that of the parameter's random bits; empty where the plan needs none.
+        memo: what the backend has worked out about the rows; its own, which steps of the same rows find again.
     """
 
     plan: Plan
     rows: list[TensorSlots] = field(default_factory=list)
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
+    memo: Any = None
 
     @property
     def device(self) -> torch.device:

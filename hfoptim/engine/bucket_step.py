@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from hfoptim.engine import storage
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.counters import Counters
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.plan import Plan, decay_scalars
 from hfoptim.engine.rule import Scope
@@ -31,12 +33,38 @@ class BucketStep:
     params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)
+    # Of plain tensors that are stepped again and again.
+    counters: Counters | None = None
+
+    def __post_init__(self) -> None:
+        # A bucket of its own for the probe, for which a backend may work out something, too.
+        self._probed = Bucket(self.bucket.plan, self.bucket.rows)
 
     def advance(self) -> None:
         """Go on to the next step with the same rows, of plain tensors."""
         self.t += 1
         if self.bucket.plan.ordered:
             self.bucket.seeds = [storage.row_seed(self.t, ordinal) for ordinal in self.ordinals]
+
+    def count(self) -> None:
+        """Advance the step counters: the step is taken."""
+        if self.counters is not None:
+            self.counters.set(self.t)
+        else:
+            torch._foreach_add_(self.steps, 1.0)
+
+    def probed(self, scalars: dict[str, Any]) -> Bucket:
+        """The bucket that the rule's probe is called with."""
+        self._probed.scalars = scalars
+        return self._probed
+
+    @cached_property
+    def _has_empty(self) -> bool:
+        return not all(row.param.numel() for row in self.bucket.rows)
+
+    def occupied(self) -> Bucket:
+        """The bucket without parameters that have no entries, such as empty parts of sharded ones."""
+        return self.bucket.occupied() if self._has_empty else self.bucket
 
     def add(self, own: Tensor, row: TensorSlots, step: Tensor, ordinal: int) -> None:
         self.params.append(own)
@@ -97,8 +125,7 @@ def totals_of(work: list[BucketStep]) -> dict[str, Tensor]:
         if probe is None:
             continue
         scalars = {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
-        scalars = placed(scalars, item.bucket)
-        bucket, groups = Bucket(plan, item.bucket.rows, scalars), item.groups
+        bucket, groups = item.probed(placed(scalars, item.bucket)), item.groups
         if item.whole:
             for found, left in sharded.evaluate(bucket, probe.fn, item.backend.evaluate):
                 add_sums(sums.setdefault(left, {}), {name: torch.stack(each).sum() for name, each in found.items()})

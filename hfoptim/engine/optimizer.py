@@ -77,10 +77,8 @@ class EngineOptimizer(Optimizer):
     curvature: ClassVar[inputs.Curvature | None] = None
     # Whether a step depends on the value of the loss.
     needs_loss: ClassVar[bool] = False
-    # The buckets of the last step; neither saved nor copied.
-    _cached_slots: list[bucket_cache.CachedSlot] | None = None
-    _bucket_steps: list[BucketStep]
-    _options: list[list[Any]]
+    # Neither saved nor copied.
+    _last_step: bucket_cache.LastStep | None = None
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
     absent_from_peers: ClassVar[frozenset[str]] = frozenset()
     # Those in their checkpoints that this class has not: the value at which one changes nothing here, or a function
@@ -276,16 +274,17 @@ class EngineOptimizer(Optimizer):
         if self.curvature is not None:
             self.curvature.prepare(name, entries, self.param_groups, self.state)
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
-        slots, self._cached_slots = self._cached_slots, None
-        work = self._reuse(slots, entries) if slots else None
+        last, self._last_step = self._last_step, None
+        work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
-            slots, work = None, self._collect(entries)
+            last, work = None, self._collect(entries)
         totals = totals_of(work)
         self._run(work, totals, self._begin(totals, loss))
-        self._cached_slots = slots or self._keep(entries, work)
-        for slot in self._cached_slots or ():
-            slot.version = slot.step._version
-            slot.row.grad = slot.step  # gradients are not kept alive; this one is never read
+        if last is None and work and bucket_cache.can_be_kept(work):
+            last = bucket_cache.LastStep(entries, work, self.state, self._options_now())
+        if last is not None:
+            last.drop_gradients()
+        self._last_step = last
 
     def _begin(self, totals: dict[str, Tensor], loss: Tensor | None = None) -> dict[int, dict[str, Any]]:
         """Advance the run state; what the `per_step` of each group is handed beside the totals, by the group's id."""
@@ -315,41 +314,6 @@ class EngineOptimizer(Optimizer):
             )
         return inputs.mean_over_ranks(loss.to(self.param_groups[0]["params"][0].device))
 
-    def _reuse(self, slots: list[bucket_cache.CachedSlot], entries: list[_Entry]) -> list[BucketStep] | None:
-        """The last step's buckets with the gradients of this one; None where they do not fit any more."""
-        if len(slots) != len(entries):
-            return None
-        if self._options_now() != self._options:
-            return None
-        for slot, (index, param, grad) in zip(slots, entries, strict=True):
-            if not slot.holds(index, param, grad, self.state):
-                return None
-        for slot, entry in zip(slots, entries, strict=True):
-            slot.row.grad = entry[2]
-        for item in self._bucket_steps:
-            item.advance()
-        return self._bucket_steps
-
-    def _keep(self, entries: list[_Entry], work: list[BucketStep]) -> list[bucket_cache.CachedSlot] | None:
-        """The buckets as they can be kept for the next step, if they are of plain, real tensors."""
-        if any(item.whole or dtensor.is_dtensor(param) for item in work for param in item.params):
-            return None
-        found = {param: (item, place) for item in work for place, param in enumerate(item.params)}
-        slots = []
-        for index, param, grad in entries:
-            if param.is_complex():
-                return None
-            item, place = found[param]
-            keys, step = item.bucket.plan.keys, item.steps[place]
-            slots.append(
-                bucket_cache.CachedSlot(
-                    index, param, self.state[param], keys, item.bucket.rows[place], step, step._version, grad.dtype
-                )
-            )
-        self._bucket_steps = work
-        self._options = self._options_now()
-        return slots
-
     def _options_now(self) -> list[list[Any]]:
         return bucket_cache.options_of(self.param_groups, self.per_step_options | self.run_state.init.keys())
 
@@ -361,11 +325,11 @@ class EngineOptimizer(Optimizer):
             if item.whole:
                 sharded.run(item.bucket, item.backend.step)
                 continue
-            with item.bucket.occupied().shaped() as bucket:
+            with item.occupied().shaped() as bucket:
                 if bucket.rows:
                     item.backend.step(bucket)
-        if work:
-            torch._foreach_add_([step for item in work for step in item.steps], 1.0)
+        for item in work:
+            item.count()
 
     # -- one step -----------------------------------------------------------------------------------------------
 
@@ -376,12 +340,10 @@ class EngineOptimizer(Optimizer):
             for position, param in enumerate(group["params"]):
                 grad = param.grad
                 if grad is not None:
-                    entries.append(self._entry(index, position, param, grad))
+                    if grad.layout is not torch.strided:  # asked before: a call for each is time
+                        checks.dense(type(self).__name__, grad, group, index, position)
+                    entries.append((index, param, grad))
         return entries
-
-    def _entry(self, index: int, position: int, param: Tensor, grad: Tensor) -> _Entry:
-        checks.dense(type(self).__name__, grad, self.param_groups[index], index, position)
-        return index, param, grad
 
     def _is_only_for_state(self, entries: list[_Entry]) -> bool:
         """Whether a first step is meant to create state and nothing else: every lr is 0 and every gradient zero.

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import undisturbed
+from hfoptim.engine.checks import dense
 from hfoptim.engine.inputs import refuse_scaler
 from hfoptim.engine.optimizer import EngineOptimizer, Survey
 
@@ -63,12 +64,12 @@ class Release:
                     "gradients have a graph (create_graph=True), which steps inside of backward would break; call "
                     "remove_gradient_release(model) to differentiate gradients"
                 )
-            entry = optimizer._entry(index, position, param, grad)
+            dense(type(optimizer).__name__, grad, optimizer.param_groups[index], index, position)
             if self._survey is None:
                 optimizer.check_ready()
                 self._more = optimizer._begin({})
                 self._survey = survey
-            optimizer._run(optimizer._collect([entry], survey), {}, self._more)
+            optimizer._run(optimizer._collect([(index, param, grad)], survey), {}, self._more)
             self._stepped.add(param)
             param.grad = None
 

@@ -168,9 +168,9 @@ def test_buckets_are_found_again_while_the_run_state_moves():
     params = parameters(LAYOUTS)
     optimizer = DoG(list(params.values()))
     steps(optimizer, params, range(1, 2))
-    kept, before = optimizer._bucket_steps, numbers(optimizer)
+    kept, before = optimizer._last_step, numbers(optimizer)
     steps(optimizer, params, range(2, 4))
-    assert optimizer._bucket_steps is kept
+    assert optimizer._last_step is kept
     assert numbers(optimizer) != before
 
 

@@ -8,11 +8,23 @@ import torch
 from harness import feed, parameters
 
 import hfoptim
+from hfoptim.engine import counters
+from hfoptim.engine.backends import compiled
 
 LAYOUTS = ("vector", "matrix", "conv", "large")
+LOOP, KERNELS = {"foreach": False}, {"fused": True}
+BACKENDS = [
+    pytest.param(LOOP, id="loop"),
+    pytest.param({"foreach": True}, id="foreach"),
+    pytest.param(
+        KERNELS,
+        id="kernels",
+        marks=pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}"),
+    ),
+]
 
 
-def pair(**options):
+def pair(options=LOOP):
     """Two equal optimizers: one goes on as it is, the other forgets after every step."""
     made = []
     for _ in range(2):
@@ -21,14 +33,14 @@ def pair(**options):
             {"params": [params["vector"], params["large"]], "lr": 0.02},
             {"params": [params["matrix"], params["conv"]]},
         ]
-        made.append((params, hfoptim.AdamW(groups, weight_decay=0.1, foreach=False, **options)))
+        made.append((params, hfoptim.AdamW(groups, weight_decay=0.1, **options)))
     return made
 
 
 def both(made, t, only=None):
     for place, (params, optimizer) in enumerate(made):
         if place == 1:
-            optimizer._cached_slots = None
+            optimizer._last_step = None
         feed(params, t, only=only)
         optimizer.step()
 
@@ -61,6 +73,40 @@ def set_step(params, optimizer):
     optimizer.state[params["vector"]]["step"].fill_(7.0)
 
 
+def set_step_in_its_memory(params, optimizer):
+    optimizer.state[params["vector"]]["step"].numpy()[...] = 7.0
+
+
+def change_step_data(params, optimizer):
+    optimizer.state[params["vector"]]["step"].data = torch.tensor(7.0)
+
+
+def replace_step(params, optimizer):
+    optimizer.state[params["conv"]]["step"] = torch.tensor(7.0)
+
+
+def share_memory(params, optimizer):
+    """All of it moves to elsewhere, and the tensors stay the same objects."""
+    for param, state in optimizer.state.items():
+        for tensor in (param, *state.values()):
+            tensor.share_memory_()
+
+
+def change_state_data(params, optimizer):
+    state = optimizer.state[params["conv"]]["exp_avg"]
+    state.data = state.data.clone() + 1.0
+
+
+def swap_state(params, optimizer):
+    state = optimizer.state[params["conv"]]
+    state["exp_avg"], state["exp_avg_sq"] = state["exp_avg_sq"], state["exp_avg"].abs()
+
+
+def change_strides(params, optimizer):
+    params["matrix"].grad = None
+    params["matrix"].data = params["matrix"].data.T.contiguous().T
+
+
 def change_option(params, optimizer):
     optimizer.param_groups[0]["caution"] = True
 
@@ -85,14 +131,15 @@ def swap_parameter(params, optimizer):
 
 CHANGES = [
     *(change_data, change_state, clear_state, replace_state, set_step, change_option, change_numbers),
-    *(reload, add_group, swap_parameter),
+    *(reload, add_group, swap_parameter, set_step_in_its_memory, change_step_data, replace_step, share_memory),
+    *(change_state_data, swap_state, change_strides),
 ]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("options", [{}, {"state_dtype": "float32", "fused": None}], ids=["loop", "auto"])
+@pytest.mark.parametrize("options", BACKENDS)
 def test_changes_between_steps_are_seen(change, options):
-    made = pair(**options)
+    made = pair(options)
     for t in (1, 2):
         both(made, t)
     for params, optimizer in made:
@@ -102,19 +149,21 @@ def test_changes_between_steps_are_seen(change, options):
     assert_equal(made)
 
 
-def test_other_parameters_with_gradients():
-    made = pair()
+@pytest.mark.parametrize("options", BACKENDS)
+def test_other_parameters_with_gradients(options):
+    made = pair(options)
     for t, only in enumerate([None, ["vector"], ["matrix", "conv"], None, ["vector"], ["vector"], None], start=1):
         both(made, t, only)
     assert_equal(made)
 
 
-def test_gradients_of_another_dtype_or_layout():
-    made = pair()
+@pytest.mark.parametrize("options", BACKENDS)
+def test_gradients_of_another_dtype_or_layout(options):
+    made = pair(options)
     for t in range(1, 6):
         for place, (params, optimizer) in enumerate(made):
             if place == 1:
-                optimizer._cached_slots = None
+                optimizer._last_step = None
             feed(params, t)
             if t == 3:
                 grad = params["conv"].grad
@@ -171,6 +220,51 @@ def test_memory_that_becomes_that_of_another_dtype_is_not_read_as_before(foreach
         assert torch.equal(ours[name], param), name
 
 
+def test_counters_of_another_kind_count_on():
+    """As somebody may have written them into the state; the engine's own are float32 numbers on the CPU."""
+    made = pair()
+    both(made, 1)
+    for _, optimizer in made:
+        for state in optimizer.state.values():
+            state["step"] = state["step"].double()
+    for t in (2, 3, 4):
+        both(made, t)
+        assert made[0][1]._last_step is None
+    assert_equal(made)
+    assert {int(state["step"]) for state in made[0][1].state.values()} == {4}
+
+
+def test_counters_count_in_their_memory():
+    steps = [torch.tensor(3.0) for _ in range(5)]
+    assert counters.Counters.take(steps)
+    counted = counters.Counters(steps)
+    assert counted.are(3)
+    counted.set(4)
+    assert [step.item() for step in steps] == [4.0] * 5
+    assert counted.are(4)
+    steps[2] += 1
+    assert not counted.are(4)
+    for other in (torch.tensor([3.0]), torch.tensor(3), torch.tensor(3.0).double(), torch.empty((), device="meta")):
+        assert not counters.Counters.take([steps[0], other])
+
+
+@pytest.mark.parametrize("options", BACKENDS)
+def test_a_gradient_with_gaps_is_that_of_one_step(options):
+    """Kernels leave such a row to the loop, for that step alone: the next ones are those of a run without it."""
+    made = pair(options)
+    for t in range(1, 6):
+        for place, (params, optimizer) in enumerate(made):
+            if place == 1:
+                optimizer._last_step = None
+            feed(params, t)
+            if t == 3:
+                whole = torch.zeros(*params["large"].shape, 2, dtype=torch.float64)
+                whole[..., 0] = params["large"].grad
+                params["large"].grad = whole[..., 0]
+            optimizer.step()
+    assert_equal(made)
+
+
 def test_a_failed_step_counts_for_nothing(monkeypatch):
     made = pair()
     both(made, 1)
@@ -211,5 +305,5 @@ def test_copies_start_afresh():
     params, optimizer = pair()[0]
     feed(params, 1)
     optimizer.step()
-    assert copy.deepcopy(optimizer)._cached_slots is None
-    assert "_cached_slots" not in optimizer.__getstate__()
+    assert copy.deepcopy(optimizer)._last_step is None
+    assert "_last_step" not in optimizer.__getstate__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from weakref import WeakSet
 
@@ -49,32 +50,61 @@ class Kernels(Backend):
             NotImplementedError: asked for kernels, and the rule cannot be traced.
             RuntimeError: asked for kernels, and the compiler fails.
         """
-        calls, unwalkable, others = _calls(bucket, self.asked)
-        for call in calls:
-            call.run(bucket.scalars)
-        if unwalkable.rows:
-            self.loop.step(unwalkable)
-        if others.rows:
-            self.foreach.step(others)
+        work = self._sorted(bucket)
+        for call in work.calls:
+            call.run(bucket.scalars, bucket.seeds)
+        if work.unwalkable:
+            self.loop.step(bucket.chosen(work.unwalkable))
+        if work.others:
+            self.foreach.step(bucket.chosen(work.others))
 
     def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
-        calls, unwalkable, others = _calls(bucket, self.asked, probe=True)
+        work = self._sorted(bucket, probe=True)
         sums: dict[str, float] = {}
-        for call in calls:
+        for call in work.calls:
             for name, value in call.run(bucket.scalars).items():
                 sums[name] = sums.get(name, 0.0) + value
         yield {name: torch.tensor(value, dtype=bucket.plan.dtype, device=bucket.device) for name, value in sums.items()}
-        for left in (unwalkable, others):
-            if left.rows:
-                yield from self.loop.probe(left)
+        for left in (work.unwalkable, work.others):
+            if left:
+                yield from self.loop.probe(bucket.chosen(left))
+
+    def _sorted(self, bucket: Bucket, probe: bool = False) -> _Sorted:
+        """The bucket's rows by what steps them, with this step's gradients."""
+        work, names = bucket.memo, tuple(bucket.scalars)
+        if isinstance(work, _Sorted) and work.names == names and all(call.take_gradients() for call in work.calls):
+            return work
+        work = _sort(bucket, names, self.asked, probe)
+        # Calls that are just made have their gradients; asked is whether they may be used again.
+        bucket.memo = work if work.lasts and all(call.take_gradients() for call in work.calls) else None
+        return work
 
 
-def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple[list[native.Call], Bucket, Bucket]:
-    """Kernel calls for a bucket's rows, the rows that no kernel walks through, and those whose rule has no kernel."""
-    plan, names = bucket.plan, tuple(bucket.scalars)
+@dataclass
+class _Sorted:
+    """A bucket's rows by what steps them.
+
+    Args:
+        names: of the scalars that the kernels take.
+        calls: kernels with their rows.
+        unwalkable: places of rows that no kernel walks through.
+        others: places of rows whose rule has no kernel.
+        lasts: whether rows were sorted by their shapes alone, and not by how one gradient lies in memory.
+    """
+
+    names: tuple[str, ...]
+    calls: list[native.Call]
+    unwalkable: list[int]
+    others: list[int]
+    lasts: bool
+
+
+def _sort(bucket: Bucket, names: tuple[str, ...], kernels_or_error: bool, probe: bool) -> _Sorted:
+    plan = bucket.plan
     calls: dict[int, native.Call] = {}
-    unwalkable, others = Bucket(plan, [], bucket.scalars, []), Bucket(plan, [], bucket.scalars, [])
-    kernel, left = None, unwalkable
+    unwalkable: list[int] = []
+    others: list[int] = []
+    kernel, left, lasts = None, unwalkable, True
     for index, row in enumerate(bucket.rows):
         if index == 0 or not native.shapeless(plan, probe):
             try:
@@ -98,16 +128,15 @@ def _calls(bucket: Bucket, kernels_or_error: bool, probe: bool = False) -> tuple
                     raise
                 kernel, left = None, others
                 warn_uncompiled(str(error))
-        seed = bucket.seeds[index] if bucket.seeds else 0
         if kernel is None or not _takes(kernel, bucket, row):
-            left.rows.append(row)
-            left.seeds.append(seed)
+            left.append(index)
+            lasts = lasts and kernel is None
             continue
         call = calls.get(id(kernel.step))
         if call is None:
             call = calls[id(kernel.step)] = native.Call(kernel, native.coded_state(plan))
-        call.add(kernel, row, seed)
-    return list(calls.values()), unwalkable, others
+        call.add(kernel, row, index)
+    return _Sorted(names, list(calls.values()), unwalkable, others, lasts)
 
 
 def _takes(kernel: native.Kernel, bucket: Bucket, row: TensorSlots) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ class Kernel:
 
 @dataclass
 class Call:
-    """Rows for one compiled function, in the form it takes them.
+    """Rows for one compiled function, in the form it takes them. Used again as long as the rows are the same.
 
     Args:
         kernel: of the first row; the others' have the same function.
@@ -70,31 +70,49 @@ class Call:
 
     kernel: Kernel
     coded: int | None
-    table: array[int] = field(default_factory=lambda: array("Q"))
+    rows: list[TensorSlots] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    tensors: list[Any] = field(default_factory=list)
     sizes: array[int] = field(default_factory=lambda: array("q"))
-    seeds: array[int] = field(default_factory=lambda: array("I"))
     entries: int = 0
 
-    def add(self, kernel: Kernel, row: TensorSlots, seed: int) -> None:
-        """Take a row."""
+    def add(self, kernel: Kernel, row: TensorSlots, place: int) -> None:
+        """Take a row, and its place in the bucket."""
         shape = row.param.shape
         numel = shape.numel()
         code_rows = 1
         if self.coded is not None:
             _, scales = row.states[self.coded]
             code_rows = len(scales)
-        self.table.extend([tensor.data_ptr() for tensor in row.tensors])
+        self.rows.append(row)
+        self.places.append(place)
+        self.tensors += row.tensors
         self.sizes.extend((*kernel.loops(shape, numel), code_rows, numel // code_rows))
-        self.seeds.append(seed)
         self.entries += numel
 
-    def run(self, scalars: Mapping[str, Any]) -> dict[str, float]:
-        """Step the rows; or probe them, and give the sums."""
+    def take_gradients(self) -> bool:
+        """Take the rows' gradients of this step; says whether no tensor has gaps or another order in memory."""
+        width = len(self.tensors) // len(self.rows)
+        self.tensors[1::width] = [row.grad for row in self.rows]
+        return all(map(Tensor.is_contiguous, self.tensors))
+
+    def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> dict[str, float]:
+        """Step the rows; or probe them, and give the sums.
+
+        Args:
+            scalars: the bucket's.
+            seeds: the bucket's.
+        """
+        count = len(self.rows)
+        # Asked anew at every step: memory may have been replaced. Three times as fast as a method call for each.
+        table = array("Q", map(Tensor.data_ptr, self.tensors))
+        self.tensors[1 :: len(self.tensors) // count] = [None] * count  # gradients are not kept alive
+        drawn = array("I", [seeds[place] for place in self.places] if seeds else bytes(4 * count))
         values = array("d", [float(scalars[name]) for name in self.kernel.names])
         threads = 1 if self.entries < _ONE_THREAD else torch.get_num_threads()
         sums = array("d", [0.0] * len(self.kernel.results))
-        addresses = [a.buffer_info()[0] for a in (self.sizes, self.table, values, self.seeds)]
-        self.kernel.step(len(self.seeds), *addresses, threads, sums.buffer_info()[0])
+        addresses = [a.buffer_info()[0] for a in (self.sizes, table, values, drawn)]
+        self.kernel.step(count, *addresses, threads, sums.buffer_info()[0])
         return dict(zip(self.kernel.results, sums, strict=True))
 
 
