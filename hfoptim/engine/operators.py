@@ -111,7 +111,7 @@ def _logical(name: str, sign: str) -> Operator:
 
 
 def _call(name: str, triton: str = "", cpp: str = "", **more: Any) -> Operator:
-    """A function: of C++'s standard library, and of Triton's language or `codegen/triton_runtime.py`."""
+    """A function: of C++'s standard library, and of Triton's language or `codegen/triton/runtime.py`."""
     return Operator(name, cpp or f"std::{name}({{0}})", triton or f"tl.{name}({{0}})", **more)
 
 

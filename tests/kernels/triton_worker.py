@@ -11,16 +11,23 @@ from operator_cases import ELEMENTWISE_STATES, elementwise, operands
 
 import hfoptim
 from hfoptim.engine import ELEMENT, Rule, storage
-from hfoptim.engine.codegen import triton
+from hfoptim.engine.codegen.triton import kernel, launch
 from hfoptim.engine.plan import Decay, plan_of
 
 SHAPES = [(7,), (40, 60), (), (3, 5, 2), (2500,)]
 
 
+def run_kernel(plan, rows, scalars, seeds=()):
+    call = launch.Call(kernel.kernel(plan, scalars, rows[0]))
+    for row, seed in zip(rows, seeds or [0] * len(rows), strict=True):
+        call.add(row, seed)
+    call.run(scalars)
+
+
 def step_by_triton(optimizer: hfoptim.AdamW) -> None:
     for item in optimizer._collect(optimizer._entries()):
         scalars = optimizer._scalars(item, {}, {})
-        triton.run(item.bucket.plan, item.bucket.rows, scalars, item.bucket.seeds)
+        run_kernel(item.bucket.plan, item.bucket.rows, scalars, item.bucket.seeds)
         for step in item.steps:
             step += 1
 
@@ -56,7 +63,7 @@ def operations(path: str) -> None:
         chosen = Rule(elementwise, ELEMENT, ELEMENTWISE_STATES)
         row = [y, x, *(chosen.first(name, x, dtype) for name in chosen.state)]
         plan = plan_of(chosen, Decay.NONE, dtype)
-        triton.run(plan, [plan.slots(row)], {"lr": 0.0})
+        run_kernel(plan, [plan.slots(row)], {"lr": 0.0})
         found[dtype] = row[2:]
     torch.save(found, path)
 

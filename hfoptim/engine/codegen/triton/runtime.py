@@ -5,8 +5,13 @@ Imported by kernels alone, so that nothing else needs Triton. Every function is 
 knows none of the vendors' libraries of functions.
 """
 
+import os
+
 import triton
 import triton.language as tl
+
+# In the interpreter a cast to bfloat16 cuts bits off.
+INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"))
 
 # -- rounding --------------------------------------------------------------------------------------------------------
 
@@ -22,17 +27,107 @@ def hashed(index, seed):
 
 
 @triton.jit
-def stochastic(x, random):
-    bits = x.to(tl.uint32, bitcast=True)
-    noise = tl.where((bits & 0x7F800000) != 0x7F800000, random & 0xFFFF, 0)
-    return ((bits + noise) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+def of_bits(upper):
+    """The bfloat16 number with these bits."""
+    return upper.to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
 def nearest(x):
+    if INTERPRETED:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        return of_bits(tl.where(x != x, 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16))
+    else:
+        return x.to(tl.bfloat16)
+
+
+@triton.jit
+def stochastic(x, random):
     bits = x.to(tl.uint32, bitcast=True)
-    rounded = tl.where(x != x, 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
-    return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    noise = tl.where((bits & 0x7F800000) != 0x7F800000, random & 0xFFFF, 0)
+    # The bits of a NaN may all be in the half that is cut off.
+    return of_bits(tl.where(x != x, 0x7FC0, (bits + noise) >> 16))
+
+
+@triton.jit
+def joined(number, rest):
+    """The float32 weights of bfloat16 numbers and their remainders, of 8 or 16 bits."""
+    bits = number.to(tl.uint16, bitcast=True).to(tl.int32)
+    remainder = rest.to(tl.int32)
+    if rest.dtype == tl.int8:
+        remainder = remainder * 256
+    # A remainder may belong to other numbers than these: it never takes one through zero.
+    magnitude = tl.maximum(((bits & 0x7FFF) << 16) + remainder, 0)
+    return (magnitude | ((bits & 0x8000) << 16)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def split16(x):
+    """float32 weights as bfloat16 numbers, rounded half up in magnitude, and what is left of the magnitude."""
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = tl.where(x != x, 0x7FC00000, bits & 0x7FFFFFFF)
+    high = (magnitude + 0x8000) >> 16
+    rest = magnitude - (high << 16)
+    return of_bits(high | ((bits >> 16) & 0x8000)), rest.to(tl.int16)
+
+
+@triton.jit
+def split8(x):
+    number, rest = split16(x)
+    return number, tl.minimum((rest.to(tl.int32) + 128) >> 8, 127).to(tl.int8)
+
+
+# -- codes -----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def decoded(codes, scales, book):
+    return tl.load(book + codes.to(tl.int32)) * scales[:, None]
+
+
+@triton.jit
+def block_largest(x):
+    """The largest magnitude of each row; NaN where there is one. As integers, magnitudes are in the same order."""
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def share_of(x, scale, LEAST: tl.constexpr):
+    share = divided(x, tl.where(scale == 0, 1.0, scale)[:, None])
+    if LEAST > 0:
+        share = tl.where((share > 0) & (share < LEAST), LEAST, share)
+    return share
+
+
+@triton.jit
+def code_of(share, above, cells):
+    """The number of midpoints below each share: that of its cell, or one more."""
+    bits = share.to(tl.int32, bitcast=True)
+    cell = tl.minimum(tl.maximum(((bits & 0x7FFFFFFF) >> 16) - 13184, 0), 3199) + ((bits >> 31) & 1) * 3200
+    code = tl.load(cells + cell).to(tl.int32)
+    return code + (share > tl.load(above + code)).to(tl.int32)
+
+
+@triton.jit
+def code_by_chance(share, code, book, COUNT: tl.constexpr, random):
+    """The code below each share, or by chance the next one, right on average."""
+    low = code - (tl.load(book + code) > share).to(tl.int32)
+    low = tl.minimum(tl.maximum(low, 0), COUNT - 2)
+    below = tl.load(book + low)
+    between = divided(share - below, tl.load(book + low + 1) - below)
+    return low + ((random >> 8).to(tl.float32) * 5.9604644775390625e-08 < between).to(tl.int32)
+
+
+@triton.jit
+def packed(codes):
+    """Two codes of 4 bits to a byte, the even column in the lower half."""
+    low, high = tl.split(tl.reshape(codes, (codes.shape[0], codes.shape[1] // 2, 2)))
+    return low | (high << 4)
+
+
+@triton.jit
+def unpacked(pairs):
+    return tl.interleave(pairs & 15, pairs >> 4)
 
 
 # -- operations ------------------------------------------------------------------------------------------------------
@@ -62,6 +157,12 @@ def larger(x, y):
 @triton.jit
 def smaller(x, y):
     return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest(x):
+    """The largest entry; NaN if there is one."""
+    return tl.where(tl.max((x != x).to(tl.int32)) != 0, float("nan"), tl.max(x))
 
 
 @triton.jit

@@ -1,0 +1,180 @@
+"""How a bucket's rows get to generated Triton functions: tables on the device, which are kept, and the launches."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.codegen.triton.codes import tables
+from hfoptim.engine.codegen.triton.kernel import Kernel
+from hfoptim.engine.codegen.triton.writer import Source
+from hfoptim.engine.tensor_slots import TensorSlots
+
+# Triton's own default for the first has changed between versions.
+OPTIONS = {"enable_fp_fusion": True}
+# What is kept on devices for calls like earlier ones: so many calls, and so many bytes.
+KEPT_CALLS = 256
+KEPT_BYTES = 1 << 27
+
+
+def start(function: Any, grid: int, arguments: Sequence[Any], warps: int) -> None:
+    """The one place where functions are launched; on meta tensors, which are there to be counted, none is."""
+    if not arguments[0].is_meta:
+        function[(grid,)](*arguments, num_warps=warps, **OPTIONS)
+
+
+@dataclass
+class Call:
+    """Rows for one kernel.
+
+    Args:
+        kernel: of the first row; the others' have the same functions.
+    """
+
+    kernel: Kernel
+    rows: list[TensorSlots] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    def add(self, row: TensorSlots, seed: int) -> None:
+        """Take a row of contiguous tensors; one without entries has nothing to be done."""
+        if row.param.numel():
+            self.rows.append(row)
+            self.seeds.append(seed)
+
+    def run(self, scalars: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Step the rows; or probe them, and give the sums. Nothing waits for the device."""
+        if not self.rows:
+            return {}
+        kernel, device = self.kernel, self.rows[0].param.device
+        source = kernel.source
+        with _on(device):
+            memory = _memory(kernel, self.rows, device)
+            memory.send([scalars[name] for name in kernel.names], self.seeds)
+            found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
+            arguments = {**memory.tensors, "results": found, "rows": len(self.rows)}
+            grids = {"block": memory.blocks, "row": len(self.rows), "all": 1}
+            for launch in source.launches:
+                given = [arguments[name] for name in launch.arguments]
+                start(getattr(kernel.step, launch.name), grids[launch.grid], given, launch.warps)
+        return dict(zip(kernel.results, found, strict=True))
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever the tensors' is."""
+    if device.type in ("cpu", "meta"):
+        return nullcontext()
+    guard: AbstractContextManager[Any] = torch.get_device_module(device).device(device)
+    return guard
+
+
+class Memory:
+    """What the launches of one call read, and what they leave for each other, on the device.
+
+    Args:
+        source: the kernel's.
+        rows: of the call.
+        shapes: for each its entries, and the rows of its coded state.
+        device: theirs.
+
+    Attributes:
+        tensors: by the names of the functions' arguments.
+        blocks: how many programs take a block.
+        bytes: how much there is, about.
+    """
+
+    def __init__(self, source: Source, shapes: list[tuple[int, int]], device: torch.device) -> None:
+        self.shapes, self.device = shapes, device
+        self.addresses: list[int] = []
+        self.sent = b""
+        self.rests = []
+        self.blocks = 0
+        counts = []
+        for entries, code_rows in shapes:
+            columns = entries // code_rows if code_rows else 0
+            count = code_rows * -(-columns // source.code_block) * source.code_block if code_rows else entries
+            counts.append(-(-count // source.block))
+            self.rests.append((entries, self.blocks, counts[-1], columns))
+            self.blocks += counts[-1]
+        numbers = torch.arange(len(shapes), dtype=torch.int32, device="cpu")
+        owner = numbers.repeat_interleave(torch.tensor(counts, device="cpu"))
+        width = source.tensors + len(self.rests[0])
+        self.tensors: dict[str, Tensor] = {
+            "owner": owner.to(device),
+            "table": torch.empty(len(shapes) * width, dtype=torch.int64, device=device),
+            "partials": torch.empty(self.blocks * source.sums, dtype=torch.float64, device=device),
+            "own": torch.empty(len(shapes) * source.own, dtype=torch.float64, device=device),
+        }
+        if source.codes:
+            self.tensors["books"], self.tensors["cells"] = tables(source.codes, device)
+        self.bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def point(self, addresses: list[int]) -> None:
+        """Tell where the tensors are, if they have moved."""
+        if addresses == self.addresses:
+            return
+        self.addresses = addresses
+        tensors = len(addresses) // len(self.rests)
+        numbers = array("Q")
+        for index, rest in enumerate(self.rests):
+            numbers.extend(addresses[index * tensors : (index + 1) * tensors])
+            numbers.extend(rest)
+        _upload(numbers, torch.int64, self.tensors["table"])
+
+    def send(self, scalars: list[Any], seeds: list[int]) -> None:
+        """Send the scalars and the seeds of a step, of scalars on the device the address."""
+        numbers = array("d", [_bits(s.data_ptr()) if isinstance(s, Tensor) else float(s) for s in scalars])
+        numbers.extend(seeds)
+        content = numbers.tobytes()
+        if content == self.sent:
+            return
+        self.sent = content
+        if "values" not in self.tensors:
+            self.tensors["values"] = torch.empty(len(numbers), dtype=torch.float64, device=self.device)
+        _upload(numbers, torch.float64, self.tensors["values"])
+
+
+def _bits(address: int) -> float:
+    """The number with the bits of an address."""
+    number: float = struct.unpack("d", struct.pack("Q", address))[0]
+    return number
+
+
+def _upload(numbers: array[Any], dtype: torch.dtype, to: Tensor) -> None:
+    """Copy numbers to a device, without waiting for it."""
+    source = torch.frombuffer(numbers, dtype=dtype)
+    if to.device.type not in ("cpu", "meta"):
+        # Memory of its own for each copy: the allocator does not give it to others before the copy is done.
+        source = torch.empty(len(numbers), dtype=dtype, pin_memory=True).copy_(source)
+    to.copy_(source, non_blocking=True)
+
+
+_kept: OrderedDict[Any, Memory] = OrderedDict()
+
+
+def _memory(kernel: Kernel, rows: list[TensorSlots], device: torch.device) -> Memory:
+    """The memory for these rows, the same as at the last step where there was one."""
+    source = kernel.source
+    addresses = [tensor.data_ptr() for row in rows for tensor in row.tensors]
+    scales = source.scales
+    code_rows = [0] * len(rows) if scales is None else [len(row.tensors[scales]) for row in rows]
+    shapes = list(zip([row.param.numel() for row in rows], code_rows, strict=True))
+    # By parameters: two optimizers never share what the other's launches may still be reading. And by stream, whose
+    # order is what a copy relies on.
+    stream = None if device.type in ("cpu", "meta") else torch.get_device_module(device).current_stream(device)
+    key = (id(kernel.step), device, stream, *addresses[:: source.tensors])
+    memory = _kept.pop(key, None)
+    if memory is None or memory.shapes != shapes:
+        memory = Memory(source, shapes, device)
+    _kept[key] = memory
+    while len(_kept) > 1 and (len(_kept) > KEPT_CALLS or sum(m.bytes for m in _kept.values()) > KEPT_BYTES):
+        _kept.popitem(last=False)
+    memory.point(addresses)
+    return memory

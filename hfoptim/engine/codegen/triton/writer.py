@@ -1,0 +1,419 @@
+"""Triton from a scheduled flat program: element-wise rules, and reductions over whole tensors.
+
+A launch costs as much as some hundred thousand entries, so it must not be paid per tensor: each function steps all
+tensors of a bucket. One of its programs takes one block of one tensor, which it finds through a map and a table of
+addresses. Passes over memory follow each other as the schedule has them; between two of them one launch, a program per
+tensor, adds up what the blocks have left. Every sum has its own place and its own order: nothing is atomic, so that a
+step gives the same bits every time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
+from hfoptim.engine.codegen.places import Places
+from hfoptim.engine.codegen.schedule import Program, Store, Time
+from hfoptim.engine.codegen.trace import REDUCTIONS, Node, Unwalkable
+from hfoptim.engine.operators import BOOLEAN, OPERATORS
+
+# Entries of a block, which one program takes; of partial sums that a program adds up at a time.
+BLOCK = 1024
+SUMS = 2048
+
+# Triton's types of the functions' arguments. `results` has that of the rule's arithmetic.
+TYPES = {
+    "table": "*i64",  # per row: the addresses of its tensors, then what `COLUMNS` names
+    "owner": "*i32",  # per block: its row
+    "values": "*fp64",  # the scalars, then one seed per row
+    "partials": "*fp64",  # per block: its part of each sum
+    "own": "*fp64",  # per row: its own scalars
+    "books": "*fp32",  # of each code its values, then the midpoints between them
+    "cells": "*u8",  # of each code the least code by the upper bits of a value
+    "results": "*fp32",  # a probe's sums
+    "rows": "i32",  # how many
+}
+# What a row of the table has behind its addresses: entries, number of its first block, how many blocks; and the
+# columns of its coded state, 0 where it has none.
+COLUMNS = ("entries", "first", "blocks", "columns")
+
+KEPT = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
+_RESTS = {"remainder8": "tl.int8", "remainder16": "tl.int16"}
+_HEAD = """\
+import triton
+import triton.language as tl
+from hfoptim.engine.codegen.triton.runtime import *
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a step.
+
+    Args:
+        name: of the function in the source.
+        grid: "block", "row" or "all": what one program takes.
+        arguments: names of its arguments, keys of `TYPES`.
+        warps: how many warps a program has.
+    """
+
+    name: str
+    grid: str
+    arguments: tuple[str, ...]
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """Generated functions and how they are launched.
+
+    Args:
+        text: the module.
+        launches: in order, all of one step.
+        tensors: how many addresses a row has.
+        block: entries of a program; of coded state, a whole number of its blocks.
+        code_block: entries of a block of coded state; 0 without codes.
+        codes: the kinds of codes there are, in the order in which `books` and `cells` have them.
+        sums, own: numbers that a block leaves in `partials`, and a row in `own`.
+        scales: position in the row of the first tensor of scales; None without codes.
+        compute: "float32" or "float64".
+    """
+
+    text: str
+    launches: tuple[Launch, ...]
+    tensors: int
+    block: int
+    code_block: int
+    codes: tuple[str, ...]
+    sums: int
+    own: int
+    scales: int | None
+    compute: str
+
+    def signature(self, launch: Launch) -> dict[str, str]:
+        """Triton's type of each argument of a launch, in order."""
+        types = {**TYPES, "results": "*fp64" if self.compute == "float64" else "*fp32"}
+        return {name: types[name] for name in launch.arguments}
+
+
+class Writer(Places):
+    """Writes the functions of a program whose tensors are seen as one run of entries."""
+
+    code_block = 0
+    codes: tuple[str, ...] = ()
+
+    def __init__(
+        self, program: Program, layout: Layout, scalars: tuple[str, ...], tensor_scalars: frozenset[str]
+    ) -> None:
+        super().__init__(program)
+        if program.axes != 1:
+            raise Unwalkable("it reduces along rows or columns, for which no Triton is generated yet")
+        self.layout, self.scalars, self.tensor_scalars = layout, scalars, tensor_scalars
+        self.real = KEPT[layout.compute]
+        self.width = max(1, len(self.own))
+        self.most = max([1, *(len(self.sums(phase, "scalar")) for phase in range(program.phases))])
+        self.launches: list[Launch] = []
+
+    def source(self) -> Source:
+        """The module, and the launches of a step."""
+        lines: list[str] = []
+        for phase in range(self.program.phases):
+            if self.program.walks(phase):
+                lines += self._function(f"pass{phase}", "block", self._pass(phase))
+            if self._ends(phase):
+                lines += self._function(f"end{phase}", "row", self._end(phase), warps=8)
+        if self.program.results:
+            lines += self._function("total", "all", self._total())
+        layout = self.layout
+        return Source(
+            text=_HEAD + "\n".join(lines) + "\n",
+            launches=tuple(self.launches),
+            tensors=layout.tensors,
+            block=BLOCK,
+            code_block=self.code_block,
+            codes=self.codes,
+            sums=self.most,
+            own=self.width,
+            scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
+            compute=layout.compute,
+        )
+
+    def _function(self, name: str, grid: str, body: Iterable[str], warps: int = 4) -> Iterator[str]:
+        lines = list(body)
+        used = tuple(argument for argument in TYPES if any(_names(line, argument) for line in lines))
+        self.launches.append(Launch(name, grid, used, warps))
+        yield from ("", "", "@triton.jit(do_not_specialize=['rows'])" if "rows" in used else "@triton.jit")
+        yield f"def {name}({', '.join(used)}):"
+        yield from ("    " + line for line in lines)
+
+    # -- numbers of a whole tensor ------------------------------------------------------------------------------
+
+    def _numbers(self, roots: Iterable[int], here: Iterable[int]) -> Iterator[str]:
+        """Definitions of scalars, in double precision.
+
+        Args:
+            roots: those that are to be known; nodes of other kinds are passed over.
+            here: the tensor's own that are worked out at this place; the others are in `own`.
+        """
+        worked_out, needed = set(here), set()
+        stack = [i for i in roots if self.kinds[i] == "scalar"]
+        while stack:
+            i = stack.pop()
+            if i not in needed:
+                needed.add(i)
+                if i in self.uniform or i in worked_out:
+                    stack += [a for a in self.nodes[i].args if self.kinds[a] == "scalar"]
+        for i in sorted(needed):
+            node = self.nodes[i]
+            if i in self.uniform:
+                yield f"v{i} = {self._scalar(node.value) if node.op == 'scalar' else self._expression(node, _F64)}"
+            elif i in worked_out:
+                yield f"v{i} = {self._own(i)}"
+            else:
+                there = f"tl.load(own + tensor * {self.width} + {self.own[i]})"
+                yield f"v{i} = {there}{' != 0' if node.op in BOOLEAN else ''}"
+
+    def _scalar(self, name: str) -> str:
+        place = f"tl.load(values + {self.scalars.index(name)})"
+        if name not in self.tensor_scalars:
+            return place
+        # The number of a tensor is where it was: the bits are its address.
+        return f"tl.load({place}.to(tl.int64, bitcast=True).to(tl.pointer_type({self.real}))).to({_F64})"
+
+    def _own(self, i: int) -> str:
+        node = self.nodes[i]
+        if node.op == "load":
+            slot = self.layout.slots[node.value]
+            return f"tl.load({self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))).to({_F64})"
+        if node.op == "size":
+            return f"tl.load(row + {self.layout.tensors}).to({_F64})"
+        if node.op in REDUCTIONS:
+            return self._reduced(i, f"a{i}")
+        return self._expression(node, _F64)
+
+    def _address(self, position: int) -> str:
+        return f"tl.load(row + {position})"
+
+    def _row(self) -> Iterator[str]:
+        yield f"row = table + tensor * {self.layout.tensors + len(COLUMNS)}"
+
+    # -- between passes -----------------------------------------------------------------------------------------
+
+    def _now(self, phase: int) -> list[int]:
+        """The tensor's own scalars that are known once a phase is over."""
+        times = [(phase + 1, 0), *([(0, 0)] if phase == 0 else [])]
+        return [i for i in self.own if self.times[i] in times]
+
+    def _scalar_stores(self, phase: int) -> list[Store]:
+        phases = (phase + 1, *((0,) if phase == 0 else ()))
+        return [s for s in self.program.stores if s.time[0] in phases and self.kinds[s.node] == "scalar"]
+
+    def _ends(self, phase: int) -> bool:
+        last = phase + 1 == self.program.phases
+        return bool(self._scalar_stores(phase) or (self._now(phase) and (not last or self.program.results)))
+
+    def _end(self, phase: int) -> Iterator[str]:
+        """One tensor: what its blocks have left is added up, and its own numbers follow."""
+        yield "tensor = tl.program_id(0)"
+        yield from self._row()
+        sums = self.sums(phase, "scalar")
+        if sums:
+            yield f"first = tl.load(row + {self.layout.tensors + 1})"
+            yield f"last = first + tl.load(row + {self.layout.tensors + 2})"
+            yield f"at = tl.arange(0, {SUMS})"
+            for i in sums:
+                yield f"a{i} = tl.full(({SUMS},), {self._empty(i)}, {_F64})"
+            yield f"for start in range(first, last, {SUMS}):"
+            for place, i in enumerate(sums):
+                empty = self._empty(i)
+                part = (
+                    f"tl.load(partials + (start + at) * {self.most} + {place}, mask=start + at < last, other={empty})"
+                )
+                yield f"    a{i} = {f'a{i} + {part}' if self.nodes[i].op == 'sum' else f'larger(a{i}, {part})'}"
+        now, stores = self._now(phase), self._scalar_stores(phase)
+        yield from self._numbers([*now, *(s.node for s in stores)], now)
+        for i in now:
+            yield f"tl.store(own + tensor * {self.width} + {self.own[i]}, v{i}.to({_F64}))"
+        for store in stores:
+            slot = self.layout.slots[store.position]
+            there = f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
+            yield f"tl.store({there}, v{store.node}.to({KEPT[slot.kept]}))"
+
+    def _total(self) -> Iterator[str]:
+        """All tensors: the program's results, added up."""
+        yield f"at = tl.arange(0, {SUMS})"
+        results = self.program.results
+        yield from self._numbers([i for i in results if i in self.uniform], ())
+        for place, i in enumerate(results):
+            if i in self.uniform:
+                yield f"tl.store(results + {place}, (v{i} * rows).to({self.real}))"
+                continue
+            yield f"a{i} = tl.zeros(({SUMS},), {_F64})"
+            yield f"for start in range(0, rows, {SUMS}):"
+            there = f"tl.load(own + (start + at) * {self.width} + {self.own[i]}, mask=start + at < rows, other=0.0)"
+            yield f"    a{i} += {there}"
+            yield f"tl.store(results + {place}, tl.sum(a{i}).to({self.real}))"
+
+    # -- passes over memory -------------------------------------------------------------------------------------
+
+    def _pass(self, phase: int) -> Iterator[str]:
+        """One block: by accesses of 16 bytes where it is whole and every tensor begins at such an address."""
+        time: Time = (phase, 0)
+        leaves = sorted(i for i in self.program.expand(time, self.program.roots(time))[1] if self.kinds[i] == "scalar")
+        used = self._used(time)
+        yield "block = tl.program_id(0)"
+        yield "tensor = tl.load(owner + block)"
+        yield from self._row()
+        yield from self._place()
+        for position in used:
+            yield f"t{position} = {self._address(position)}"
+        yield from self._numbers(leaves, self.own if phase == 0 else ())
+        for i in leaves:
+            if self.nodes[i].op not in BOOLEAN:
+                yield f"v{i} = v{i}.to({self.real})"
+        if any(self.layout.slots[s.position].stochastic for s in self.program.stored(time, "full")):
+            yield f"seed = tl.load(values + {len(self.scalars)} + tensor).to(tl.int64)"
+        addresses = " | ".join(f"t{position}" for position in used)
+        yield f"if {self._whole()} & ((({addresses}) & 15) == 0):"
+        yield from ("    " + line for line in self._block(time, whole=True))
+        yield "else:"
+        yield from ("    " + line for line in self._block(time, whole=False))
+
+    def _used(self, time: Time) -> list[int]:
+        """Positions in the row of the tensors that are read or written entry by entry."""
+        reads = set(self.program.reads(time).values())
+        stores = {s.position for s in self.program.stored(time, "full")}
+        used = {self.layout.slots[index].position for index in reads | stores}
+        if self._uses_rest(PARAM in reads, PARAM in stores):
+            used.add(self.layout.tensors - 1)
+        return sorted(used)
+
+    def _uses_rest(self, reads: bool, stores: bool) -> bool:
+        rounding = self.layout.rounding
+        return (stores and rounding == "kahan") or ((reads or stores) and rounding in _RESTS)
+
+    def _place(self) -> Iterator[str]:
+        """Which entries of the tensor the block has."""
+        yield f"base = (block - tl.load(row + {self.layout.tensors + 1})) * {BLOCK}"
+        yield f"left = tl.load(row + {self.layout.tensors}) - base"
+
+    def _whole(self) -> str:
+        return f"(left >= {BLOCK})"
+
+    def _tile(self, whole: bool) -> Iterator[str]:
+        """Where the entries of the block are, counted from `base`."""
+        yield f"at = tl.arange(0, {BLOCK})"
+        if not whole:
+            yield "live = at < left"
+
+    def _block(self, time: Time, whole: bool) -> Iterator[str]:
+        """The statements that take one block."""
+        program = self.program
+        stores, reads, sums = program.stored(time, "full"), program.reads(time), self.sums(time[0], "scalar")
+        yield from self._tile(whole)
+        param_read, param_stored = PARAM in reads.values(), any(s.position == PARAM for s in stores)
+        for index in sorted({*reads.values(), *(s.position for s in stores)}):
+            yield from self._pointers(index, whole)
+        if self._uses_rest(param_read, param_stored):
+            kept = _RESTS.get(self.layout.rounding, KEPT[self.layout.slots[PARAM].kept])
+            yield f"rest = {self._pointer(self.layout.tensors - 1, kept, whole)}"
+            if self.layout.rounding == "kahan" or param_read:
+                yield f"left_over = {self._load('rest', whole)}"
+        for i, index in reads.items():
+            yield f"v{i} = {self._read(index, whole)}"
+        for i in program.expand(time, program.roots(time))[0]:
+            yield f"v{i} = {self._expression(self.nodes[i], self.real)}"
+        for store in stores:
+            yield from self._write(store, whole)
+        for place, i in enumerate(sums):
+            value = f"v{self.nodes[i].args[0]}"
+            if not whole:
+                value = f"tl.where(live, {value}, {self._empty(i)})"
+            yield f"tl.store(partials + block * {self.most} + {place}, {self._reduced(i, value)}.to({_F64}))"
+
+    def _empty(self, i: int) -> str:
+        """What changes nothing in reduction `i`."""
+        return "0.0" if self.nodes[i].op == "sum" else "float('-inf')"
+
+    def _reduced(self, i: int, value: str) -> str:
+        return f"tl.sum({value})" if self.nodes[i].op == "sum" else f"largest({value})"
+
+    def _pointer(self, position: int, kept: str, whole: bool, offset: str = " + base") -> str:
+        # The hint is put on an operation of this branch only: the other one may not count on it.
+        there = f"t{position}.to(tl.pointer_type({kept})){offset}"
+        return f"tl.multiple_of({there}, 16)" if whole else there
+
+    def _pointers(self, index: int, whole: bool) -> Iterator[str]:
+        slot = self.layout.slots[index]
+        yield f"p{index} = {self._pointer(slot.position, KEPT[slot.kept], whole)}"
+
+    def _load(self, pointer: str, whole: bool) -> str:
+        return f"tl.load({pointer} + {self._at(whole)}{'' if whole else ', mask=live, other=0'})"
+
+    def _store(self, pointer: str, value: str, whole: bool) -> str:
+        return f"tl.store({pointer} + {self._at(whole)}, {value}{'' if whole else ', mask=live'})"
+
+    def _read(self, index: int, whole: bool) -> str:
+        loaded = self._load(f"p{index}", whole)
+        if index == PARAM and self.layout.rounding in _RESTS:
+            return f"joined({loaded}, left_over)"
+        return f"{loaded}.to({self.real})"
+
+    def _write(self, store: Store, whole: bool) -> Iterator[str]:
+        index, value, slot = store.position, f"v{store.node}", self.layout.slots[store.position]
+        rounding, kept = self.layout.rounding, slot.kept
+        if index == PARAM and rounding == "kahan":
+            yield f"exact = {value} + left_over.to({self.real})"
+            yield f"rounded = {_rounded('exact', KEPT[kept])}"
+            yield self._store(f"p{index}", "rounded", whole)
+            yield self._store("rest", _rounded(f"exact - rounded.to({self.real})", KEPT[kept]), whole)
+        elif index == PARAM and rounding in _RESTS:
+            yield f"rounded, lost = split{_RESTS[rounding].removeprefix('tl.int')}({value})"
+            yield self._store(f"p{index}", "rounded", whole)
+            yield self._store("rest", "lost", whole)
+        elif slot.stochastic:
+            yield self._store(f"p{index}", f"stochastic({value}, {self._random(slot, whole)})", whole)
+        else:
+            yield self._store(f"p{index}", _rounded(value, KEPT[kept]), whole)
+
+    def _random(self, slot: Slot, whole: bool) -> str:
+        """32 random bits for each entry."""
+        salt = slot.salt * 0xC2B2AE3D & 0xFFFFFFFF
+        return f"hashed(({self._entry(whole)}).to(tl.uint32), (seed + {salt}).to(tl.uint32))"
+
+    def _at(self, whole: bool) -> str:
+        """Where the block's entries are behind a pointer."""
+        return "at"
+
+    def _entry(self, whole: bool) -> str:
+        """The numbers of the block's entries in their tensor."""
+        return "base + at"
+
+    # -- expressions --------------------------------------------------------------------------------------------
+
+    def _expression(self, node: Node, real: str) -> str:
+        op, args = node.op, [f"v{a}" for a in node.args]
+        if op == "number":
+            number = repr(float(node.value)) if math.isfinite(node.value) else f"float('{node.value}')"
+            return f"tl.full((), {number}, {real})"
+        if op == "cast":
+            return f"{_rounded(args[0], 'tl.bfloat16' if node.value is torch.bfloat16 else 'tl.float16')}.to({real})"
+        operator = OPERATORS[op]
+        return (operator.triton or operator.cpp).format(*args)
+
+
+_F64 = "tl.float64"
+
+
+def _names(line: str, argument: str) -> bool:
+    return re.search(rf"\b{argument}\b", line) is not None
+
+
+def _rounded(value: str, kept: str) -> str:
+    """A value cast to a dtype; to bfloat16 by a function, as Triton's interpreter would cut the bits off."""
+    return f"nearest({value})" if kept == "tl.bfloat16" else f"({value}).to({kept})"
