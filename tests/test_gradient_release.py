@@ -159,10 +159,11 @@ def test_the_runner_is_chosen_by_the_whole_model(monkeypatch):
 
     seen = []
     choose = backends.choose
-    monkeypatch.setattr(backends, "choose", lambda g, device, numel: seen.append(numel) or choose(g, device, numel))
+    monkeypatch.setattr(backends, "choose", lambda g, device, size: seen.append(size) or choose(g, device, size))
     model, optimizer = released()
     model(torch.randint(7, (2, 3))).sum().backward()
-    assert seen == [sum(p.numel() for group in optimizer.param_groups for p in group["params"])] * 2  # one per group
+    whole = sum(backends.size_of(p) for group in optimizer.param_groups for p in group["params"])
+    assert seen == [whole] * 2  # one per group
 
 
 class Network(nn.Module):

@@ -362,16 +362,16 @@ class EngineOptimizer(Optimizer):
         return bool(dtensor.sum_over_ranks(sums)["grad"] == 0.0)
 
     def _survey(self) -> Survey:
-        numel: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         places: dict[Tensor, Place] = {}
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
                 places[param] = Place(index, position, len(places))
-                numel[param.device.type] = numel.get(param.device.type, 0) + param.numel()
+                sizes[param.device.type] = sizes.get(param.device.type, 0) + backends.size_of(param)
         choice = {
-            (index, device): backends.choose(group, device, total)
+            (index, device): backends.choose(group, device, size)
             for index, group in enumerate(self.param_groups)
-            for device, total in numel.items()
+            for device, size in sizes.items()
         }
         return Survey(choice, places)
 

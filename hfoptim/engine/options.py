@@ -54,7 +54,8 @@ OPTIONS = {
     "foreach": Option(
         None,
         "True for the multi-tensor backend, False for one tensor at a time. With `fused` None too, one compiled "
-        "kernel from 10 million parameters on where a compiler is at hand, else the multi-tensor backend",
+        "kernel from 100,000 parameters or some 20 tensors on (a tensor counts as 5,000 parameters; on a GPU from "
+        "10 million on) where a compiler is at hand, else the multi-tensor backend",
         values=(None, True, False),
     ),
     "fused": Option(

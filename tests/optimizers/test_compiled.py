@@ -344,9 +344,28 @@ def test_kahan_compensation_survives_the_compiler(entry, options, dtype):
 
 def test_small_models_are_not_compiled_unless_asked_for():
     before = native.compiled()
-    params = parameters((*SMALL, "large"), torch.float32)
+    params = parameters(("matrix", "vector", "conv", "large"), torch.float32)
     train(ADAM.cls(list(params.items()), betas=(0.9, 0.5), maximize=True, caution=True), params, range(1, 3))
     assert native.compiled() == before
+
+
+def shapes_of(count, *shape):
+    return [torch.empty(shape, device="meta") for _ in range(count)]
+
+
+MODELS = {
+    "a network of two layers": (shapes_of(2, 64, 64) + shapes_of(2, 64), False),
+    "8 tensors of 10 thousand entries in all": (shapes_of(8, 25, 50), False),
+    "148 tensors of 8x8": (shapes_of(148, 8, 8), True),
+    "one tensor of 100 thousand entries": (shapes_of(1, 100_000), True),
+    "128 adapter matrices": (shapes_of(64, 8, 4096) + shapes_of(64, 4096, 8), True),
+}
+
+
+@pytest.mark.parametrize(("tensors", "expected"), MODELS.values(), ids=MODELS)
+def test_what_is_compiled_without_being_asked_for(tensors, expected):
+    size = sum(map(backends.size_of, tensors))
+    assert (backends.KERNELS in backends.choose({"fused": None, "foreach": None}, "cpu", size)) is expected
 
 
 def test_large_models_are_compiled_where_a_compiler_is_at_hand(monkeypatch):
@@ -358,15 +377,17 @@ def test_large_models_are_compiled_where_a_compiler_is_at_hand(monkeypatch):
         assert backends.KERNELS not in backends.choose({**group, **options}, "cpu", large)
     assert backends.choose({**group, "fused": True}, "cpu", small) == (backends.MATRIX, backends.KERNELS_ASKED)
     monkeypatch.setattr(compiled, "missing", lambda device_type: "a C++ compiler")
-    assert backends.choose(group, "cpu", large) == backends.choose(group, "cpu", small)
+    compiled.warn_uncompiled.cache_clear()
+    with pytest.warns(UserWarning, match="without compiled kernels"):
+        assert backends.choose(group, "cpu", large) == backends.choose(group, "cpu", small)
 
 
 def test_a_model_is_large_or_small_by_all_of_its_parameters(monkeypatch):
     taken = []
     monkeypatch.setattr(backends.KERNELS, "step", lambda bucket: taken.append(len(bucket.rows)) or step(bucket))
     step = backends.LOOP.step
-    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 100)
     params = {f"{i}": torch.nn.Parameter(torch.ones(10)) for i in range(10)}
+    monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 10 * backends.size_of(params["0"]))
     train(LION.cls(list(params.items())), params, range(1, 2))
     assert taken == [10]
     params.pop("0")

@@ -84,6 +84,7 @@ def test_float16_is_not_compiled_for_by_a_compiler_that_does_not_know_it(monkeyp
 
 def test_the_speed_that_is_lost_is_told_once(no_compiler, monkeypatch):
     monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
+    monkeypatch.setattr(backends, "TELL_FROM", 1)
     params = parameters(("matrix", "wide"))
     with pytest.warns(UserWarning, match=r"without compiled kernels.*need a C\+\+ compiler"):
         train(LION.cls(list(params.items())), params, range(1, 4))
@@ -96,6 +97,17 @@ def test_the_speed_that_is_lost_is_told_once(no_compiler, monkeypatch):
         train(LION.cls(list(params.items()), fused=False), params, range(6, 8))
         monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1 << 40)  # small models are stepped so anyway
         train(LION.cls(list(params.items())), params, range(8, 10))
+
+
+@pytest.mark.parametrize(("shape", "told"), [((300, 400), False), ((1000, 1000), True)], ids=str)
+def test_only_speed_that_matters_is_told_of(shape, told, no_compiler):
+    """Both would be compiled; the smaller one's step is a millisecond longer."""
+    param = torch.nn.Parameter(torch.ones(shape))
+    assert backends.size_of(param) >= backends.COMPILE_FROM["cpu"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(LION.cls([param]), {"only": param}, range(1, 3))
+    assert len([each for each in caught if "compiled kernels" in str(each.message)]) == told
 
 
 def test_asked_for_kernels_are_an_error(no_compiler):

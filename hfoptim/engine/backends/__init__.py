@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hfoptim.engine.backends import compiled
 from hfoptim.engine.backends.backend import Backend
@@ -22,19 +23,29 @@ LOOP, FOREACH, MATRIX = Tiled(Loop()), Tiled(Foreach()), Matrix()
 KERNELS, KERNELS_ASKED = (compiled.Kernels(asked, LOOP, FOREACH) for asked in (False, True))
 INDUCTOR = Inductor(LOOP)
 
-# Compiling costs seconds, once; it is worth it from about this many entries on, where a step without it takes longer
-# than a hundredth of that. Fixed by the size of the model alone, so that a resumed run takes the same path.
-COMPILE_FROM = {"cpu": 10_000_000, "default": 10_000_000}
+# The size, by `size_of`, from which compiling is worth it: half a second on a CPU, once on a machine, which AdamW's
+# steps have earned after a thousand, Adafactor's after two hundred (measured from 1 k to 100 M entries in 1 to 3000
+# tensors). Fixed by the model alone, so that a resumed run takes the same path.
+COMPILE_FROM = {"cpu": 100_000, "default": 10_000_000}
+# The size from which it is told that nothing can be compiled: a step is some ten milliseconds longer.
+TELL_FROM = 1_000_000
+# Each tensor costs the multi-tensor backend as much time as so many entries do.
+_PER_TENSOR = 5_000
 
 
-def choose(group: Mapping[str, Any], device_type: str, numel: int) -> tuple[Backend, ...]:
+def size_of(param: Tensor) -> int:
+    """How much a parameter counts for in the choice of a backend: its entries, and so many for being a tensor."""
+    return param.numel() + _PER_TENSOR
+
+
+def choose(group: Mapping[str, Any], device_type: str, size: int) -> tuple[Backend, ...]:
     """The backends for a group's buckets on a device, in the order in which they are tried.
 
     Args:
         group: a parameter group; `fused` asks for the compiled backend, `foreach` for the multi-tensor one (False: the
             loop). None for both leaves it to the engine.
         device_type: "cpu", "cuda", ...
-        numel: entries of all parameters of the optimizer on that device.
+        size: of all parameters of the optimizer on that device, by `size_of`.
 
     Raises:
         NotImplementedError: `fused=True` with an option whose forms the compiled backend does not know on that device.
@@ -43,7 +54,7 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> tuple[Back
     asked = group["fused"]
     if group["foreach"] is False and not asked:
         return (LOOP,)
-    large = numel >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
+    large = size >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
     if not asked and (group["foreach"] or asked is False or not large):
         return (MATRIX, FOREACH)
     backend = INDUCTOR if device_type != "cpu" else KERNELS_ASKED if asked else KERNELS
@@ -59,7 +70,8 @@ def choose(group: Mapping[str, Any], device_type: str, numel: int) -> tuple[Back
         return (MATRIX, backend)
     if asked:
         raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
-    compiled.warn_uncompiled(f"they need {lacking}, missing on this machine")
+    if size >= TELL_FROM:
+        compiled.warn_uncompiled(f"they need {lacking}, missing on this machine")
     return (MATRIX, FOREACH)
 
 
