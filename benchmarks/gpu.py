@@ -8,18 +8,16 @@ Four parts; on a machine without CUDA it says so and ends.
 - right: every optimizer's compiled step on the device against the loop on the CPU, from the same values.
 - times: ours against torch's fused AdamW, in turn, and against the floor that the bytes moved set (see step_time.py).
 - launches: kernels that one step starts, from torch's profiler.
-- sharing: AdamW's step by several ways of having tensors share launches: torch.compile with k tensors per call, with
-  combo kernels, over torch's multi-tensor functions, and the engine's own choice.
+- sharing: AdamW's step by several ways of having tensors share launches: torch.compile over torch's multi-tensor
+  functions, torch's fused kernel, and the engine's own choice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
-from unittest import mock
 
 import candidates
 import console
@@ -30,12 +28,10 @@ import typer
 from measure import Parameters
 
 import hfoptim
-from hfoptim.engine import Scope, backends
-from hfoptim.engine.backends import inductor
+from hfoptim.engine import Scope
 from hfoptim.registry.lookup import option_names
 
 SIZES = (124e6, 1e9)
-SHARES = (1, 4, 16, 64)
 STEPS = 3
 # Relative difference to the CPU, in the Euclidean norm: sums are added up in another order.
 TOLERANCE = 1e-3
@@ -135,18 +131,6 @@ def launches(optimizer: Any) -> int:
 # -- sharing launches ------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def through_inductor(share: int, combine: bool = False) -> Iterator[None]:
-    """The compiled backend is torch.compile's, with so many tensors per call."""
-    with (
-        mock.patch.object(backends.KERNELS_ASKED, "step", backends.INDUCTOR.step),
-        mock.patch.object(inductor, "SHARE", share),
-        mock.patch.dict(inductor._kernels, clear=True),
-        torch._inductor.config.patch(combo_kernels=combine),
-    ):
-        yield
-
-
 def _multi_tensor(params: Parameters) -> Any:
     """torch.compile over torch's multi-tensor functions, as torch.optim.AdamW calls them."""
     lr = torch.tensor(1e-3, device="cuda")
@@ -164,23 +148,11 @@ Way = tuple[Callable[[Parameters], Any], contextlib.AbstractContextManager[None]
 
 def ways() -> dict[str, Way]:
     """Ways of sharing launches: by label how the optimizer is made, and within what it steps."""
-    found: dict[str, Way] = {
-        f"torch.compile, {share} tensors per call": (_adamw, through_inductor(share)) for share in SHARES
-    }
-    found |= {
-        f"torch.compile, {share} tensors per call, combo kernels": (_adamw, through_inductor(share, combine=True))
-        for share in SHARES[-2:]
-    }
+    found: dict[str, Way] = {}
     found["torch.compile of torch's foreach AdamW"] = (_multi_tensor, contextlib.nullcontext())
     found["torch AdamW fused"] = (candidates.base(torch.float32).make, contextlib.nullcontext())
-    own = "generated Triton kernel" if triton_generator() else "torch.compile"
-    found[f"hfoptim's own choice ({own})"] = (_adamw, contextlib.nullcontext())
+    found["hfoptim's own choice"] = (_adamw, contextlib.nullcontext())
     return found
-
-
-def triton_generator() -> bool:
-    """Whether the engine generates Triton kernels of its own."""
-    return importlib.util.find_spec("hfoptim.engine.codegen.triton") is not None
 
 
 def share_launches(size: float, repeats: int) -> list[dict[str, Any]]:
@@ -266,7 +238,7 @@ def main(
         console.OUT.print("no CUDA device")
         return
     chosen = [hfoptim.get_optimizer_info(name).name for name in family] if family else candidates.names()[0]
-    about = measure.about(device=torch.cuda.get_device_name(), triton_generator=triton_generator())
+    about = measure.about(device=torch.cuda.get_device_name())
     result: dict[str, Any] = {"about": about, "right": [], "times": [], "sharing": []}
     for name in chosen:
         for form in sides(name):

@@ -414,7 +414,7 @@ def test_a_checkpoint_with_a_foreign_first_value_is_still_refused() -> None:
 # -- steps obey --------------------------------------------------------------------------------------------------------
 
 RUNNERS: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}]
-if compiled.missing("cpu") is None:
+if compiled.missing() is None:
     RUNNERS.append({"fused": True})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,12 @@ class Option:
         doc: what it does.
         of_run: whether it says how a run computes and keeps its numbers, which a checkpoint does not bring along; else
             it belongs to the mathematics, and a checkpoint does.
-        refused_by: names of the backends that know its default only.
         values: all that it may be.
     """
 
     default: Any
     doc: str
     of_run: bool = True
-    refused_by: tuple[str, ...] = ()
     values: tuple[Any, ...] = (True, False)
 
     def checked(self, name: str, value: Any) -> Any:
@@ -55,12 +52,12 @@ OPTIONS = {
         None,
         "True for the multi-tensor backend, False for one tensor at a time. With `fused` None too, one compiled "
         "kernel from 100,000 parameters or some 20 tensors on (a tensor counts as 5,000 parameters; on a GPU from "
-        "10 million on) where a compiler is at hand, else the multi-tensor backend",
+        "1 million on) where a compiler is at hand, else the multi-tensor backend",
         values=(None, True, False),
     ),
     "fused": Option(
         None,
-        "True for one compiled kernel (g++ or clang++; on a GPU Triton and torch.compile)",
+        "True for one compiled kernel (g++ or clang++; on a GPU Triton)",
         values=(None, True, False),
     ),
     "caution": Option(
@@ -75,20 +72,16 @@ OPTIONS = {
         "parameters, yes, unless `stochastic_rounding` or `master_weights` is chosen",
         values=(None, True, False),
     ),
-    "stochastic_rounding": Option(
-        False, "round bfloat16 parameters up or down by chance, right on average", refused_by=("inductor",)
-    ),
+    "stochastic_rounding": Option(False, "round bfloat16 parameters up or down by chance, right on average"),
     "master_weights": Option(
         None,
         "keep so many more bits (8 or 16) of bfloat16 parameters; with 16 they are exact float32 weights",
-        refused_by=("inductor",),
         values=(None, 8, 16),
     ),
     "state_dtype": Option(
         "float32",
         'how state of a parameter\'s shape is kept: "float32", "bfloat16", or in blocks with a scale each, "8bit" '
         'or "4bit". State of parameters with fewer than 4096 entries stays float32',
-        refused_by=("inductor",),
         values=("float32", "bfloat16", "8bit", "4bit"),
     ),
     "state_rounding": Option(
@@ -122,14 +115,6 @@ def check_options(group: dict[str, Any]) -> None:
         chosen = [f"{name}={group[name]!r}" for name in names if group[name]]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other; give one of them")
-
-
-def refused_option(group: Mapping[str, Any], backend: str) -> str | None:
-    """An option of a group, with its value, that the backend of a name does not know; None where it knows all."""
-    for name, option in OPTIONS.items():
-        if backend in option.refused_by and group.get(name, option.default) != option.default:
-            return f"{name}={group[name]!r}"
-    return None
 
 
 def documentation(indent: int = 4) -> str:

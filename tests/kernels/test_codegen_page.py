@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from hfoptim.cli import app
 from hfoptim.engine.backends import compiled
 from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.triton import kernel
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs/codegen.md").read_text(), re.DOTALL | re.MULTILINE)
 
-needs_compiler = pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}")
+needs_compiler = pytest.mark.skipif(compiled.missing() is not None, reason=f"needs {compiled.missing()}")
 
 
 @pytest.fixture
@@ -31,11 +32,14 @@ def test_the_page_quotes_what_is_printed(shown):
     result = shown("lamb", "weight_decay=0.1", "max_grad_norm=None")
     assert result.exit_code == 0, result.output
     rule = (ROOT / "hfoptim/optimizers/lamb.py").read_text()
-    assert [kind for kind, _ in BLOCKS] == ["python", "graph", "passes", "cpp", "cpp", "cpp", "cpp"]
+    programs = {key: made for key, made in native._programs.items() if key[0].rule.name == "lamb" and key[-1] is None}
+    ((_, names, *_), (program, layout, _)), *_ = programs.items()
+    triton = kernel.generate(program, layout, names).text
+    assert [kind for kind, _ in BLOCKS] == ["python", "graph", "passes", "cpp", "cpp", "cpp", "cpp", "triton"]
     for kind, text in BLOCKS:
         place = 0
         for part in text.split("...\n"):
-            found = (rule if kind == "python" else result.output).find(part, place)
+            found = {"python": rule, "triton": triton}.get(kind, result.output).find(part, place)
             assert found >= 0, f"docs/codegen.md quotes what is not there (any more):\n{part}"
             place = found + len(part)
 

@@ -17,7 +17,7 @@ from hfoptim.engine.backends.foreach import Foreach
 from hfoptim.engine.backends.loop import Loop
 from hfoptim.engine.codegen import build
 
-pytestmark = pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}")
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=f"needs {compiled.missing()}")
 
 SHAPES = [(7, 5), (9,)]
 # name -> (rule, what the message says about it)

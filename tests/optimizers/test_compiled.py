@@ -36,7 +36,7 @@ from hfoptim.engine.codegen import build as libraries
 from hfoptim.engine.codegen import native
 from hfoptim.engine.rule import ELEMENT
 
-pytestmark = pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}")
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=f"needs {compiled.missing()}")
 # Layouts for variants that are not compiled with their own: of every number of dimensions, some of them with gaps.
 FEW = ("scalar", "vector", "matrix", "transposed", "gaps", "stack", "large")
 
@@ -376,7 +376,7 @@ def test_large_models_are_compiled_where_a_compiler_is_at_hand(monkeypatch):
     for options in ({"fused": False}, {"foreach": True}, {"foreach": False}):
         assert backends.KERNELS not in backends.choose({**group, **options}, "cpu", large)
     assert backends.choose({**group, "fused": True}, "cpu", small) == (backends.MATRIX, backends.KERNELS_ASKED)
-    monkeypatch.setattr(compiled, "missing", lambda device_type: "a C++ compiler")
+    monkeypatch.setattr(compiled, "missing", lambda: "a C++ compiler")
     compiled.warn_uncompiled.cache_clear()
     with pytest.warns(UserWarning, match="without compiled kernels"):
         assert backends.choose(group, "cpu", large) == backends.choose(group, "cpu", small)
@@ -396,7 +396,7 @@ def test_a_model_is_large_or_small_by_all_of_its_parameters(monkeypatch):
 
 
 def test_fused_without_a_compiler_is_an_error_that_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(compiled, "missing", lambda device_type: "a C++ compiler (g++ or clang++)")
+    monkeypatch.setattr(compiled, "missing", lambda: "a C++ compiler (g++ or clang++)")
     params = parameters(("matrix",))
     optimizer = LION.cls(list(params.items()), fused=True)
     feed(params, 1)
@@ -409,7 +409,7 @@ def test_fused_without_a_compiler_is_an_error_that_says_what_is_missing(monkeypa
 def test_what_is_missing_is_the_compiler(monkeypatch):
     monkeypatch.setattr(compiled.build, "compiler", lambda: None)
     monkeypatch.setattr(compiled.build, "missing", compiled.build.missing.__wrapped__)
-    assert compiled.missing("cpu") == "a C++ compiler (g++ or clang++)"
+    assert compiled.missing() == "a C++ compiler (g++ or clang++)"
     params = parameters(("matrix",))
     monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
     train(LION.cls(list(params.items())), params, range(1, 3))  # by another runner

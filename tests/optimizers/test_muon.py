@@ -178,7 +178,7 @@ STACKED = [
 @pytest.mark.parametrize("algo", ["muon", "adamuon"])
 @pytest.mark.parametrize(("dtype", "options"), STACKED, ids=str)
 def test_stacks_equal_one_at_a_time_bit_for_bit(dtype, options, algo):
-    if options.get("fused") and compiled.missing("cpu") is not None:
+    if options.get("fused") and compiled.missing() is not None:
         pytest.skip("no compiler")
     shapes = {name: tuple(16 * side for side in shape) for name, shape in BLOCKS.items()}  # large enough to be coded
     mine, other = named(shapes, dtype), named(shapes, dtype)

@@ -19,7 +19,7 @@ BACKENDS = [
     pytest.param(
         KERNELS,
         id="kernels",
-        marks=pytest.mark.skipif(compiled.missing("cpu") is not None, reason=f"needs {compiled.missing('cpu')}"),
+        marks=pytest.mark.skipif(compiled.missing() is not None, reason=f"needs {compiled.missing()}"),
     ),
 ]
 

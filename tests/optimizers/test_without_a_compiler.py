@@ -59,8 +59,8 @@ def test_float16_goes_piece_by_piece_whatever_the_compiler_knows(dtype, no_compi
 
 
 def test_float16_is_not_compiled_for_by_a_compiler_that_does_not_know_it(monkeypatch):
-    if compiled.missing("cpu") is not None:
-        pytest.skip(f"needs {compiled.missing('cpu')}")
+    if compiled.missing() is not None:
+        pytest.skip(f"needs {compiled.missing()}")
     monkeypatch.setattr(native, "_kernels", {})
     monkeypatch.setattr(build, "has_float16", lambda: False)
     monkeypatch.setitem(backends.COMPILE_FROM, "cpu", 1)
@@ -122,8 +122,8 @@ def test_asked_for_kernels_are_an_error(no_compiler):
 @pytest.mark.parametrize("name", ["lion", "lamb"])
 def test_a_compiler_that_fails_for_a_kernel(name, monkeypatch):
     """The disk is full by then, for example; LAMB has a probe, too, which a kernel is made for."""
-    if compiled.missing("cpu") is not None:
-        pytest.skip(f"needs {compiled.missing('cpu')}")
+    if compiled.missing() is not None:
+        pytest.skip(f"needs {compiled.missing()}")
 
     def fails(source):
         raise RuntimeError("g++ could not compile a kernel of hfoptim:\nNo space left on device")

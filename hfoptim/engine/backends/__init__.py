@@ -8,25 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine.backends import compiled
+from hfoptim.engine.backends import compiled, triton
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.backends.eager_tiled import Tiled
 from hfoptim.engine.backends.foreach import Foreach
-from hfoptim.engine.backends.inductor import Inductor
 from hfoptim.engine.backends.loop import Loop
 from hfoptim.engine.backends.matrix import Matrix
-from hfoptim.engine.options import refused_option
 from hfoptim.engine.plan import Plan
 
 LOOP, FOREACH, MATRIX = Tiled(Loop()), Tiled(Foreach()), Matrix()
 # Chosen by the engine, and asked for by the user.
 KERNELS, KERNELS_ASKED = (compiled.Kernels(asked, LOOP, FOREACH) for asked in (False, True))
-INDUCTOR = Inductor(LOOP)
+TRITON, TRITON_ASKED = (triton.Triton(asked, LOOP, FOREACH) for asked in (False, True))
 
 # The size, by `size_of`, from which compiling is worth it: half a second on a CPU, once on a machine, which AdamW's
 # steps have earned after a thousand, Adafactor's after two hundred (measured from 1 k to 100 M entries in 1 to 3000
-# tensors). Fixed by the model alone, so that a resumed run takes the same path.
-COMPILE_FROM = {"cpu": 100_000, "default": 10_000_000}
+# tensors). Elsewhere it takes a second or three, once on a machine, and saves from 60 to some thousand launches a step
+# at any size; no GPU has been measured. Fixed by the model alone, so that a resumed run takes the same path.
+COMPILE_FROM = {"cpu": 100_000, "default": 1_000_000}
 # The size from which it is told that nothing can be compiled: a step is some ten milliseconds longer.
 TELL_FROM = 1_000_000
 # Each tensor costs the multi-tensor backend as much time as so many entries do.
@@ -48,8 +47,8 @@ def choose(group: Mapping[str, Any], device_type: str, size: int) -> tuple[Backe
         size: of all parameters of the optimizer on that device, by `size_of`.
 
     Raises:
-        NotImplementedError: `fused=True` with an option whose forms the compiled backend does not know on that device.
-        RuntimeError: `fused=True` where the compiled backend lacks something, a compiler for example.
+        RuntimeError: `fused=True` on a device without a compiled backend, or where that lacks something, a compiler for
+            example.
     """
     asked = group["fused"]
     if group["foreach"] is False and not asked:
@@ -57,15 +56,18 @@ def choose(group: Mapping[str, Any], device_type: str, size: int) -> tuple[Backe
     large = size >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
     if not asked and (group["foreach"] or asked is False or not large):
         return (MATRIX, FOREACH)
-    backend = INDUCTOR if device_type != "cpu" else KERNELS_ASKED if asked else KERNELS
-    unknown = refused_option(group, backend.name)
-    if unknown is not None:
-        if asked:
-            raise NotImplementedError(
-                f"fused=True does not know {unknown} on {device_type} yet; use fused=None or foreach=True"
-            )
+    backend: Backend
+    if device_type == "cpu":
+        backend, lacking = KERNELS_ASKED if asked else KERNELS, compiled.missing()
+    elif device_type in triton.DEVICES:
+        backend, lacking = TRITON_ASKED if asked else TRITON, triton.missing()
+    elif asked:
+        raise RuntimeError(
+            f"fused=True has kernels for CPUs and for GPUs that Triton knows, not for {device_type}; use fused=None or "
+            f"foreach=True"
+        )
+    else:
         return (MATRIX, FOREACH)
-    lacking = compiled.missing(device_type)
     if lacking is None:
         return (MATRIX, backend)
     if asked:

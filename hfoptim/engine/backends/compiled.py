@@ -1,17 +1,17 @@
-"""The compiled backend of CPUs: one generated kernel (`engine/codegen`) steps all tensors of a bucket in one call."""
+"""Backends with generated kernels (`engine/codegen`), of which one steps all tensors of a bucket; that of CPUs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine.backends import inductor
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen import build, native
@@ -22,8 +22,8 @@ from hfoptim.engine.rule import Rule
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
-class Kernels(Backend):
-    """Kernels in C++ that are generated from rules.
+class Generated(Backend):
+    """Kernels that are generated from rules; subclasses say in which language.
 
     Where a rule has no kernel, because it cannot be traced or the compiler fails, that is an error if the user has
     asked for kernels; else the multi-tensor backend steps it, with a warning. Single tensors that the kernel cannot
@@ -34,14 +34,29 @@ class Kernels(Backend):
         loop, foreach: these backends.
     """
 
-    name = "kernels"
     compiles = True
 
     def __init__(self, asked: bool, loop: Backend, foreach: Backend) -> None:
         self.asked, self.loop, self.foreach = asked, loop, foreach
 
-    def supports(self, plan: Plan, device: torch.device) -> str | None:
-        return None if device.type == "cpu" else f"kernels in C++ run on a CPU, not on {device}"
+    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> Any:
+        """The kernel for rows like this one: of the bucket's step, or of the probe of its rule.
+
+        None where it is known that there is none, and where the bucket then goes.
+
+        Raises:
+            Untraceable: none can be generated.
+            RuntimeError: it cannot be compiled, or does not do what it should.
+        """
+        raise NotImplementedError
+
+    def known_by(self, scalars: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What of the scalars decides which kernel takes them."""
+        return tuple(scalars)
+
+    def call(self, kernel: Any, plan: Plan) -> Any:
+        """What takes rows for a kernel and runs it."""
+        raise NotImplementedError
 
     def step(self, bucket: Bucket) -> None:
         """Step every tensor of the bucket in place.
@@ -60,24 +75,86 @@ class Kernels(Backend):
 
     def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
         work = self._sorted(bucket, probe=True)
-        sums: dict[str, float] = {}
-        for call in work.calls:
-            for name, value in call.run(bucket.scalars).items():
-                sums[name] = sums.get(name, 0.0) + value
-        yield {name: torch.tensor(value, dtype=bucket.plan.dtype, device=bucket.device) for name, value in sums.items()}
+        yield from self.sums(bucket, [call.run(bucket.scalars) for call in work.calls])
         for left in (work.unwalkable, work.others):
             if left:
                 yield from self.loop.probe(bucket.chosen(left))
 
+    def sums(self, bucket: Bucket, found: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+        """What the calls of a probe gave, as tensors."""
+        raise NotImplementedError
+
     def _sorted(self, bucket: Bucket, probe: bool = False) -> _Sorted:
         """The bucket's rows by what steps them, with this step's gradients."""
-        work, names = bucket.memo, tuple(bucket.scalars)
-        if isinstance(work, _Sorted) and work.names == names and all(call.take_gradients() for call in work.calls):
+        work, scalars = bucket.memo, self.known_by(bucket.scalars)
+        if isinstance(work, _Sorted) and work.scalars == scalars and all(call.take_gradients() for call in work.calls):
             return work
-        work = _sort(bucket, names, self.asked, probe)
+        work = self._sort(bucket, scalars, probe)
         # Calls that are just made have their gradients; asked is whether they may be used again.
         bucket.memo = work if work.lasts and all(call.take_gradients() for call in work.calls) else None
         return work
+
+    def _sort(self, bucket: Bucket, scalars: tuple[Any, ...], probe: bool) -> _Sorted:
+        plan = bucket.plan
+        calls: dict[int, Any] = {}
+        unwalkable: list[int] = []
+        others: list[int] = []
+        kernel, left, lasts = None, unwalkable, True
+        for index, row in enumerate(bucket.rows):
+            if index == 0 or not native.shapeless(plan, probe):
+                try:
+                    kernel = self.kernel(bucket, row, probe)
+                    left = others if kernel is None else unwalkable
+                except Unwalkable as error:
+                    kernel, left = None, unwalkable
+                    if row.param.numel() > 1:
+                        _warn_once(
+                            plan.rule, f"the rule {plan.rule.name} on shapes such as {tuple(row.param.shape)}: {error}"
+                        )
+                except Untraceable as error:
+                    kernel, left = None, others
+                    problem = f"{'the probe of ' if probe else ''}the rule {plan.rule.name}: {error}"
+                    if self.asked:
+                        raise NotImplementedError(
+                            f"fused=True has no kernel for {problem}; use fused=None or foreach=True"
+                        ) from error
+                    _warn_once(plan.rule, problem)
+                except RuntimeError as error:
+                    if self.asked:
+                        raise
+                    kernel, left = None, others
+                    warn_uncompiled(str(error))
+            if kernel is None or not _takes(kernel, bucket, row):
+                left.append(index)
+                lasts = lasts and kernel is None
+                continue
+            call = calls.get(id(kernel.step))
+            if call is None:
+                call = calls[id(kernel.step)] = self.call(kernel, plan)
+            call.add(kernel, row, index)
+        return _Sorted(scalars, list(calls.values()), unwalkable, others, lasts)
+
+
+class Kernels(Generated):
+    """Kernels in C++."""
+
+    name = "kernels"
+
+    def supports(self, plan: Plan, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else f"kernels in C++ run on a CPU, not on {device}"
+
+    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> native.Kernel:
+        return native.kernel(bucket.plan, tuple(bucket.scalars), row, probe)
+
+    def call(self, kernel: native.Kernel, plan: Plan) -> native.Call:
+        return native.Call(kernel, native.coded_state(plan))
+
+    def sums(self, bucket: Bucket, found: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+        sums: dict[str, float] = {}
+        for each in found:
+            for name, value in each.items():
+                sums[name] = sums.get(name, 0.0) + value
+        yield {name: torch.tensor(value, dtype=bucket.plan.dtype, device=bucket.device) for name, value in sums.items()}
 
 
 @dataclass
@@ -85,61 +162,21 @@ class _Sorted:
     """A bucket's rows by what steps them.
 
     Args:
-        names: of the scalars that the kernels take.
+        scalars: what the kernels were chosen for, as `known_by` has it.
         calls: kernels with their rows.
         unwalkable: places of rows that no kernel walks through.
         others: places of rows whose rule has no kernel.
         lasts: whether rows were sorted by their shapes alone, and not by how one gradient lies in memory.
     """
 
-    names: tuple[str, ...]
-    calls: list[native.Call]
+    scalars: tuple[Any, ...]
+    calls: list[Any]
     unwalkable: list[int]
     others: list[int]
     lasts: bool
 
 
-def _sort(bucket: Bucket, names: tuple[str, ...], kernels_or_error: bool, probe: bool) -> _Sorted:
-    plan = bucket.plan
-    calls: dict[int, native.Call] = {}
-    unwalkable: list[int] = []
-    others: list[int] = []
-    kernel, left, lasts = None, unwalkable, True
-    for index, row in enumerate(bucket.rows):
-        if index == 0 or not native.shapeless(plan, probe):
-            try:
-                kernel, left = native.kernel(plan, names, row, probe), unwalkable
-            except Unwalkable as error:
-                kernel, left = None, unwalkable
-                if row.param.numel() > 1:
-                    _warn_once(
-                        plan.rule, f"the rule {plan.rule.name} on shapes such as {tuple(row.param.shape)}: {error}"
-                    )
-            except Untraceable as error:
-                kernel, left = None, others
-                problem = f"{'the probe of ' if probe else ''}the rule {plan.rule.name}: {error}"
-                if kernels_or_error:
-                    raise NotImplementedError(
-                        f"fused=True has no kernel for {problem}; use fused=None or foreach=True"
-                    ) from error
-                _warn_once(plan.rule, problem)
-            except RuntimeError as error:
-                if kernels_or_error:
-                    raise
-                kernel, left = None, others
-                warn_uncompiled(str(error))
-        if kernel is None or not _takes(kernel, bucket, row):
-            left.append(index)
-            lasts = lasts and kernel is None
-            continue
-        call = calls.get(id(kernel.step))
-        if call is None:
-            call = calls[id(kernel.step)] = native.Call(kernel, native.coded_state(plan))
-        call.add(kernel, row, index)
-    return _Sorted(names, list(calls.values()), unwalkable, others, lasts)
-
-
-def _takes(kernel: native.Kernel, bucket: Bucket, row: TensorSlots) -> bool:
+def _takes(kernel: Any, bucket: Bucket, row: TensorSlots) -> bool:
     """Whether the memory of a row's tensors is what the kernel walks through."""
     tensors = row.tensors
     if contiguous(tensors):
@@ -169,8 +206,6 @@ def warn_uncompiled(problem: str) -> None:
     )
 
 
-def missing(device_type: str) -> str | None:
-    """What the compiled backend lacks on this machine for a device type, or None when it can be used."""
-    if device_type == "cpu":
-        return build.missing()
-    return inductor.missing(device_type)
+def missing() -> str | None:
+    """What kernels in C++ lack on this machine, or None where they can be had."""
+    return build.missing()

@@ -58,7 +58,7 @@ def generate(
         tensor_scalars: those of them that are 0-d tensors on the device.
 
     Raises:
-        Unwalkable: it reduces along rows or columns.
+        Untraceable: it reduces along rows or columns.
     """
     writer = CodedWriter if layout.coded else Writer
     return writer(program, layout, scalars, tensor_scalars).source()

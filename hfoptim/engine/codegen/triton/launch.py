@@ -33,34 +33,60 @@ def start(function: Any, grid: int, arguments: Sequence[Any], warps: int) -> Non
 
 @dataclass
 class Call:
-    """Rows for one kernel.
+    """Rows for one kernel. Used again as long as the rows are the same.
 
     Args:
         kernel: of the first row; the others' have the same functions.
+
+    Attributes:
+        places: where in their bucket the rows are.
+        tensors: of all rows, without gradients between steps.
+        shapes: for each row its entries, and the rows of its coded state.
     """
 
     kernel: Kernel
     rows: list[TensorSlots] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    tensors: list[Any] = field(default_factory=list)
+    shapes: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, row: TensorSlots, seed: int) -> None:
-        """Take a row of contiguous tensors; one without entries has nothing to be done."""
-        if row.param.numel():
+    def add(self, kernel: Kernel, row: TensorSlots, place: int) -> None:
+        """Take a row, and its place in the bucket; one without entries has nothing to be done."""
+        numel, tensors = row.param.numel(), row.tensors
+        if numel:
+            scales = self.kernel.source.scales
             self.rows.append(row)
-            self.seeds.append(seed)
+            self.places.append(place)
+            self.tensors += tensors
+            self.shapes.append((numel, 0 if scales is None else len(tensors[scales])))
 
-    def run(self, scalars: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Step the rows; or probe them, and give the sums. Nothing waits for the device."""
+    def take_gradients(self) -> bool:
+        """Take the rows' gradients of this step; says whether no tensor has gaps or another order in memory."""
+        self.tensors[1 :: self.kernel.source.tensors] = [row.grad for row in self.rows]
+        return all(map(Tensor.is_contiguous, self.tensors))
+
+    def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Step the rows; or probe them, and give the sums. Nothing waits for the device.
+
+        Args:
+            scalars: the bucket's.
+            seeds: the bucket's.
+        """
         if not self.rows:
             return {}
-        kernel, device = self.kernel, self.rows[0].param.device
+        kernel, count, device = self.kernel, len(self.rows), self.rows[0].param.device
         source = kernel.source
+        # Asked anew at every step: memory may have been replaced.
+        addresses = list(map(Tensor.data_ptr, self.tensors))
+        self.tensors[1 :: source.tensors] = [None] * count  # gradients are not kept alive
         with _on(device):
-            memory = _memory(kernel, self.rows, device)
-            memory.send([scalars[name] for name in kernel.names], self.seeds)
+            memory = _memory(kernel, self.shapes, addresses, device)
+            memory.send(
+                [scalars[name] for name in kernel.names], [seeds[i] for i in self.places] if seeds else [0] * count
+            )
             found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
-            arguments = {**memory.tensors, "results": found, "rows": len(self.rows)}
-            grids = {"block": memory.blocks, "row": len(self.rows), "all": 1}
+            arguments = {**memory.tensors, "results": found, "rows": count}
+            grids = {"block": memory.blocks, "row": count, "all": 1}
             for launch in source.launches:
                 given = [arguments[name] for name in launch.arguments]
                 start(getattr(kernel.step, launch.name), grids[launch.grid], given, launch.warps)
@@ -159,20 +185,16 @@ def _upload(numbers: array[Any], dtype: torch.dtype, to: Tensor) -> None:
 _kept: OrderedDict[Any, Memory] = OrderedDict()
 
 
-def _memory(kernel: Kernel, rows: list[TensorSlots], device: torch.device) -> Memory:
-    """The memory for these rows, the same as at the last step where there was one."""
+def _memory(kernel: Kernel, shapes: list[tuple[int, int]], addresses: list[int], device: torch.device) -> Memory:
+    """The memory for rows at these addresses, the same as at the last step where there was one."""
     source = kernel.source
-    addresses = [tensor.data_ptr() for row in rows for tensor in row.tensors]
-    scales = source.scales
-    code_rows = [0] * len(rows) if scales is None else [len(row.tensors[scales]) for row in rows]
-    shapes = list(zip([row.param.numel() for row in rows], code_rows, strict=True))
     # By parameters: two optimizers never share what the other's launches may still be reading. And by stream, whose
     # order is what a copy relies on.
     stream = None if device.type in ("cpu", "meta") else torch.get_device_module(device).current_stream(device)
     key = (id(kernel.step), device, stream, *addresses[:: source.tensors])
     memory = _kept.pop(key, None)
     if memory is None or memory.shapes != shapes:
-        memory = Memory(source, shapes, device)
+        memory = Memory(source, list(shapes), device)
     _kept[key] = memory
     while len(_kept) > 1 and (len(_kept) > KEPT_CALLS or sum(m.bytes for m in _kept.values()) > KEPT_BYTES):
         _kept.popitem(last=False)

@@ -19,7 +19,7 @@ import torch
 from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
 from hfoptim.engine.codegen.places import Places
 from hfoptim.engine.codegen.schedule import Program, Store, Time
-from hfoptim.engine.codegen.trace import REDUCTIONS, Node, Unwalkable
+from hfoptim.engine.codegen.trace import REDUCTIONS, Node, Untraceable
 from hfoptim.engine.operators import BOOLEAN, OPERATORS
 
 # Entries of a block, which one program takes; of partial sums that a program adds up at a time.
@@ -112,7 +112,7 @@ class Writer(Places):
     ) -> None:
         super().__init__(program)
         if program.axes != 1:
-            raise Unwalkable("it reduces along rows or columns, for which no Triton is generated yet")
+            raise Untraceable("it reduces along rows or columns, for which no Triton is generated yet")
         self.layout, self.scalars, self.tensor_scalars = layout, scalars, tensor_scalars
         self.real = KEPT[layout.compute]
         self.width = max(1, len(self.own))

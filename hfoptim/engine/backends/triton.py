@@ -1,0 +1,75 @@
+"""The compiled backend of GPUs that Triton knows: a few launches step all tensors of a bucket."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.backends import trial
+from hfoptim.engine.backends.compiled import Generated
+from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.triton import kernel as kernels
+from hfoptim.engine.codegen.triton import launch
+from hfoptim.engine.plan import Plan
+from hfoptim.engine.tensor_slots import TensorSlots
+
+# torch's names of NVIDIA's and AMD's GPUs, and of Intel's.
+DEVICES = ("cuda", "xpu")
+
+
+class Triton(Generated):
+    """Kernels in Triton.
+
+    Each is tried once on each device, on a small sample against the loop, before it steps anything: where it cannot be
+    compiled or does something else, the multi-tensor backend steps, with a warning. Rules that reduce along rows or
+    columns have no kernel yet; the multi-tensor backend steps them, too.
+    """
+
+    name = "triton"
+
+    def supports(self, plan: Plan, device: torch.device) -> str | None:
+        return None if device.type in DEVICES else f"kernels in Triton run on a GPU, not on {device}"
+
+    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> kernels.Kernel | None:
+        plan = bucket.plan
+        function = plan.rule.probe.fn if probe and plan.rule.probe else None
+        program, *_ = native.traced(plan, tuple(bucket.scalars), row, function)
+        if program.axes > 1 and not self.asked:
+            return None
+        kernel = kernels.kernel(plan, bucket.scalars, row, function)
+        problem = trial.problem(kernel, bucket, row, self.loop)
+        if problem is not None:
+            raise RuntimeError(problem)
+        return kernel
+
+    def known_by(self, scalars: Mapping[str, Any]) -> tuple[Any, ...]:
+        # A kernel reads a tensor's number on the device.
+        return tuple([(name, isinstance(value, Tensor)) for name, value in scalars.items()])
+
+    def call(self, kernel: kernels.Kernel, plan: Plan) -> launch.Call:
+        return launch.Call(kernel)
+
+    def sums(self, bucket: Bucket, found: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+        yield from found
+
+
+@cache
+def missing() -> str | None:
+    """What kernels in Triton lack on this machine, or None where they can be had."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton"
+    # Triton builds what launches its kernels with a C compiler.
+    if not any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang")):
+        return "a C compiler (gcc or clang)"
+    if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        return "the C headers of Python (Python.h)"
+    return None
