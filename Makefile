@@ -11,7 +11,7 @@ OLD := .venv-4.57
 # Trainers that others build (sentence-transformers, TRL, PEFT, Lightning), in a third.
 TRAINERS := .venv-trainers
 
-.PHONY: demo test test-every test-all test-4.57 test-trainers coverage lint bench clean
+.PHONY: demo test test-every test-all test-4.57 test-triton test-trainers coverage lint bench clean
 
 demo: $(READY)
 	$(BIN)/hfoptim compare --output-dir demo $(if $(wildcard demo/results.json),--resume)
@@ -25,6 +25,7 @@ test-every: $(READY)
 test-all:
 	$(MAKE) test-every
 	$(MAKE) test-4.57
+	$(MAKE) test-triton
 	$(MAKE) test-trainers
 
 test-4.57: $(OLD)/.ready
@@ -32,6 +33,10 @@ test-4.57: $(OLD)/.ready
 
 test-trainers: $(TRAINERS)/.ready
 	HFOPTIM_ALL_TRAINERS=1 $(TRAINERS)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/integrations
+
+# The generated Triton kernels with an older Triton, that of torch 2.11, in a folder of its own.
+test-triton: $(VENV)/triton-3.6/.ready
+	PYTHONPATH=$(VENV)/triton-3.6 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests/kernels/test_device_code.py tests/kernels/test_triton.py
 
 # make test, and how much of the code it runs, in processes that tests start too. FILES=tests/kernels measures a part.
 coverage: $(READY)
@@ -60,6 +65,10 @@ $(READY): pyproject.toml constraints.txt tests/peers.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement tests/peers.txt
 	touch $(READY)
+
+$(VENV)/triton-3.6/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0
+	touch $@
 
 $(OLD)/.ready: pyproject.toml constraints-4.57.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)

@@ -103,16 +103,21 @@ def names() -> tuple[list[str], dict[str, str]]:
 
 def ours(name: str, form: str = "full", runner: str = "compiled", **more: Any) -> Candidate:
     """Our optimizer of a name, with its default options and weight decay where it takes any; and with `more`."""
+    chosen = options(name, **{**FORMS[form], **RUNNERS[runner], **more})
+    opt_class: Any = hfoptim.get_optimizer_info(name).opt_class
+    label = " ".join([OURS, name, *([form] if form != "full" else []), *([runner] if runner != "compiled" else [])])
+    return Candidate(label, OURS, form, lambda p: opt_class(list(p.named.items()), **chosen))
+
+
+def options(name: str, **more: Any) -> dict[str, Any]:
+    """An optimizer's options as it is measured: its defaults, with weight decay where it takes any; and `more`."""
     known = option_names(name)
     decay: dict[str, Any] = {
         option: WEIGHT_DECAY for option in ("weight_decay", "weight_decay_rate") if option in known
     }
     # What it lists about every parameter belongs into no table.
     quiet = {"verbose": False} if "verbose" in known else {}
-    options = resolve_options(name, {**decay, **quiet, **FORMS[form], **RUNNERS[runner], **more})
-    opt_class: Any = hfoptim.get_optimizer_info(name).opt_class
-    label = " ".join([OURS, name, *([form] if form != "full" else []), *([runner] if runner != "compiled" else [])])
-    return Candidate(label, OURS, form, lambda p: opt_class(list(p.named.items()), **options))
+    return resolve_options(name, {**decay, **quiet, **more})
 
 
 def scope(optimizer: RuleOptimizer) -> Scope:

@@ -335,33 +335,98 @@ def draw_scaling(result: Result, figure: Any) -> None:
 
 
 def gpu_tables(result: Result) -> dict[str, str]:
-    """Right, fast, in few launches."""
-    right = [row for row in result["right"] if not row.get("kept")]
-    checked = f"{len(result['right']) - len(right)} of {len(result['right'])} checks against the CPU kept."
-    if right:
-        checked += " Not kept: " + "; ".join(f"{row['optimizer']} {row['form']} {row['dtype']}" for row in right) + "."
-    times = table(
-        ("optimizer", "dtype", "parameters", "ms", f"{BASE}, ms", "ratio", "of its floor", "launches"),
-        [
-            (
-                *(row["optimizer"], row["dtype"], f"{row['numel'] / 1e6:,.0f} M", number(row.get("median_ms"))),
-                *(number(row.get("base_median_ms")), number(row.get("ratio")), number(row.get("of_floor"))),
-                row.get("launches", row.get("error")),
+    """Right, fast, in few launches; what there was no time for."""
+    parts = result["parts"]
+    lines = [f"{result['about']['device']}. {where(result['about'])}"]
+    for row in parts.get("machine", {"rows": []})["rows"]:
+        if "bytes_per_s" in row:
+            lines.append(f"Copies: {row['bytes_per_s'] / 1e9:,.0f} GB/s, read and written.")
+        elif "host_us" in row:
+            lines.append(
+                f"A launch: {number(row['device_us'])} us on the device, {number(row['host_us'])} us on the host."
             )
-            for row in result["times"]
-        ],
+    right = parts.get("right", {"rows": []})["rows"]
+    wrong = [f"{row['optimizer']} {row['form']} ({row.get('error', number(row.get('off'), 6))})" for row in right]
+    wrong = [said for said, row in zip(wrong, right, strict=True) if not row.get("kept")]
+    lines.append(f"{len(right) - len(wrong)} of {len(right)} checks against the CPU kept.")
+    if wrong:
+        lines.append(f"Not kept: {'; '.join(wrong)}.")
+    columns = ("optimizer", "kept in", "parameters", "tensors", "ms", "of the copy rate", "host, ms", "launches", "by")
+    others = ("others: ms, host ms, launches",)
+    for part in ("elementwise", "reductions", "formats", "matrices", "host"):
+        rows = parts.get(part, {"rows": []})["rows"]
+        if rows:
+            lines.append(f"**{part}**\n\n{table((*columns, *others), map(_gpu_row, rows))}")
+    left_out = [f"{part}: {len(found['left_out'])}" for part, found in parts.items() if found["left_out"]]
+    if left_out:
+        lines.append(f"Rows that there was no time for: {'; '.join(left_out)}.")
+    return {"gpu": "\n\n".join(lines)}
+
+
+def _gpu_row(row: Result) -> Sequence[Any]:
+    about = (row["optimizer"], row["form"], f"{row['numel'] / 1e6:,.1f} M", row["tensors"])
+    if "error" in row:
+        return (*about, *[None] * 4, row["error"])
+    own, theirs = row["times"]["hfoptim"], []
+    for label, found in row.get("others", {}).items():
+        times = row["times"].get(label)
+        said = found.get("error") or f"{number(times['median_ms'])}, {number(times['host_ms'])}, {found['all']}"
+        theirs.append(f"{label}: {said}")
+    return (
+        *about,
+        *(number(own["median_ms"]), percent(row.get("of_copy_rate"), 0), number(own["host_ms"])),
+        *(row["launches"]["all"], row["by"], "; ".join(theirs)),
     )
-    ways = table(
-        ("AdamW by", "parameters", "ms", "launches", "first step, s"),
-        [
-            (
-                *(row["way"], f"{row['numel'] / 1e6:,.0f} M", number(row.get("median_ms"))),
-                *(row.get("launches", row.get("error")), number(row.get("first_step_s"), 1)),
+
+
+# -- kernels for a GPU, without one ----------------------------------------------------------------------------------
+
+# Launches of a step before there was a generator for GPUs, counted in the same way: torch.compile, and what it left to
+# torch's operations.
+LAUNCHES_BEFORE = {
+    **{"adamw": 67, "adam_mini": 405, "prodigy": 1735, "novograd": 1770},
+    **{"lars": 2110, "lamb": 2800, "adafactor": 2850, "muon": 600},
+}
+
+
+def launches_tables(result: Result) -> dict[str, str]:
+    """Launches of a step, before and now."""
+    rows = [
+        (
+            *(row["optimizer"], LAUNCHES_BEFORE.get(row["optimizer"]), row["launches"]),
+            *(sum(row["generated"].values()), row["torch"], row["copies"], row["waits"]),
+        )
+        for row in result["rows"]
+    ]
+    columns = ("optimizer", "before", "launches", "of generated kernels", "of torch's", "copies to the device", "waits")
+    return {"launches": f"{where(result['about'])}\n\n{table(columns, rows)}"}
+
+
+def kernels_tables(result: Result) -> dict[str, str]:
+    """What kernels are compiled to: for each optimizer and form, its passes over memory in order."""
+    found = []
+    for row in result["rows"]:
+        walks = [kernel for kernel in row["kernels"] if "instructions" in kernel]
+        if row["shape"] == "matrix" and walks:
+            found.append((row, walks))
+    both = {(row["name"], row["form"], row["aligned"]): walks for row, walks in found}
+    rows = []
+    for row, walks in found:
+        if row["aligned"]:
+            read, written = (sum(kernel[what] for kernel in walks) for what in ("read", "written"))
+            unaligned = both[row["name"], row["form"], False]
+            rows.append(
+                (
+                    *(row["name"], row["form"], f"{read:.4g}", f"{written:.4g}"),
+                    *(_passes(walks, "instructions"), _passes(unaligned, "instructions"), _passes(walks, "registers")),
+                )
             )
-            for row in result["sharing"]
-        ],
-    )
-    return {"gpu": f"{result['about']['device']}. {where(result['about'])}\n\n{checked}\n\n{times}\n\n{ways}"}
+    columns = ("optimizer", "kept in", "bytes read", "written", "instructions", "unaligned", "registers")
+    return {"kernels": f"{where(result['about'])}\n\n{table(columns, rows)}"}
+
+
+def _passes(walks: list[Result], what: str) -> str:
+    return " + ".join(f"{kernel[what]:.0f}" for kernel in walks)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -371,6 +436,8 @@ TABLES: dict[str, Callable[[Result], dict[str, str]]] = {
     "memory": memory_tables,
     "quality": quality_tables,
     "scaling": scaling_tables,
+    "launches": launches_tables,
+    "kernels": kernels_tables,
     "gpu": gpu_tables,
 }
 PICTURES: dict[str, Callable[[Result, Any], None]] = {

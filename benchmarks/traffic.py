@@ -6,15 +6,16 @@ not counted, codes count with their scales, and what an optimizer's sums over al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any
 from unittest import mock
 
 import torch
 
-from hfoptim.engine.backends import compiled
+from hfoptim.engine import backends
+from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import GRAD, PARAM, Layout
@@ -22,7 +23,7 @@ from hfoptim.engine.codegen.schedule import Program
 from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.tensor_slots import TensorSlots
 
-# A row that a kernel was called for: plan, names of the scalars, tensors, and whether it is to be summed only.
+# A row that a backend was called for: plan, names of the scalars, tensors, and whether it is to be summed only.
 Seen = tuple[Any, tuple[str, ...], TensorSlots, bool]
 
 
@@ -32,16 +33,21 @@ def adamw_bytes(dtype: torch.dtype) -> float:
 
 
 @contextmanager
-def watched() -> Iterator[list[Seen]]:
-    """The rows that kernels are called for meanwhile."""
+def watched(*stepping: Backend) -> Iterator[list[Seen]]:
+    """The rows that backends are called for meanwhile, the engine's own that compile if none is given."""
     seen: list[Seen] = []
-    sort = compiled.Kernels._sorted
 
-    def recorded(backend: compiled.Kernels, bucket: Bucket, probe: bool = False) -> Any:
-        seen.extend((bucket.plan, tuple(bucket.scalars), copy(row), probe) for row in bucket.rows)
-        return sort(backend, bucket, probe)
+    def seeing(call: Callable[[Bucket], Any], probe: bool) -> Callable[[Bucket], Any]:
+        def called(bucket: Bucket) -> Any:
+            seen.extend((bucket.plan, tuple(bucket.scalars), copy(row), probe) for row in bucket.rows)
+            return call(bucket)
 
-    with mock.patch.object(compiled.Kernels, "_sorted", recorded):
+        return called
+
+    with ExitStack() as patches:
+        for backend in stepping or [b for b in vars(backends).values() if isinstance(b, Backend) and b.compiles]:
+            patches.enter_context(mock.patch.object(backend, "step", seeing(backend.step, False)))
+            patches.enter_context(mock.patch.object(backend, "probe", seeing(backend.probe, True)))
         yield seen
 
 
@@ -58,11 +64,17 @@ def bytes_moved(optimizer: torch.optim.Optimizer) -> float | None:
 
 def moved_by(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> float | None:
     """`bytes_moved` of a step that was `watched`."""
+    found = read_and_written(optimizer, seen)
+    return None if found is None else sum(found)
+
+
+def read_and_written(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> tuple[float, float] | None:
+    """Bytes per parameter that a step that was `watched` has read, and written; None as for `bytes_moved`."""
     stepped = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
     if sum(row.param.numel() for _, _, row, probe in seen if not probe) != stepped:
         return None
-    known: dict[Any, float] = {}
-    total = 0.0
+    known: dict[Any, tuple[float, float]] = {}
+    read = written = 0.0
     for plan, names, row, probe in seen:
         key = (plan, names, probe, tuple((t.dtype, t.shape) for t in row.tensors))
         try:
@@ -72,24 +84,24 @@ def moved_by(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> float | 
                 known[key] = _row_bytes(program, layout, row)
         except Untraceable:
             return None
-        total += known[key]
-    return total / stepped
+        read, written = read + known[key][0], written + known[key][1]
+    return read / stepped, written / stepped
 
 
-def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> float:
-    numel = row.param.numel()
+def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> tuple[float, float]:
     sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
-    rest = row.residual.element_size() * numel if layout.rounding in _WITH_REST else 0
-    total = 0.0
+    rest = row.residual.element_size() * row.param.numel() if layout.rounding in _WITH_REST else 0
+    reads = writes = 0.0
     for phase in range(program.phases):
         read, written = _full(program, phase)
-        total += sum(sizes[index] for index in (*read, *written))
+        reads += sum(sizes[index] for index in read)
+        writes += sum(sizes[index] for index in written)
         # Kahan's term is updated where the parameter is; a remainder belongs to the parameter's value.
         if PARAM in written:
-            total += rest
+            writes += rest
         if PARAM in (written if layout.rounding == "kahan" else read):
-            total += rest
-    return total
+            reads += rest
+    return reads, writes
 
 
 _WITH_REST = ("kahan", "remainder8", "remainder16")

@@ -218,11 +218,75 @@ def test_scaling_times_models_tensors_and_first_steps(results):
     assert first["cold"]["import_s"] > 0
 
 
-def test_gpu_ends_where_there_is_none(module, capsys):
+def test_gpu_ends_where_there_is_none(module, monkeypatch, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    module("gpu").main()
-    assert "no CUDA device" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", "nowhere"])
+    with pytest.raises(SystemExit):
+        module("gpu").main()
+    assert "no CUDA device; --dry-run needs none" in capsys.readouterr().err
+
+
+# With None for a module, its import fails.
+HEAVY = ("accelerate", "datasets", "rich", "transformers", "typer")
+
+
+def dry_run(folder, *arguments):
+    """What gpu.py writes in a dry run, where torch and Triton are, but nothing else of what hfoptim brings along."""
+    pytest.importorskip("triton")
+    script = f"import runpy, sys; sys.modules.update(dict.fromkeys({HEAVY!r})); sys.argv = sys.argv[1:]; "
+    script += f"sys.path.insert(0, {str(BENCHMARKS)!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
+    call = [sys.executable, "-c", script, str(BENCHMARKS / "gpu.py"), "--dry-run", "--output", str(folder), *arguments]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "gpu.json").read_text())
+
+
+def test_gpu_runs_dry_without_what_hfoptim_brings_along(tmp_path):
+    result = dry_run(tmp_path, "--name", "adamw", "--part", "machine", "--part", "right")
+    assert result["about"]["dry"] is True
+    assert result["parts"]["machine"]["rows"][0]["bytes_per_s"] > 0
+    right = result["parts"]["right"]
+    assert [row["form"] for row in right["rows"]] == ["fp32", "fp32, 8-bit state"]
+    assert all(row["kept"] and row["by"] == "generated Triton kernels" for row in right["rows"]), right
+    # Another order of operations than the loop's, and yet the same numbers.
+    assert 0 < right["rows"][0]["off"] < 1e-4
+    assert right["left_out"] == []
+
+
+def test_gpu_names_what_time_did_not_suffice_for(tmp_path):
+    result = dry_run(tmp_path, "--name", "adamw", "--part", "right", "--minutes", "0")
+    right = result["parts"]["right"]
+    assert right["rows"] == []
+    assert [(row["optimizer"], row["form"]) for row in right["left_out"]] == [
+        ("adamw", "fp32"),
+        ("adamw", "fp32, 8-bit state"),
+    ]
+
+
+@pytest.mark.slow
+def test_gpu_runs_all_parts_dry(tmp_path, module):
+    names = ("adamw", "lamb", "muon")
+    result = dry_run(tmp_path, *(argument for name in names for argument in ("--name", name)), "--minutes", "20")
+    parts = result["parts"]
+    kinds = ("machine", "compiling", "right", "elementwise", "reductions", "formats", "matrices", "host")
+    assert tuple(parts) == kinds
+    for name, part in parts.items():
+        assert part["rows"], name
+        assert not part["left_out"], name
+        assert not any("error" in row for row in part["rows"]), part
+    (compiled,) = parts["compiling"]["rows"]
+    assert compiled["done"] == compiled["cases"] > 0
+    assert not compiled["failed"]
+    assert all(row["kept"] for row in parts["right"]["rows"])
+    for name in kinds[3:]:
+        for row in parts[name]["rows"]:
+            assert row["times"]["hfoptim"]["median_ms"] > 0
+            by_torch = " and torch's operations" if row["optimizer"] == "muon" else ""
+            assert row["by"] == f"generated Triton kernels{by_torch}"
+            assert not any("error" in other for other in row.get("others", {}).values()), row
+    assert {"torch AdamW fused", "torch AdamW foreach"} < parts["host"]["rows"][0]["times"].keys()
+    assert "in Triton's interpreter" in module("report").gpu_tables(result)["gpu"]
 
 
 def test_report_fills_the_document_and_draws(results, module, tmp_path):
@@ -233,7 +297,7 @@ def test_report_fills_the_document_and_draws(results, module, tmp_path):
     text = document.read_text()
     assert "| lion | ELEMENT | 20.0 |" in text
     assert "| adamw | 8bit state |" in text
-    assert text.count("<!-- begin:") == text.count("<!-- end:") == 10
+    assert text.count("<!-- begin:") == text.count("<!-- end:") == 12
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {f"performance_{name}.png" for name in ("step_time", "memory", "quality", "scaling")}
     # Made again from the same results, it is the same.
@@ -319,7 +383,7 @@ def test_bitwise_steps_two_checkouts_in_processes_of_their_own(tmp_path):
     assert "7 combinations compared, 7 differ" in other.stdout
 
 
-@pytest.mark.parametrize("name", ["step_time", "memory", "quality", "scaling", "gpu", "report"])
+@pytest.mark.parametrize("name", ["step_time", "memory", "quality", "scaling", "report"])
 def test_programs_explain_themselves(module, name):
     import typer
     from typer.testing import CliRunner

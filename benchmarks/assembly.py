@@ -1,0 +1,211 @@
+"""What a compiled kernel does, read off its PTX and its SASS: the accesses to memory and the instructions of one way
+through it.
+
+A kernel has several ways: whole blocks and the last one of a tensor, aligned and unaligned memory, the rare cases of a
+division. Branches are followed so that one of them, the *usual* way, comes out: no call of a subroutine (those are
+the rare cases), as many accesses of the wanted sort as there can be, then as few instructions as there can be. A loop
+is gone through once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Args:
+        op: its name with all modifiers, `LDG.E.128` or `ld.global.v4.b32`.
+        operands: what stands behind it.
+        predicated: whether it is carried out on a condition.
+    """
+
+    op: str
+    operands: str
+    predicated: bool
+
+    @property
+    def name(self) -> str:
+        return self.op.partition(".")[0]
+
+    @property
+    def registers(self) -> list[str]:
+        return re.findall(r"%[a-z]+\d*(?:\.x)?", self.operands)
+
+
+Wanted = Callable[[Instruction], bool]
+
+
+class Listing:
+    """A function's instructions in order, and the labels among them."""
+
+    # Names of instructions that jump, that end a way, and that call.
+    jumps: tuple[str, ...]
+    ends: tuple[str, ...]
+    calls: tuple[str, ...]
+
+    def __init__(self, text: str) -> None:
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+        for line in text.splitlines():
+            self.read(line)
+
+    def read(self, line: str) -> None:
+        """Take in a line of the text: a label, an instruction or neither."""
+        raise NotImplementedError
+
+    def target(self, jump: Instruction) -> int:
+        """Where a jump leads."""
+        name = re.search(r"[.$]L\w+", jump.operands)
+        if name is None or name.group() not in self.labels:
+            raise ValueError(f"no target of this jump is known: {jump.op} {jump.operands}")
+        return self.labels[name.group()]
+
+    def usual(self, wanted: Wanted) -> list[Instruction]:
+        """The instructions of the usual way, which has as many of the wanted ones as there can be.
+
+        Raises:
+            ValueError: no way leads to an end.
+        """
+        # From the last instruction back: (calls, -wanted, instructions) from here to the end, and where to go next.
+        best: list[tuple[tuple[int, int, int], int] | None] = [None] * (len(self.instructions) + 1)
+        for at in reversed(range(len(self.instructions))):
+            one = self.instructions[at]
+            own = (int(one.name in self.calls), -int(wanted(one)), 1)
+            choices = [] if one.name in (*self.jumps, *self.ends) and not one.predicated else [at + 1]
+            # A jump back would go through a loop again.
+            if one.name in self.jumps and (to := self.target(one)) > at:
+                choices.append(to)
+            ways = [(_sum(own, there[0]), to) for to in choices if (there := best[to]) is not None]
+            if one.name in self.ends:
+                ways.append((own, -1))
+            best[at] = min(ways, default=None)
+        found, at = [], 0
+        if best[0] is None:
+            raise ValueError("no way leads to an end")
+        while at >= 0:
+            step = best[at]
+            assert step is not None
+            found.append(self.instructions[at])
+            at = step[1]
+        return found
+
+
+def _sum(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+# -- SASS ------------------------------------------------------------------------------------------------------------
+
+
+class Sass(Listing):
+    """What `nvdisasm` prints of a kernel: what the device carries out."""
+
+    jumps, ends, calls = ("BRA",), ("EXIT", "RET"), ("CALL",)
+
+    def read(self, line: str) -> None:
+        if label := re.match(r"\s*(\.L\w+):", line):
+            self.labels[label.group(1)] = len(self.instructions)
+        elif found := re.match(r"\s*(?:/\*[0-9a-f]+\*/)?\s*(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\b(.*?);", line):
+            self.instructions.append(Instruction(found.group(2), found.group(3), found.group(1) is not None))
+
+
+def is_wide(one: Instruction) -> bool:
+    """Whether an instruction of SASS accesses global memory 16 bytes at a time."""
+    return one.name in ("LDG", "STG") and ".128" in one.op
+
+
+def is_narrow(one: Instruction) -> bool:
+    """Whether an instruction of SASS accesses global memory in smaller pieces."""
+    return one.name in ("LDG", "STG") and ".128" not in one.op
+
+
+# -- PTX -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Access:
+    """A thread's access to global memory.
+
+    Args:
+        store: whether it writes.
+        bytes: how many.
+        own: whether the address goes by the thread: the data of an entry, not what all threads of a program read.
+        lookup: whether it goes by what was read: an entry of a table that stays in the cache.
+    """
+
+    store: bool
+    bytes: int
+    own: bool
+    lookup: bool
+
+
+class Ptx(Listing):
+    """PTX: what Triton hands to NVIDIA's assembler."""
+
+    jumps, ends, calls = ("bra",), ("ret", "exit"), ("call",)
+
+    def read(self, line: str) -> None:
+        line = line.partition("//")[0].strip()
+        if label := re.match(r"(\$L\w+):", line):
+            self.labels[label.group(1)] = len(self.instructions)
+            line = line[label.end() :].strip()
+        if found := re.match(r"(@!?%p\d+\s+)?([a-z][\w.:]*)\s*(.*?);", line):
+            self.instructions.append(Instruction(found.group(2), found.group(3), found.group(1) is not None))
+
+    @cached_property
+    def _of_thread(self) -> tuple[set[str], set[str]]:
+        """Registers that differ by thread; registers that follow from data, which threads hand on in shared memory."""
+        thread, data = {"%tid.x"}, set[str]()
+        before = -1
+        while before != len(thread) + len(data):
+            before = len(thread) + len(data)
+            for one in self.instructions:
+                if one.name in ("st", "bra", "bar", "ret"):
+                    continue
+                own, read = _split(one)
+                if thread.intersection(read):
+                    thread.update(own)
+                loaded = one.op.startswith("ld.shared") or (_GLOBAL.match(one.op) and thread.intersection(read))
+                if loaded or data.intersection(read):
+                    data.update(own)
+        return thread, data
+
+    def access(self, one: Instruction) -> Access | None:
+        """The access to global memory that an instruction is, if it is one."""
+        found = _GLOBAL.match(one.op)
+        if found is None:
+            return None
+        thread, data = self._of_thread
+        address = re.search(r"\[(.*?)\]", one.operands)
+        assert address is not None
+        registers = set(re.findall(r"%[a-z]+\d+", address.group(1)))
+        size = int(found.group(2) or 1) * int(found.group(3)) // 8
+        return Access(found.group(1) == "st", size, bool(registers & thread), bool(registers & data))
+
+    def usual_accesses(self, aligned: bool) -> list[Access]:
+        """The accesses of the usual way: of whole blocks of aligned memory, or of unaligned."""
+
+        def wanted(one: Instruction) -> bool:
+            access = self.access(one)
+            return access is not None and access.own and (access.bytes == 16) == aligned
+
+        return [access for one in self.usual(wanted) if (access := self.access(one)) is not None]
+
+
+_GLOBAL = re.compile(r"(ld|st)\.global(?:\.(?!v\d|[busf]\d)[\w:]+)*(?:\.v(\d))?\.[busf](\d+)$")
+
+
+def _split(one: Instruction) -> tuple[Sequence[str], Sequence[str]]:
+    """The registers an instruction writes, and those it reads."""
+    registers = one.registers
+    if one.operands.startswith("{"):
+        written = len(re.findall("%", one.operands.partition("}")[0]))
+    else:
+        written = one.operands.partition(",")[0].count("%")
+    return registers[:written], registers[written:]

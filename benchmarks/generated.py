@@ -1,0 +1,43 @@
+"""Generated Triton kernels put in by hand, whatever the device is: on a CPU in Triton's interpreter, on meta tensors to
+be counted, with a launcher that launches nothing to be compiled for a device that is not there.
+
+The engine's own choice takes them on GPUs alone, and tries each on the device before it trusts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from hfoptim.engine import backends
+from hfoptim.engine.backends import trial, triton
+from hfoptim.engine.backends.backend import Backend
+from hfoptim.engine.plan import Plan
+
+
+class Anywhere(triton.Triton):
+    """The engine's backend for GPUs, for all devices."""
+
+    def supports(self, plan: Plan, device: torch.device) -> str | None:
+        return None
+
+
+GENERATED = Anywhere(False, backends.LOOP, backends.FOREACH)
+
+
+@contextmanager
+def put_in() -> Iterator[None]:
+    """Optimizers take their steps by generated kernels meanwhile, untried; with foreach=False by the loop."""
+
+    def choose(group: Mapping[str, Any], *_: Any) -> tuple[Backend, ...]:
+        return (backends.LOOP,) if group["foreach"] is False else (backends.MATRIX, GENERATED)
+
+    with (
+        mock.patch.object(backends, "choose", choose),
+        mock.patch.object(trial, "problem", return_value=None),
+    ):
+        yield
