@@ -89,6 +89,15 @@ def refuse_scaler(optimizer: Any, owner: str) -> None:
     )
 
 
+def refuse_capture(params: Sequence[Tensor], owner: str) -> None:
+    """Raise a RuntimeError if a CUDA graph is being captured, which would repeat the numbers of this one step."""
+    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"a CUDA graph is being captured: it would repeat the learning rate and the count of this one step of "
+            f"{owner}, which are worked out on the host; call step() outside of the graph"
+        )
+
+
 def as_loss(value: Any) -> Tensor:
     """A loss as a 0-d tensor in double precision, apart from its graph.
 

@@ -270,6 +270,7 @@ class EngineOptimizer(Optimizer):
             entries = self._of_one_lr(entries)
         name = type(self).__name__
         inputs.refuse_scaler(self, name)
+        inputs.refuse_capture([param for _, param, _ in entries[:1]], name)
         loss = self._mean_loss() if self.needs_loss else None
         if self.curvature is not None:
             self.curvature.prepare(name, entries, self.param_groups, self.state)

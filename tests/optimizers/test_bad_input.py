@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from harness import parameters
 from tiers import every_kind_of_entry
 
 import hfoptim
+from hfoptim.engine import inputs
 
 NUMBERS = [pytest.param(e, name, id=f"{e.name}-{name}") for e in ENTRIES for name in e.numbers]
 # Names of keys in a param group, where they differ from the constructor's.
@@ -308,3 +310,12 @@ def test_every_entry_lists_its_numbers():
             assert name in entry.numbers, (entry.name, name)
     assert {"lr", "weight_decay"} <= set(ENTRIES[0].numbers)
     assert "learning_rate" in ADAM_WEIGHT_DECAY.numbers
+
+
+def test_a_step_is_not_captured_in_a_cuda_graph(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    param = SimpleNamespace(is_cuda=True)
+    with pytest.raises(RuntimeError, match="would repeat the learning rate and the count of this one step of AdamW"):
+        inputs.refuse_capture([param], "AdamW")
+    inputs.refuse_capture([torch.ones(2)], "AdamW")
+    inputs.refuse_capture([], "AdamW")
