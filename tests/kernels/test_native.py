@@ -73,6 +73,13 @@ def everything(g, p, m, row, column, size, h):
     return update + column.unsqueeze(-2), new, row + new.mean(-1), column + g.mean(-2), total
 
 
+def largest(g, p, m, h):
+    """Largest entries along rows, columns and the tensor."""
+    size = g.abs()
+    m = ema(m, g / (size.amax(-1, keepdim=True) + size.amax(-2, keepdim=True)), 0.1)
+    return m / size.amax(), m
+
+
 def positive_rows(param, dtype):
     return torch.ones(*param.shape[:-1], 1, dtype=dtype)
 
@@ -83,6 +90,7 @@ RULES = {
     "totals": (totals, {"m": zeros}, 0),
     "rows": (by_rows, {"m": zeros, "v": State(positive_rows)}, 1),
     "columns": (by_columns, {"m": zeros, "v": zeros_without(-2)}, 2),
+    "largest": (largest, {"m": zeros}, 2),
     "factored": (factored, {"row": zeros_without(-1), "column": zeros_without(-2), "size": scalar}, 2),
     "everything": (
         everything,
@@ -96,6 +104,7 @@ SHAPES = {
     "matrices": [(2, 2), (3, 5), (17, 19), (255, 3), (256, 4), (257, 5), (600, 2), (31, 33)],
     "long rows": [(2, 4096), (3, 4097), (5, 9001), (2, 12289)],
     "many rows": [(20011, 3), (5000, 2)],
+    "short rows": [(300, 4), (1031, 8), (257, 16), (129, 32), (100, 64), (100, 65), (77, 63), (513, 5), (1, 8), (2, 8)],
     "stacks": [(7, 5, 9), (2, 300, 5), (2, 3, 4100), (3, 2, 2), (9, 260, 7)],
     "with ones": [(1, 9), (9, 1), (1, 4100), (5, 1, 9), (1, 5, 9)],
     "four dimensions": [(3, 2, 4, 5), (4, 3, 1, 1)],
@@ -135,6 +144,22 @@ def test_a_kernel_computes_what_the_loop_does(name, shapes, monkeypatch):
 def test_in_other_dtypes(name, dtype, grad_dtype, monkeypatch):
     bucket = made(name, [(130, 67), (5, 4097)], dtype=dtype, grad_dtype=grad_dtype)
     assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["rows", "everything", "factored"])
+@pytest.mark.parametrize("options", [{}, {"rounding": storage.Rounding.KAHAN}], ids=["nearest", "kahan"])
+def test_short_rows_in_bfloat16(name, options, monkeypatch):
+    bucket = made(name, [(600, 8), (77, 5)], dtype=torch.bfloat16, **options)
+    assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("name", ["rows", "columns"])
+def test_short_rows_are_summed_as_long_ones_are(name, monkeypatch):
+    """One row more or less in a thread's share, or a width more, is no other arithmetic: float32 stays accurate."""
+    bucket = made(name, [(4096, 8), (4096, 64), (4096, 65)], dtype=torch.float32)
+    monkeypatch.setattr(native, "_ONE_THREAD", 0)
+    for threads in (1, 2, 3):
+        assert_near(by_kernel(bucket, monkeypatch, threads), by_loop(bucket), bucket, 1e-6)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hfoptim.engine.codegen.cpp.writer import SPAN, Writer
+from hfoptim.engine.codegen.cpp.narrow import HELD_ROWS, NARROW, NarrowWriter
+from hfoptim.engine.codegen.cpp.writer import SPAN
 from hfoptim.engine.codegen.schedule import Store, Time
 from hfoptim.engine.codegen.trace import REDUCTIONS
 
-# Rows summed in the rule's own precision, column by column, before the sums go on in double.
-HELD_ROWS = 256
 
-
-class RowWriter(Writer):
-    """Rows."""
+class RowWriter(NarrowWriter):
+    """Rows, one after the other; short ones together."""
 
     def pass_lines(self, phase: int) -> Iterator[str]:
+        narrow = self.program.axes == 2
+        if narrow:
+            yield from self.narrow_lines(phase)
         totals, batches = self.sums(phase, "scalar"), self.sums(phase, "batch")
         columns = self.sums(phase, "column")
         subs = self.program.subs(phase)
         yield from self._head(phase)
+        if narrow:
+            yield f"  if (w.C <= {NARROW}) return narrow{phase}(w, u, first, last, thread);"
         yield "  if (w.copies() == 1 && w.B > 1) { first *= w.R; last *= w.R; }  // whole batches"
         all_stores = [s for s in self.program.stores if s.time[0] == phase]
         yield from self._seeds(s for s in all_stores if self.kinds[s.node] == "full")
@@ -33,13 +36,13 @@ class RowWriter(Writer):
             yield "  i64 count = 0;"
         yield "  for (i64 r = first; r < last; ++r) {"
         yield "    const i64 b = r / w.R, base = r * w.C; (void)b;"
-        yield from self._row_values(phase)
+        yield from self._earlier_values(phase)
         for i in self.live:
             if self._along_row(i) and self.times[self.nodes[i].args[0]][0] == phase:
                 yield f"    double r{i} = {self._start(i)};"
         for sub in range(subs):
             time = (phase, sub)
-            yield from self._row_definitions(time)
+            yield from self._definitions(time)
             roots = self.program.roots(time)
             if not roots:
                 continue
@@ -82,7 +85,7 @@ class RowWriter(Writer):
         node = self.nodes[i]
         return node.op in REDUCTIONS and self.kinds[node.args[0]] == "full" and self.kinds[i] in ("row", "batch")
 
-    def _row_values(self, phase: int) -> Iterator[str]:
+    def _earlier_values(self, phase: int) -> Iterator[str]:
         """Values of the row and of its batch that were computed before this phase."""
         for i, place in self.batch.items():
             if self.times[i][0] <= phase:
@@ -91,7 +94,7 @@ class RowWriter(Writer):
             if self.times[i][0] < phase:
                 yield f"    const real v{i} = w.row[{place} * w.B * w.R + r]; (void)v{i};"
 
-    def _row_definitions(self, time: Time) -> Iterator[str]:
+    def _definitions(self, time: Time) -> Iterator[str]:
         """Values of the row that can be computed once its earlier walks are done."""
         for i in self.live:
             if self.kinds[i] != "row" or self.times[i] != time:

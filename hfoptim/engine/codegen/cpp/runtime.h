@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 #include <omp.h>
 
@@ -72,6 +73,68 @@ template <class T> static inline T larger(T a, T b) { return (a <= b) | (b != b)
 #pragma omp declare reduction(largest : real : omp_out = larger<real>(omp_out, omp_in)) initializer(omp_priv = -INFINITY)
 template <class T> static inline T smaller(T a, T b) { return (a >= b) | (b != b) ? b : a; }
 template <class T> static inline T sign(T a) { return (T)((a > 0) - (a < 0)); }
+
+// Short rows, many together. The usual widths are known to the compiler, which then has no loop over a row left. Not
+// inlined: they are called for tiles, and compiling them for every call would take longer.
+template <class F> static inline void by_width(i64 C, F f) {
+  switch (C) {
+    case 4: return f(std::integral_constant<i64, 4>());
+    case 8: return f(std::integral_constant<i64, 8>());
+    case 16: return f(std::integral_constant<i64, 16>());
+    case 32: return f(std::integral_constant<i64, 32>());
+    case 64: return f(std::integral_constant<i64, 64>());
+    default: return f(C);
+  }
+}
+template <class T> [[gnu::noinline]] static void spread_rows(const T* from, i64 rows, i64 C, T* to) {
+  by_width(C, [=](auto c) {
+    for (i64 k = 0; k < rows; ++k)
+      for (i64 i = 0; i < c; ++i) to[k * c + i] = from[k];
+  });
+}
+template <class T> [[gnu::noinline]] static void spread_columns(const T* from, i64 rows, i64 C, T* to) {
+  for (i64 k = 0; k < rows; ++k) std::copy_n(from, C, to + k * C);
+}
+template <class T> [[gnu::noinline]] static void sum_to_rows(const T* from, i64 rows, i64 C, T* to) {
+  by_width(C, [=](auto c) mutable {
+    for (i64 k = 0; k < rows; ++k, from += c) {
+      T sum = 0;
+      if constexpr (std::is_same_v<decltype(c), i64>) {
+        for (i64 i = 0; i < c; ++i) sum += from[i];
+      } else if constexpr (c <= 8) {  // in halves
+        T part[c];
+        for (i64 i = 0; i < c; ++i) part[i] = from[i];
+        for (i64 n = c / 2; n > 0; n /= 2)
+          for (i64 i = 0; i < n; ++i) part[i] += part[i + n];
+        sum = part[0];
+      } else {
+#pragma omp simd reduction(+ : sum)
+        for (i64 i = 0; i < c; ++i) sum += from[i];
+      }
+      to[k] = sum;
+    }
+  });
+}
+template <class T> [[gnu::noinline]] static void amax_to_rows(const T* from, i64 rows, i64 C, T* to) {
+  for (i64 k = 0; k < rows; ++k) {
+    T most = -INFINITY;
+    for (i64 i = 0; i < C; ++i) most = larger<T>(most, from[k * C + i]);
+    to[k] = most;
+  }
+}
+template <class T> [[gnu::noinline]] static void sum_to_columns(const T* from, i64 rows, i64 C, T* to) {
+  by_width(C, [=](auto c) {
+    T sums[64];
+    for (i64 i = 0; i < c; ++i) sums[i] = to[i];
+    for (i64 k = 0; k < rows; ++k)
+      for (i64 i = 0; i < c; ++i) sums[i] += from[k * c + i];
+    for (i64 i = 0; i < c; ++i) to[i] = sums[i];
+  });
+}
+template <class T> [[gnu::noinline]] static void amax_to_columns(const T* from, i64 rows, i64 C, T* to) {
+  for (i64 k = 0; k < rows; ++k)
+    for (i64 i = 0; i < C; ++i) to[i] = larger<T>(to[i], from[k * C + i]);
+}
 
 // Codes of blockwise quantised state: an ascending table of 2^BITS values in [-1, 1]. A value's code is the number of
 // midpoints below it. A table over the leading bits of the value is off by one at most; one comparison settles it.

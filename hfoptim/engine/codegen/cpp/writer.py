@@ -84,9 +84,9 @@ class Writer(Places):
             return f"{so_far} += {value};"
         return f"{so_far} = larger<{real}>({so_far}, {value});"
 
-    def _clause(self, i: int) -> str:
+    def _clause(self, i: int, name: str = "a") -> str:
         """What OpenMP has to know of reduction `i` in `a<i>`."""
-        return f"reduction({'+' if self.nodes[i].op == 'sum' else 'largest'}:a{i})"
+        return f"reduction({'+' if self.nodes[i].op == 'sum' else 'largest'}:{name}{i})"
 
     def _sum_place(self, i: int) -> str:
         """Where in `w.sums` the sums of node `i` begin."""
@@ -172,6 +172,12 @@ class Writer(Places):
     def _small_loop(self, phase: int, kind: str, mine: list[int], places: dict[int, int], count: str) -> Iterator[str]:
         """A loop over batches, or over the columns of all batches."""
         yield f"  w.{kind}.resize({len(places)} * {count});"
+        for i in (i for i in mine if self.nodes[i].op in REDUCTIONS):
+            # The threads' sums in the place of the first one's.
+            yield f"  double* const total{i} = w.sums.data() + {self._sum_place(i)};"
+            yield f"  for (i64 k = 1; k < w.copies(); ++k) for (i64 j = 0; j < {count}; ++j)"
+            yield "    " + self._join(i, f"total{i}[j]", f"total{i}[k * {count} + j]", "double")
+        yield "#pragma omp simd"
         yield f"  for (i64 j = 0; j < {count}; ++j) {{"
         read = {a for i in mine for a in self.nodes[i].args} | {s.node for s in self._stores(phase, kind)}
         if kind == "column":
@@ -184,10 +190,7 @@ class Writer(Places):
             if node.op == "load":
                 yield f"    const real v{i} = get({self._pointer(node.value)}[j]);"
             elif node.op in REDUCTIONS:
-                yield f"    double s{i} = {self._start(i)};"
-                place = f"w.sums[{self._sum_place(i)} + k * {count} + j]"
-                yield f"    for (i64 k = 0; k < w.copies(); ++k) {self._join(i, f's{i}', place, 'double')}"
-                yield f"    const real v{i} = (real)s{i};"
+                yield f"    const real v{i} = (real)total{i}[j];"
             else:
                 yield "    " + self._define(i, "real")
             if i in places:
@@ -206,8 +209,8 @@ class Writer(Places):
         """How many units a tensor `w` has, of which every thread gets its share."""
         raise NotImplementedError
 
-    def _head(self, phase: int) -> Iterator[str]:
-        yield f"static void pass{phase}(Work& w, const double* u, i64 first, i64 last, int thread) {{"
+    def _head(self, phase: int, name: str = "pass") -> Iterator[str]:
+        yield f"static void {name}{phase}(Work& w, const double* u, i64 first, i64 last, int thread) {{"
         yield "  (void)u; (void)thread;"
         yield from self._uniforms()
         yield from self._owns(phase)
