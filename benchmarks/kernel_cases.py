@@ -1,6 +1,7 @@
-"""Every optimizer in every form, as kernels for a GPU that is not there: recorded, compiled, judged.
+"""Optimizers in all forms, as kernels for a GPU that is not there: recorded, compiled, judged.
 
-    python benchmarks/kernel_cases.py --output benchmarks/results/kernels.json
+    python benchmarks/kernel_cases.py --arch 90      # AdamW in every form, all in float32: what the docs show
+    python benchmarks/kernel_cases.py --all --output all.json
     python benchmarks/kernel_cases.py --name adamw --name lamb --form fp32 --arch 90 --processes 1
 
 Steps are taken on a CPU with the launcher taken out (device_code.py). Bytes that the compiled kernels of a step move
@@ -224,7 +225,10 @@ def serve(judge: bool) -> None:
 
 def main(arguments: Mapping[str, Any]) -> None:
     """Judge cases and write what is found."""
-    wanted = [(case, arch) for case in cases(arguments["name"], arguments["form"]) for arch in arguments["arch"]]
+    chosen = cases(arguments["name"], arguments["form"])
+    if not (arguments["name"] or arguments["form"] or arguments["all"]):
+        chosen = list(dict.fromkeys([*cases(["adamw"]), *cases((), ["fp32"])]))
+    wanted = [(case, arch) for case in chosen for arch in arguments["arch"]]
     rows = sorted(in_processes(wanted, arguments["processes"]), key=lambda row: [str(row[key]) for key in _ORDER])
     measure.write(arguments["output"], "kernels", {"about": measure.about(), "rows": rows})
 
@@ -233,9 +237,10 @@ _ORDER = ("name", "form", "shape", "aligned", "arch")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", action="append", default=[], help="an optimizer of the registry; default all")
-    parser.add_argument("--form", action="append", default=[], choices=FORMS, help="default all")
+    parser.add_argument("--name", action="append", default=[], help="an optimizer of the registry")
+    parser.add_argument("--form", action="append", default=[], choices=FORMS)
     parser.add_argument("--arch", action="append", type=int, help=f"compute capability; default {ARCHITECTURES}")
+    parser.add_argument("--all", action="store_true", help="every optimizer in every form")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=measure.RESULTS / "kernels.json")
     for hidden in ("--serve", "--only-compile"):

@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _PEERS = (
-    *("timm", "pytorch_optimizer", "torch-optimi", "heavyball", "transformers", "torchao", "bitsandbytes"),
+    *("triton", "timm", "pytorch_optimizer", "torch-optimi", "heavyball", "transformers", "torchao", "bitsandbytes"),
     *("lion-pytorch", "schedulefree", "prodigyopt", "adam_mini"),
 )
 

@@ -56,6 +56,9 @@ LIMITS = {
     "fp32, 4-bit state": Limit(150, registers=152, scales=1.0, narrow=True),
 }
 
+# More registers than that, with more states to keep: no spills, but fewer programs at a time than there could be.
+MORE_REGISTERS = {"adan": 240, "adanw": 240, "ademamix": 200, "adopt": 168, "adoptw": 168, "prodigy": 216}
+
 # Rules that reduce along rows or columns, and products of matrices: by torch's operations.
 WITHOUT = {"adafactor", "adam_mini", "adamuon", "muon", "nadamuon", "nmuon"}
 
@@ -92,9 +95,10 @@ def check(row):
         assert row["name"] in WITHOUT, said
         return
     limit = LIMITS[row["form"]]
+    registers = max(limit.registers, MORE_REGISTERS.get(row["name"], 0))
     for kernel in row["kernels"]:
         assert kernel["spills"] == 0, (said, kernel)
-        assert kernel["registers"] <= limit.registers, (said, kernel)
+        assert kernel["registers"] <= registers, (said, kernel)
     walks = [kernel for kernel in row["kernels"] if "read" in kernel]
     lookups = sum(kernel["lookups"] for kernel in walks)
     for what in ("read", "written"):
@@ -132,7 +136,7 @@ def test_kernels_move_what_the_schedule_says_in_wide_accesses_without_spills(cac
 
 @pytest.mark.slow
 def test_kernels_of_every_optimizer_in_every_form(cache, tmp_path):
-    rows = cases(tmp_path, "--arch", "80", "--arch", "90", "--processes", "2")
+    rows = cases(tmp_path, "--all", "--arch", "80", "--arch", "90", "--processes", "2")
     assert {row["form"] for row in rows} == LIMITS.keys()
     problems = [problem for row in rows if (problem := problem_of(row))]
     assert not problems, "\n".join(problems)
