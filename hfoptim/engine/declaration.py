@@ -24,7 +24,8 @@ class Name:
     Args:
         name: in small letters, words joined by `_`.
         summary (default ""): one line; empty: the first one of the class's docstring.
-        paper (""): where the algorithm is published, an address; empty: that of the class's first name.
+        paper (""): where the algorithm is published, an address; empty: that of the class's first name, which by
+            default is the first paper or address in the section Source of the docstring.
         options ({}): options bound to the name that differ from the class's defaults.
         aliases (()): other names it answers to.
     """
@@ -110,19 +111,24 @@ class RuleOptimizer(_Declared):
                     values[name] = each.check(name, values[name])
             values = self.from_arguments(values)
             params = values.pop("params")
+            self.__dict__.update({name: values[name] for name, each in self.hypers.items() if each.kept})
             kept = {name: value for name, value in values.items() if name in in_group or name not in self.hypers}
             super().__init__(params, kept)
 
     def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """The defaults of parameter groups, and `params`, from the constructor's arguments.
 
-        Overridden where an argument is another one's name, or is to be kept on the optimizer. Arguments that are not
-        `in_group` are left out afterwards; what is added is an entry of every group.
+        Overridden where an argument is another one's name. Arguments that are not `in_group` are left out afterwards;
+        what is added is an entry of every group.
 
         Args:
             given: all arguments by name, also those of the engine, each with its default if it was not given.
         """
         return given
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: getattr(self, name) for name, each in self.hypers.items() if each.kept}
+        return {**super().__getstate__(), **kept}
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter of a group is wrong, and put each into it as Python's own number, tuple or text.

@@ -23,6 +23,7 @@ class FoundClass:
         module: the module it is in.
         name: the class's name.
         summary: the first line of its docstring.
+        paper: the first paper that its docstring names as a source, an address.
         names: what it is chosen by.
         needs: which of `NEEDS` it says, and what.
     """
@@ -30,6 +31,7 @@ class FoundClass:
     module: str
     name: str
     summary: str
+    paper: str
     names: tuple[Name, ...]
     needs: Mapping[str, bool]
 
@@ -73,6 +75,15 @@ def summary_of(doc: str | None) -> str:
     return " ".join((doc or "").strip().partition("\n\n")[0].split()).removesuffix(".")
 
 
+def paper_of(doc: str | None) -> str:
+    """The address of the first paper, or the first address, in the section Source of a docstring; "" for none."""
+    _, _, source = (doc or "").partition("Source:\n")
+    found = re.search(r"arXiv\s+(\d{4}\.\d{4,5})|(https?://[^\s,;)]+)", source)
+    if found is None:
+        return ""
+    return f"https://arxiv.org/abs/{found[1]}" if found[1] else found[2].rstrip(".")
+
+
 def _class(node: ast.ClassDef, names: ast.expr, module: str, path: Path) -> FoundClass:
     of = f"{node.name}.names"
     if not isinstance(names, ast.Tuple):
@@ -85,7 +96,8 @@ def _class(node: ast.ClassDef, names: ast.expr, module: str, path: Path) -> Foun
     if _assigned(node.body, "curvature") is not None:
         needs["second_order"] = True
     found = tuple(_name(call, of, path) for call in names.elts)
-    return FoundClass(module, node.name, summary_of(ast.get_docstring(node)), found, needs)
+    doc = ast.get_docstring(node)
+    return FoundClass(module, node.name, summary_of(doc), paper_of(doc), found, needs)
 
 
 def _name(call: ast.expr, of: str, path: Path) -> Name:

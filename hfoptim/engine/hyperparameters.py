@@ -54,6 +54,7 @@ class Hyper:
         domain: the values it takes, for the docstring: ">= 0".
         in_group: whether it lies in the parameter groups; else it is an argument of the constructor only.
         in_peers: whether checkpoints of the classes that an optimizer interchanges with have it.
+        kept: whether it lies on the optimizer instead, which it is copied and pickled with.
         keyword_only: whether it is given by name only.
         annotation: its type, as in the class.
         make_check: the check and the domain, given the name and the annotation.
@@ -64,6 +65,7 @@ class Hyper:
     make_check: Callable[[str, str], tuple[Check, str]]
     in_group: bool = True
     in_peers: bool = True
+    kept: bool = False
     keyword_only: bool = False
     annotation: Any = inspect.Parameter.empty
     check: Check = lambda name, value: value
@@ -89,6 +91,7 @@ def hyper(
     check: Check | None = None,
     in_group: bool = True,
     in_peers: bool = True,
+    kept: bool = False,
 ) -> T:
     """Declare a hyper-parameter, as the value of an annotated attribute of a class derived from `RuleOptimizer`.
 
@@ -110,6 +113,7 @@ def hyper(
         in_group (True): whether it lies in the parameter groups. Others are arguments of the constructor alone, for
             `from_arguments`.
         in_peers (True): whether checkpoints of the classes that this one interchanges with have it.
+        kept (False): whether it lies on the optimizer instead, as it was checked, and is copied and pickled with it.
     """
 
     def make_check(name: str, annotation: str) -> tuple[Check, str]:
@@ -124,7 +128,7 @@ def hyper(
         return (partial(_unless_none, run) if optional else run), domain
 
     # Type checkers take the attribute for what it is on an optimizer: its value.
-    return cast(T, Hyper(default, doc, make_check, in_group, in_peers))
+    return cast(T, Hyper(default, doc, make_check, in_group and not kept, in_peers, kept))
 
 
 @dataclass(frozen=True)

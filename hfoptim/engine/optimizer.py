@@ -20,7 +20,7 @@ from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import Decay, Plan, decay_scalars, plan_of
-from hfoptim.engine.rule import Rule
+from hfoptim.engine.rule import Group, Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
 
@@ -96,6 +96,8 @@ class EngineOptimizer(Optimizer):
     one_lr: ClassVar[bool] = False
     # Takes the steps inside of backward, while gradients are released.
     release: Release | None = None
+    # The names of parameters, each with the group's list that it is from.
+    _names: Mapping[Tensor, tuple[Any, str]] = {}
     # The loss of the step to come, as far as it is known.
     _loss: Tensor | None = None
     # Notes what rules say about the steps, while somebody asks.
@@ -142,6 +144,23 @@ class EngineOptimizer(Optimizer):
         self.run_state.check(group)
         check_options(group)
 
+    def check_added(self, group: dict[str, Any]) -> None:
+        """Raise if a group that is there now, with its parameters, cannot be stepped; it is then taken out again."""
+
+    def name_of(self, param: Tensor, group: Group) -> str | None:
+        """The name that a parameter of a group was given or loaded with; None if it has none."""
+        names = group.get("param_names")
+        if names is None:
+            return None
+        if self._names.get(param, (None,))[0] is not names:
+            self._names = {
+                member: (each["param_names"], name)
+                for each in (*self.param_groups, group)
+                if "param_names" in each
+                for member, name in zip(each["params"], each["param_names"], strict=True)
+            }
+        return self._names[param][1]
+
     def own_default(self, name: str) -> Any:
         """The default of a hyper-parameter in the class's signature; what it starts from, where it is no argument."""
         parameter = inspect.signature(type(self)).parameters.get(name)
@@ -164,6 +183,11 @@ class EngineOptimizer(Optimizer):
         super().add_param_group(param_group)
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
             param_group.pop("differentiable", None)
+        try:
+            self.check_added(param_group)
+        except Exception:
+            self.param_groups.pop()
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

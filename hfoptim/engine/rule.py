@@ -25,6 +25,8 @@ from torch import Tensor
 
 from hfoptim.engine.tensor_list import TensorList
 
+# A parameter group, read and not written.
+Group = Mapping[str, Any]
 Scalars = dict[str, Any]
 PerStep = Callable[..., Scalars]
 # `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like a rule: numbers about a tensor's step.
@@ -100,7 +102,7 @@ def zeros_without(dim: int) -> State:
     return State(init, signed=False)
 
 
-def _nothing(t: int, group: Mapping[str, Any]) -> Scalars:
+def _nothing(t: int, group: Group) -> Scalars:
     return {}
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from hfoptim.engine import checks
 from hfoptim.engine.distributed import flattened
 from hfoptim.engine.precision import precise
+from hfoptim.engine.rule import Group
 
 # Where reading a number back does not make the host wait: there it is kept as Python's own, else as a 0-d tensor.
 HOST = ("cpu",)
 
-Group = Mapping[str, Any]
 # (state, totals, group) -> new values by name
 Advance = Callable[[Group, Mapping[str, Tensor], Group], Mapping[str, Any]]
 

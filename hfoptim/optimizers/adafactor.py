@@ -12,34 +12,22 @@ from torch import Size, Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hfoptim.engine import (
-    TENSOR,
-    Name,
-    Rule,
-    RuleOptimizer,
-    ema,
-    hyper,
-    nonnegative,
-    rms,
-    scalar,
-    unwrap,
-    zeros,
-    zeros_without,
-)
+from hfoptim.engine import TENSOR, Group, Name, RuleOptimizer, hyper, unwrap
 from hfoptim.engine.checks import betas as check_betas
-from hfoptim.engine.checks import entries, group_dict, number
+from hfoptim.engine.checks import entries, number
+from hfoptim.engine.rule import Rule, Scalars, ema, nonnegative, rms, scalar, zeros, zeros_without
 
 __all__ = ["Adafactor", "AdafactorSchedule", "get_adafactor_schedule"]
 
 
-def relative_step(t: int, group: Mapping[str, Any]) -> float:
+def relative_step(t: int, group: Group) -> float:
     """The step size before it is scaled by the parameter: the group's lr, or min(1e-2 or 1e-6 t, 1 / sqrt(t))."""
     if not group["relative_step"]:
         return float(group["lr"])
     return min(1e-6 * t if group["warmup_init"] else 1e-2, 1.0 / math.sqrt(t))
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     beta2 = 1.0 - t ** group["decay_rate"]
     scalars = {
         "lr": relative_step(t, group),
@@ -131,7 +119,7 @@ def _betas(name: str, value: Any) -> tuple[float, ...] | None:
 
 
 class Adafactor(RuleOptimizer):
-    """Adam's step from a factored second moment, clipped, with step sizes relative to the parameter.
+    """Adam with a second moment factored into rows and columns, step sizes relative to the parameter.
 
     With G the gradient, P the parameter, t the step, R and C the kept means over columns and rows:
 
@@ -159,13 +147,7 @@ class Adafactor(RuleOptimizer):
     """
 
     peer_state = {"RMS": None}
-    names = (
-        Name(
-            "adafactor",
-            "Adam with a second moment factored into rows and columns, step sizes relative to the parameter",
-            "https://arxiv.org/abs/1804.04235",
-        ),
-    )
+    names = (Name("adafactor"),)
     lr: float | None = hyper(None, "learning rate; None with `relative_step`")
     eps: Any = hyper(
         (1e-30, 1e-3),
@@ -207,13 +189,8 @@ class Adafactor(RuleOptimizer):
         if group["warmup_init"] and not group["relative_step"]:
             raise ValueError("warmup_init=True needs relative_step=True")
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; `lr` and `relative_step` are checked against each other here, where a user set them.
-
-        Later a schedule may write an lr beside relative_step, as `AdafactorSchedule` does to show it.
-        """
-        group = {**self.defaults, **group_dict(param_group)}
-        self.check_group(group)  # before these two are compared
+    def check_added(self, group: dict[str, Any]) -> None:
+        # Later a schedule may write an lr beside relative_step, as `AdafactorSchedule` does to show it.
         if group["lr"] is not None and group["relative_step"]:
             raise ValueError(
                 f"lr={group['lr']!r} and relative_step=True exclude each other; give relative_step=False to use lr, or "
@@ -221,7 +198,6 @@ class Adafactor(RuleOptimizer):
             )
         if group["lr"] is None and not group["relative_step"]:
             raise ValueError("relative_step=False needs a learning rate; give lr, for example 1e-3")
-        super().add_param_group(param_group)
 
     @classmethod
     def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Decay, Name, Rule, RuleOptimizer, State, hyper
+from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, State, hyper
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     return {"eps": group["eps"], "lr": float(group["lr"]) / (1.0 + (t - 1) * group["lr_decay"])}
 
 
@@ -54,7 +53,7 @@ class Adagrad(RuleOptimizer):
     """
 
     decay = Decay.COUPLED
-    names = (Name("adagrad", "", "https://jmlr.org/papers/v12/duchi11a.html", {"eps": 1e-8}),)
+    names = (Name("adagrad", options={"eps": 1e-8}),)
     lr: float = hyper(1e-2, "learning rate")
     lr_decay: float = hyper(0.0, "decay of the learning rate")
     weight_decay: float = hyper(0.0, "L2 penalty")

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine import (
-    ELEMENT,
-    Curvature,
-    Due,
-    Name,
-    RuleOptimizer,
-    State,
-    bias_correction,
-    ema,
-    hyper,
-    nonnegative,
-    rule,
-    zeros,
-)
+from hfoptim.engine import Curvature, Due, Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine.rule import ELEMENT, State, bias_correction, ema, nonnegative, rule, zeros
 from hfoptim.optimizers.shared import hutchinson
 from hfoptim.optimizers.shared.moments import moment_rates
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     """Both bias corrections folded into eps and lr, as for Adam, here under the power k / 2 in place of the root."""
     beta1, beta2 = group["betas"]
     power = 0.5 * group["hessian_power"]
@@ -40,13 +28,7 @@ def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
 
 
 # The Hessian's estimate is written between the steps, so it is kept as it is.
-@rule(
-    ELEMENT,
-    per_step=_per_step,
-    exp_avg=zeros,
-    exp_hessian_diag_sq=nonnegative,
-    hessian=State(zeros.init),
-)
+@rule(ELEMENT, per_step=_per_step, exp_avg=zeros, exp_hessian_diag_sq=nonnegative, hessian=State(zeros.init))
 def adahessian(
     grad: Any, param: Any, exp_avg: Any, exp_hessian_diag_sq: Any, hessian: Any, h: Any
 ) -> tuple[Any, Any, Any, None]:
@@ -69,7 +51,7 @@ def _estimate(due: Sequence[Due], step: int) -> list[Tensor]:
 
 
 class Adahessian(RuleOptimizer):
-    """Adam with the diagonal of the Hessian in place of the gradient's square, estimated by random probing.
+    """Adam with the diagonal of the Hessian in place of the gradient's square; gradients need a graph.
 
     With g the gradient, H the Hessian of the loss, p the parameter, t the step, k = hessian_power:
 
@@ -99,13 +81,7 @@ class Adahessian(RuleOptimizer):
     """
 
     rule = adahessian
-    names = (
-        Name(
-            "adahessian",
-            "Adam with the diagonal of the Hessian in place of the gradient's square; gradients need a graph",
-            "https://arxiv.org/abs/2006.00719",
-        ),
-    )
+    names = (Name("adahessian"),)
     curvature = Curvature("hessian", "update_each", _estimate)
     lr: float = hyper(0.1, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")

@@ -35,9 +35,7 @@ class AdamW(FullyDecoupling):
     rule = adamw
     decay = Decay.DECOUPLED_AFTER
     peer_flags = TORCH_ADAM
-    names = (
-        Name("adamw", "Adam with decoupled weight decay, transformers' numbers", "https://arxiv.org/abs/1711.05101"),
-    )
+    names = (Name("adamw"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-6, "added to the root of v")
@@ -74,7 +72,7 @@ class Adam(FullyDecoupling):
     rule = adam
     decay = Decay.COUPLED
     peer_flags = TORCH_ADAM
-    names = (Name("adam", paper="https://arxiv.org/abs/1412.6980"),)
+    names = (Name("adam"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.99), "decay rates of m and v")
     weight_decay: float = hyper(0.0, "coefficient of the decay that the two following options select")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY
 from functools import cache
 from typing import Any, ClassVar
@@ -12,22 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Size, Tensor
 
-from hfoptim.engine import (
-    ELEMENT,
-    TENSOR,
-    Name,
-    Rule,
-    RuleOptimizer,
-    State,
-    ema,
-    hyper,
-    nonnegative,
-    rule,
-    scalar,
-    zeros,
-)
-from hfoptim.engine.checks import group_dict
-from hfoptim.engine.parameter_names import bare, bare_names
+from hfoptim.engine import ELEMENT, TENSOR, Name, Rule, State, ema, hyper, nonnegative, rule, scalar, zeros
+from hfoptim.engine.parameter_names import aligned, bare, difference
+from hfoptim.optimizers.shared.exempt_by_name import ExemptByName
 from hfoptim.optimizers.shared.moments import corrected, moments_step
 
 logger = logging.getLogger(__name__)
@@ -80,8 +67,8 @@ def by_head(size: int) -> Rule:
     return _by_row(lambda shape: (math.prod(shape) // size, size))
 
 
-class AdamMini(RuleOptimizer):
-    """Adam with one second moment per block: half of Adam's state, with blocks chosen by the parameter's name.
+class AdamMini(ExemptByName):
+    """Adam with one second moment per row, head or tensor, chosen by the parameter's name: half of Adam's state.
 
     With g the gradient, p the parameter, t the step, and mean_block over each block of p:
 
@@ -132,13 +119,7 @@ class AdamMini(RuleOptimizer):
     mlp_names: ClassVar[frozenset[str]] = frozenset({"feed_forward", "linear", "mlp"})
 
     peer_state = dict.fromkeys(("head_per_gpu", "neuron_per_gpu", "reduced", "block_numel"))
-    names = (
-        Name(
-            "adam_mini",
-            "Adam with one second moment per row, head or tensor, chosen by the parameter's name",
-            "https://arxiv.org/abs/2406.16793",
-        ),
-    )
+    names = (Name("adam_mini"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-8, "added to the root of v")
@@ -152,10 +133,6 @@ class AdamMini(RuleOptimizer):
     n_kv_heads: int | None = hyper(None, "heads of keys and values, where they are fewer: a divisor of n_heads", low=1)
     verbose: bool = hyper(True, "log the blocks of every parameter, at level INFO")
 
-    def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        self._names: dict[tuple[Tensor, bool], str | None] = {}
-        return given
-
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         dim, n_heads, n_kv_heads = group["dim"], group["n_heads"], group["n_kv_heads"]
@@ -164,41 +141,17 @@ class AdamMini(RuleOptimizer):
         if n_kv_heads is not None and n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._names = {}
+    def exempt(self, names: Sequence[str | None]) -> set[str | None]:
+        return {name for name in names if name is not None and _contains(name, _UNDECAYED)}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; parameters that their names exempt from decay form a second one beside it."""
-        given: Any = group_dict(param_group)["params"]
-        group = {**self.defaults, **param_group}
-        self.check_group(group)
-        exempt: list[Any] = []
-        others: list[Any] = []
-        for entry in [given] if isinstance(given, (Tensor, set)) else given:  # torch refuses sets
-            if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Tensor)):
-                others.append(entry)
-                continue
-            name, param = entry
-            (exempt if _contains(name, _UNDECAYED) else others).append(entry)
-            blocks = self._blocks(name, param, group)
-            if group["verbose"]:
-                logger.info("%s %s: %s", name, tuple(param.shape), _describe(blocks))
-        if others or not exempt:
-            super().add_param_group({**param_group, "params": given if isinstance(given, set) else others})
-        if exempt:
-            super().add_param_group({**param_group, "params": exempt, "weight_decay": 0.0})
+    def check_added(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            blocks, name = self.rule_for(param, group), self.name_of(param, group)
+            if group["verbose"] and name is not None:
+                logger.info("%s %s: %s", name, tuple(param.shape), _DESCRIBED.get(blocks, "one second moment per head"))
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        known = param, "param_names" in group  # a loaded state_dict may bring names
-        if known not in self._names:
-            names = group.get("param_names") or [None] * len(group["params"])
-            for member, name in zip(group["params"], names, strict=True):
-                self._names[member, known[1]] = name
-        return self._blocks(self._names[known], param, group)
-
-    def _blocks(self, name: str | None, param: Tensor, group: dict[str, Any]) -> Rule:
-        """The rule for a parameter's blocks, by the table above."""
+        name = self.name_of(param, group)
         if name is not None and _contains(name, self.adam_block_names):
             return by_entry
         if param.ndim < 2:
@@ -233,10 +186,7 @@ def _contains(name: str, parts: Collection[str]) -> bool:
     return any(part in name for part in parts)
 
 
-def _describe(blocks: Rule) -> str:
-    if blocks in (by_entry, by_row, by_tensor):
-        return {by_entry: "Adam", by_row: "one second moment per row", by_tensor: "one second moment"}[blocks]
-    return "one second moment per head"
+_DESCRIBED = {by_entry: "Adam", by_row: "one second moment per row", by_tensor: "one second moment"}
 
 
 def _regrouped(state_dict: Any, groups: list[dict[str, Any]]) -> Any:
@@ -249,25 +199,22 @@ def _regrouped(state_dict: Any, groups: list[dict[str, Any]]) -> Any:
     if not saved or not all({"name", "beta1", "beta2"} <= group.keys() for group in saved):
         return state_dict
     by_name = {group["name"]: group for group in saved}
-    short = bare_names(name.lower() for group in groups for name in group.get("param_names", ()))
-    by_name = {theirs: by_name[name] for name, theirs in bare_names(by_name).items()} | by_name
+    ours = [name.lower() for group in groups for name in group.get("param_names", ())]
+    theirs = aligned(ours, by_name)
+    if theirs is None:
+        missing, _ = difference(ours, by_name)
+        what = f"no parameter {missing[0]!r}" if missing else "a group per name, here parameters have none"
+        raise ValueError(f"the state_dict, of the package adam_mini, has {what}")
     regrouped = []
     for group in groups:
-        names = [name.lower() for name in group.get("param_names", ())]
-        names = [name if name in by_name else short[name] for name in names]
-        missing = [name for name in names if name not in by_name]
-        if not names or missing:
-            what = f"no parameter {missing[0]!r}" if missing else "a group per name, here parameters have none"
-            raise ValueError(f"the state_dict, of the package adam_mini, has {what}")
-        theirs = [by_name[name] for name in names]
+        own = [by_name[theirs[name.lower()]] for name in group["param_names"]]
         for key in ("lr", "beta1", "beta2", "eps", "weight_decay"):
-            if len({float(each[key]) for each in theirs}) > 1:
+            if len({float(each[key]) for each in own}) > 1:
                 raise ValueError(
                     f"the state_dict, of the package adam_mini, has more than one {key} for one group here"
                 )
-        numbers = {key: theirs[0][key] for key in ("lr", "eps", "weight_decay")}
-        own = {key: group[key] for key in ("dim", "n_heads", "n_kv_heads", "verbose")}
-        betas = (theirs[0]["beta1"], theirs[0]["beta2"])
-        keys = [key for each in theirs for key in each["params"]]
-        regrouped.append({**numbers, **own, "betas": betas, "params": keys})
+        numbers = {key: own[0][key] for key in ("lr", "eps", "weight_decay")}
+        numbers |= {key: group[key] for key in ("dim", "n_heads", "n_kv_heads", "verbose")}
+        betas = (own[0]["beta1"], own[0]["beta2"])
+        regrouped.append({**numbers, "betas": betas, "params": [key for each in own for key in each["params"]]})
     return {**state_dict, "param_groups": regrouped}

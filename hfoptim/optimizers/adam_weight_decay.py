@@ -4,79 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from hfoptim.engine import ELEMENT, TENSOR, Name, Probe, Rule, RunState, hyper, nonnegative, zeros
-from hfoptim.engine.checks import learning_rate as check_lr
-from hfoptim.engine.checks import number
-from hfoptim.optimizers.shared.clipping import clip_factor, squared_norm
-from hfoptim.optimizers.shared.decay_patterns import EXCLUDED, INCLUDED, DecayedByName
-from hfoptim.optimizers.shared.moments import folded, moments, moments_step
+from hfoptim.engine import (
+    ELEMENT,
+    TENSOR,
+    Group,
+    Name,
+    Probe,
+    Rule,
+    RunState,
+    Scalars,
+    checks,
+    hyper,
+    nonnegative,
+    zeros,
+)
+from hfoptim.optimizers.shared.clipping import clip_at, clip_factor, squared_norm
+from hfoptim.optimizers.shared.exempt_by_name import ExemptByName, exempt_by_patterns, patterns
+from hfoptim.optimizers.shared.moments import folded, moments
 from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
 
-_CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+# Keras' names of what is a number in the groups.
+KERAS = {"learning_rate": "lr", "epsilon": "eps", "weight_decay_rate": "weight_decay"}
 
 
-def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -> dict[str, Any]:
-    scalars: dict[str, Any] = folded(t, group)
-    for name in ("clipnorm", "clipvalue"):
-        if group[name] is not None:
-            scalars[name] = float(group[name])
-    if grad_sq is not None:
-        scalars["global_clip"] = clip_factor(grad_sq, group["global_clipnorm"])
-    return scalars
+def _clip_of(group: Group) -> str | None:
+    return next((name for name in CLIPS if group[name] is not None), None)
+
+
+def _per_step(t: int, group: Group, grad_sq: Tensor | None = None) -> Scalars:
+    clip = _clip_of(group)
+    if clip is None:
+        return folded(t, group)
+    return {**folded(t, group), "clip": group[clip] if grad_sq is None else clip_factor(grad_sq, group[clip])}
 
 
 @cache
 def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
-    """The rule for one way of clipping (one of clipnorm, clipvalue, global_clipnorm, None), with or without AMSGrad."""
+    """The rule for one way of clipping (one of `CLIPS`, None), with or without AMSGrad."""
 
-    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
-        *state, h = args
+    def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, *args: Any) -> tuple[Any, ...]:
+        *largest, h = args
         if clip == "clipvalue":
-            grad = grad.clamp(min=-h.clipvalue, max=h.clipvalue)
-        elif clip == "clipnorm":
-            grad = grad * (h.clipnorm / grad.square().sum().sqrt().clamp(min=h.clipnorm))
-        elif clip == "global_clipnorm":
-            grad = grad * h.global_clip
-        if not amsgrad:
-            return moments_step(grad, param, state[0], state[1], h)
-        exp_avg, exp_avg_sq = moments(grad, state[0], state[1], h)
-        largest = torch.maximum(state[2], exp_avg_sq)
-        return exp_avg / (largest.sqrt() + h.eps), exp_avg, exp_avg_sq, largest
+            grad = grad.clamp(min=-h.clip, max=h.clip)
+        elif clip is not None:
+            grad = grad * (clip_factor(grad.square().sum(), h.clip) if clip == "clipnorm" else h.clip)
+        exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
+        largest = [torch.maximum(each, exp_avg_sq) for each in largest]
+        return (exp_avg / ((*largest, exp_avg_sq)[0].sqrt() + h.eps), exp_avg, exp_avg_sq, *largest)
 
     fn.__name__ = "adam_weight_decay"
-    state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}
-    if amsgrad:
-        state["max_exp_avg_sq"] = nonnegative
+    state = {"exp_avg": zeros, "exp_avg_sq": nonnegative, **({"max_exp_avg_sq": nonnegative} if amsgrad else {})}
     scope = TENSOR if clip == "clipnorm" else ELEMENT
     return Rule(fn, scope, state, _per_step, Probe(squared_norm) if clip == "global_clipnorm" else None)
 
 
 def _number_or_function(name: str, value: Any) -> Any:
     """A learning rate, or a function of the step count that gives it."""
-    return value if callable(value) and not isinstance(value, Tensor) else check_lr("lr", value)
+    return value if callable(value) and not isinstance(value, Tensor) else checks.learning_rate("lr", value)
 
 
-LEARNING_RATE = hyper(
-    1e-3,
-    "a number, or a function of the step count (from 0) that gives it, for example `schedules.WarmUp`",
-    check=_number_or_function,
-    in_group=False,
-)
+_FOUND = "regular expressions; a parameter whose name one of them is found in is"
 
 
-def _largest(what: str) -> float | None:
-    doc, excluded = f"largest {what}; None does not clip", "would erase every gradient"
-    return hyper(None, doc, above=0.0, excluded=excluded, in_peers=False)
-
-
-class AdamWeightDecay(DecayedByName):
+class AdamWeightDecay(ExemptByName):
     """Adam with decoupled weight decay chosen by parameter name, and gradient clipping: Keras' numbers in PyTorch.
 
     With g the clipped gradient, p the parameter, t the step:
@@ -94,96 +92,82 @@ class AdamWeightDecay(DecayedByName):
         transformers 4.34, `optimization_tf.AdamWeightDecay`; Keras `Adam`; Loshchilov and Hutter, arXiv 1711.05101.
     """
 
-    names = (
-        Name(
-            "adam_weight_decay",
-            "Keras' Adam with decoupled decay chosen by parameter name and gradient clipping",
-            "https://arxiv.org/abs/1711.05101",
-        ),
-    )
+    names = (Name("adam_weight_decay"),)
     if TYPE_CHECKING:
         params: InitVar[nn.Module | ParamsT]
     absent_from_peers = frozenset({"iterations"})
     peer_flags = {**TORCH_ADAM, "correct_bias": True}
-    learning_rate: float | Callable[[int], float] = LEARNING_RATE
+    learning_rate: float | Callable[[int], float] = hyper(
+        1e-3,
+        "a number, or a function of the step count (from 0) that gives it, for example `schedules.WarmUp`",
+        check=_number_or_function,
+        kept=True,
+    )
     beta_1: float = hyper(0.9, "decay rate of m", below=1.0, in_group=False)
     beta_2: float = hyper(0.999, "decay rate of v", below=1.0, in_group=False)
     epsilon: float = hyper(1e-7, "added to the root of v", in_group=False)
     amsgrad: bool = hyper(False, "divide by the largest v so far", in_peers=False)
     weight_decay_rate: float = hyper(0.0, "decoupled weight decay, per step and unit of lr", in_group=False)
-    include_in_weight_decay: Sequence[str] | None = INCLUDED
-    exclude_from_weight_decay: Sequence[str] | None = EXCLUDED
-    name: str = hyper("AdamWeightDecay", "kept as `.name`", in_group=False)
-    _: KW_ONLY
-    clipnorm: float | None = _largest("norm of each gradient")
-    clipvalue: float | None = _largest("absolute entry of a gradient")
-    global_clipnorm: float | None = _largest("norm of all gradients together")
-    lr: float | Callable[[int], float] | None = hyper(
-        None, "PyTorch's name, in place of `learning_rate`", check=check_lr
+    include_in_weight_decay: Sequence[str] | None = hyper(
+        None, f"{_FOUND} decayed, whatever the next says", check=patterns, kept=True
     )
-    betas: tuple[float, float] | None = hyper(None, "PyTorch's name, in place of `beta_1` and `beta_2`")
-    eps: float | None = hyper(None, "PyTorch's name, in place of `epsilon`")
-    weight_decay: float | None = hyper(None, "PyTorch's name, in place of `weight_decay_rate`")
+    exclude_from_weight_decay: Sequence[str] | None = hyper(
+        None, f"{_FOUND} not decayed. All others are", check=patterns, kept=True
+    )
+    name: str = hyper("AdamWeightDecay", "kept as `.name`", kept=True)
+    _: KW_ONLY
+    clipnorm: float | None = clip_at(None, "norm of each gradient", in_peers=False)
+    clipvalue: float | None = clip_at(None, "absolute entry of a gradient", in_peers=False)
+    global_clipnorm: float | None = clip_at(None, "norm of all gradients together", in_peers=False)
+    # As arguments they may be None; in a group they are checked as these functions do.
+    lr: float | Callable[[int], float] | None = hyper(
+        None, "PyTorch's name, in place of `learning_rate`", check=checks.learning_rate
+    )
+    betas: tuple[float, float] | None = hyper(
+        None, "PyTorch's name, in place of `beta_1` and `beta_2`", check=partial(checks.betas, count=2)
+    )
+    eps: float | None = hyper(None, "PyTorch's name, in place of `epsilon`", check=checks.number)
+    weight_decay: float | None = hyper(None, "PyTorch's name, in place of `weight_decay_rate`", check=checks.number)
 
     def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        keras = {
-            "lr": given["learning_rate"],
-            "betas": (given["beta_1"], given["beta_2"]),
-            "eps": given["epsilon"],
-            "weight_decay": given["weight_decay_rate"],
-        }
+        keras = {"betas": (given["beta_1"], given["beta_2"]), **{name: given[theirs] for theirs, name in KERAS.items()}}
         given = {**given, **{name: value for name, value in keras.items() if given[name] is None}}
-        self.learning_rate = _number_or_function("lr", given["lr"])
-        self.name = given["name"]
-        if callable(self.learning_rate):
-            given["lr"] = self.learning_rate(0)
+        rate = given["learning_rate"] = _number_or_function("lr", given["lr"])
+        given["lr"] = rate(0) if callable(rate) else rate
         if isinstance(given["params"], nn.Module):
             given["params"] = given["params"].named_parameters()
-        return super().from_arguments(given)
+        return given
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "name": self.name, "learning_rate": self.learning_rate}
-
-    @property
+    @cached_property
     def run_state(self) -> RunState:
         """The count of steps, for a function that gives the learning rate."""
         return RunState({"iterations": 0}, self._scheduled)
 
-    def _scheduled(
-        self, state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _scheduled(self, state: Group, totals: Mapping[str, Tensor], group: Group) -> Scalars:
         if not callable(self.learning_rate):
             return {}
-        rate = number("learning_rate's value", self.learning_rate(state["iterations"]))
+        rate = checks.number("learning_rate's value", self.learning_rate(state["iterations"]))
         return {"lr": rate * group.get("lr_scale", 1.0), "iterations": state["iterations"] + 1}
+
+    def exempt(self, names: Sequence[str | None]) -> set[str | None]:
+        return exempt_by_patterns(names, self.include_in_weight_decay, self.exclude_from_weight_decay)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        given = [name for name in _CLIPS if group[name] is not None]
+        given = [name for name in CLIPS if group[name] is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one way of clipping")
-        for name in ("lr", "betas", "eps", "weight_decay"):
-            if group[name] is None:  # as an argument it stands for Keras' name
-                raise TypeError(f"{name}=None in a parameter group, expected a number")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        return adam_weight_decay(next((name for name in _CLIPS if group[name] is not None), None), group["amsgrad"])
+        return adam_weight_decay(_clip_of(group), group["amsgrad"])
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments but `params`, as Keras' optimizers give them."""
-        d = self.defaults
-        return {
-            "learning_rate": self.learning_rate,
-            "beta_1": d["betas"][0],
-            "beta_2": d["betas"][1],
-            "epsilon": d["eps"],
-            "amsgrad": d["amsgrad"],
-            "weight_decay_rate": d["weight_decay"],
-            "include_in_weight_decay": self.include_in_weight_decay or None,
-            "exclude_from_weight_decay": self.exclude_from_weight_decay or None,
-            "name": self.name,
-            **{name: d[name] for name in _CLIPS},
-        }
+        numbers = {theirs: self.defaults[name] for theirs, name in KERAS.items()}
+        numbers["beta_1"], numbers["beta_2"] = self.defaults["betas"]
+        options = {name: self.defaults[name] for name in ("amsgrad", *CLIPS)}
+        kept = {name: getattr(self, name) for name, each in self.hypers.items() if each.kept}
+        return {**numbers, **options, **kept}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], params: nn.Module | ParamsT) -> AdamWeightDecay:

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Any
 
-from hfoptim.engine import (
-    ELEMENT,
-    Decay,
-    Name,
-    add_scaled,
-    bias_correction,
-    ema,
-    hyper,
-    nonnegative,
-    rule,
-    zeros,
-)
+from hfoptim.engine import Decay, Group, Name, Scalars, hyper
+from hfoptim.engine.rule import ELEMENT, add_scaled, bias_correction, ema, nonnegative, rule, zeros
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
+from hfoptim.optimizers.shared.moments import corrected
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     """Bias corrections c1, c2, c3 as factors of the three scalars the update has anyway.
 
     (m / c1 + beta2 d / c2) / (sqrt(n / c3) + eps)
         =  (sqrt(c3) / c1) (m + (beta2 c1 / c2) d) / (sqrt(n) + eps sqrt(c3))
     """
     beta1, beta2, beta3 = group["betas"]
-    lr, c1, root = float(group["lr"]), bias_correction(beta1, t), math.sqrt(bias_correction(beta3, t))
     # At the first step there is no gradient before, so no difference: both its weights are 0.
     first = t == 1
     scalars = {
-        "alpha1": 1.0 - beta1,
-        "alpha2": 0.0 if first else 1.0 - beta2,
-        "alpha3": 1.0 - beta3,
+        **corrected(t, {**group, "betas": (beta1, beta3)}),
+        "alpha_diff": 0.0 if first else 1.0 - beta2,
         "ahead": 0.0 if first else beta2,
-        "share": beta2 * c1 / bias_correction(beta2, t),
-        "eps": group["eps"] * root,
-        "lr": lr * root / c1,
+        "share": beta2 * bias_correction(beta1, t) / bias_correction(beta2, t),
     }
     if not group["no_prox"]:
         # Dividing by 1 + x is a decay by x / (1 + x).
+        lr = float(group["lr"])
         decay = group["weight_decay"] * (lr / group["max_lr"] if group["decouple_lr"] else lr)
         scalars["decay"] = decay / (1.0 + decay)
     return scalars
@@ -56,8 +42,8 @@ def adan(
     change = grad + neg_pre_grad
     look_ahead = add_scaled(grad, change, h.ahead)
     exp_avg = ema(exp_avg, grad, h.alpha1)
-    exp_avg_diff = ema(exp_avg_diff, change, h.alpha2)
-    exp_avg_sq = ema(exp_avg_sq, look_ahead * look_ahead, h.alpha3)
+    exp_avg_diff = ema(exp_avg_diff, change, h.alpha_diff)
+    exp_avg_sq = ema(exp_avg_sq, look_ahead * look_ahead, h.alpha2)
     update = add_scaled(exp_avg, exp_avg_diff, h.share) / (exp_avg_sq.sqrt() + h.eps)
     return update, exp_avg, exp_avg_diff, exp_avg_sq, -grad
 
@@ -85,10 +71,7 @@ class Adan(FullyDecoupling):
     """
 
     rule = adan
-    names = (
-        Name("adan", paper="https://arxiv.org/abs/2208.06677"),
-        Name("adanw", "Adan with AdamW's weight decay", options={"no_prox": True}),
-    )
+    names = (Name("adan"), Name("adanw", "Adan with AdamW's weight decay", options={"no_prox": True}))
     lr: float = hyper(1e-3, "learning rate; the paper's are 5 to 10 times AdamW's")
     betas: tuple[float, float, float] = hyper((0.98, 0.92, 0.99), "decay rates of m, d and n")
     eps: float = hyper(1e-8, "added to the bias-corrected root of n")

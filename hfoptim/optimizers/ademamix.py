@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from hfoptim.engine import (
-    ELEMENT,
-    Name,
-    RuleOptimizer,
-    add_scaled,
-    bias_correction,
-    ema,
-    hyper,
-    nonnegative,
-    rule,
-    zeros,
-)
+from hfoptim.engine import Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine.rule import ELEMENT, add_scaled, bias_correction, ema, nonnegative, rule, zeros
+from hfoptim.optimizers.shared.moments import corrected
 
 # The author's code adds this to a beta before taking its logarithm.
 _LOG_EPS = 1e-8
@@ -28,7 +18,7 @@ def slow_beta(beta1: float, beta3: float, share: float) -> float:
     return math.exp(1.0 / ((1.0 - share) / math.log(beta1 + _LOG_EPS) + share / math.log(beta3 + _LOG_EPS)))
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     """Bias corrections c1, c2 as factors of the scalars the update has anyway.
 
     (m1 / c1 + a m2) / (sqrt(v / c2) + eps)  =  (sqrt(c2) / c1) (m1 + c1 a m2) / (sqrt(v) + eps sqrt(c2))
@@ -37,15 +27,8 @@ def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
     alpha, warmup = group["alpha"], group["t_alpha_beta3"]
     if warmup is not None and t < warmup:
         alpha, beta3 = alpha * t / warmup, slow_beta(beta1, beta3, t / warmup)
-    c1, root = bias_correction(beta1, t), math.sqrt(bias_correction(beta2, t))
-    return {
-        "alpha1": 1.0 - beta1,
-        "alpha2": 1.0 - beta2,
-        "alpha3": 1.0 - beta3,
-        "mix": alpha * c1,
-        "eps": group["eps"] * root,
-        "lr": float(group["lr"]) * root / c1,
-    }
+    scalars = corrected(t, {**group, "betas": (beta1, beta2)})
+    return {**scalars, "alpha3": 1.0 - beta3, "mix": alpha * bias_correction(beta1, t)}
 
 
 @rule(ELEMENT, per_step=_per_step, exp_avg_fast=zeros, exp_avg_slow=zeros, exp_avg_sq=nonnegative)
@@ -60,13 +43,13 @@ def ademamix(
     return update, exp_avg_fast, exp_avg_slow, exp_avg_sq
 
 
-def _same_warmup(optimizer: RuleOptimizer, value: Any, group: Mapping[str, Any]) -> bool:
+def _same_warmup(optimizer: RuleOptimizer, value: Any, group: Group) -> bool:
     """Whether one of the authors' two warm-ups is the one here."""
     return bool(value == group["t_alpha_beta3"])
 
 
 class AdEMAMix(RuleOptimizer):
-    """Adam with two momenta, one of them over tens of thousands of steps.
+    """Adam with a second, much slower momentum: over tens of thousands of steps.
 
     With g the gradient, p the parameter, t the step:
 
@@ -91,7 +74,7 @@ class AdEMAMix(RuleOptimizer):
     """
 
     rule = ademamix
-    names = (Name("ademamix", "Adam with a second, much slower momentum", "https://arxiv.org/abs/2409.03137"),)
+    names = (Name("ademamix"),)
     peer_flags = {"alpha_warmup": _same_warmup, "beta3_warmup": _same_warmup}
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float, float] = hyper((0.9, 0.999, 0.9999), "decay rates of m1, v and m2")

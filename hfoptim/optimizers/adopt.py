@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from hfoptim.engine import ELEMENT, Decay, Name, RuleOptimizer, ema, hyper, nonnegative, rule, zeros
+from hfoptim.engine import ELEMENT, Decay, Group, Name, RuleOptimizer, Scalars, ema, hyper, nonnegative, rule, zeros
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     scalars = moment_rates(t, group)
     # The first step only sets v: a clip of 0 keeps the gradient out of m, and eps, which would be a divisor of 0, idle.
     first = t == 1
@@ -34,7 +33,7 @@ def adopt(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple
 
 
 class Adopt(RuleOptimizer):
-    """Adam with the current gradient kept out of its own normalisation; converges with any beta2.
+    """Adam that keeps the current gradient out of its own normalisation; converges with any beta2.
 
     With g the gradient, p the parameter, t the step:
 
@@ -56,14 +55,7 @@ class Adopt(RuleOptimizer):
 
     rule = adopt
     peer_flags = TIMM_DECAY
-    names = (
-        Name(
-            "adopt",
-            "Adam that keeps the current gradient out of its own normalisation, with L2",
-            "https://arxiv.org/abs/2411.02853",
-        ),
-        Name("adoptw", "ADOPT with decoupled weight decay", options={"decoupled": True}),
-    )
+    names = (Name("adopt"), Name("adoptw", "ADOPT with decoupled weight decay", options={"decoupled": True}))
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.9999), "decay rates of m and v")
     eps: float = hyper(1e-6, "least divisor of the gradient")

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import (
-    ELEMENT,
-    TENSOR,
-    Decay,
-    Name,
-    Probe,
-    Rule,
-    RuleOptimizer,
-    add_scaled,
-    bias_correction,
-    ema,
-    hyper,
-    nonnegative,
-    zeros,
-)
-from hfoptim.optimizers.shared.clipping import clip_factor, squared_norm
+from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, add_scaled, bias_correction, ema, nonnegative, zeros
+from hfoptim.optimizers.shared.clipping import clip_at, clip_factor, squared_norm
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 from hfoptim.optimizers.shared.trust_ratio import adapts, unless_zero
 
 
-def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -> dict[str, Any]:
+def _per_step(t: int, group: Group, grad_sq: Tensor | None = None) -> Scalars:
     """Bias corrections c1, c2 as one factor, `scale`; the weight decay is divided by it.
 
     (m / c1) / (sqrt(v / c2) + eps) + wd p
@@ -41,7 +27,7 @@ def _per_step(t: int, group: Mapping[str, Any], grad_sq: Tensor | None = None) -
     if group["bias_correction"]:
         root = math.sqrt(bias_correction(beta2, t))
         scale = root / bias_correction(beta1, t)
-    scalars: dict[str, Any] = {**moment_rates(t, group), "eps": group["eps"] * root}
+    scalars: Scalars = {**moment_rates(t, group), "eps": group["eps"] * root}
     if not group["grad_averaging"]:
         scalars["beta1"] = beta1
     if adapts(group):
@@ -101,7 +87,7 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -
 
 
 class Lamb(RuleOptimizer):
-    """Adam whose update has, tensor by tensor, the norm of the parameter: for very large batches.
+    """Adam whose update has the norm of the parameter, tensor by tensor: for very large batches.
 
     With G all gradients together, g the gradient, p the parameter, t the step:
 
@@ -129,26 +115,14 @@ class Lamb(RuleOptimizer):
 
     decay = Decay.INSIDE
     peer_flags = TIMM_DECAY
-    names = (
-        Name(
-            "lamb",
-            "Adam whose update has the norm of the parameter, tensor by tensor",
-            "https://arxiv.org/abs/1904.00962",
-        ),
-        Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}),
-    )
+    names = (Name("lamb"), Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}))
     lr: float = hyper(1e-3, "learning rate: the relative change of a tensor per step")
     bias_correction: bool = hyper(True, "False leaves out both bias corrections")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-6, "added to the bias-corrected root of v")
     weight_decay: float = hyper(0.01, "weight decay, inside the trust ratio")
     grad_averaging: bool = hyper(True, "False lets the new gradient into m with a weight of 1, not of 1 - beta1")
-    max_grad_norm: float | None = hyper(
-        1.0,
-        "largest norm of all gradients together; None does not clip",
-        above=0.0,
-        excluded="would erase every gradient",
-    )
+    max_grad_norm: float | None = clip_at(1.0, "norm of all gradients together")
     trust_clip: bool = hyper(False, "trust ratios of 1 at most (LAMBC)")
     always_adapt: bool = hyper(False, "a trust ratio for parameters without weight decay, too")
 

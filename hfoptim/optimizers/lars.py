@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import TENSOR, Decay, Name, Rule, add_scaled, hyper
+from hfoptim.engine import TENSOR, Decay, Group, Name, Rule, Scalars, add_scaled, hyper
 from hfoptim.optimizers.shared.momentum import Momentum
 from hfoptim.optimizers.shared.trust_ratio import adapts, unless_zero
 
@@ -23,7 +22,7 @@ def lars(descent: Rule, trust_clip: bool) -> Rule:
         trust_clip: step sizes of the learning rate at most (LARC).
     """
 
-    def per_step(t: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    def per_step(t: int, group: Group) -> Scalars:
         lr = float(group["lr"])
         own = {name: float(group[name]) for name in ("weight_decay", "trust_coeff", "eps")}
         return {**descent.per_step(t, group), **own, "inverse_lr": 1.0 / lr if lr else math.inf}
@@ -51,7 +50,7 @@ def lars(descent: Rule, trust_clip: bool) -> Rule:
 
 
 class Lars(Momentum):
-    """Gradient descent whose step is, tensor by tensor, a fixed share of the parameter: for large batches.
+    """Gradient descent whose step is a share of the parameter's norm, tensor by tensor: for large batches.
 
     With g the gradient, p the parameter:
 
@@ -78,18 +77,8 @@ class Lars(Momentum):
 
     decay = Decay.INSIDE
     names = (
-        Name(
-            "lars",
-            "Gradient descent whose step is a share of the parameter's norm, tensor by tensor, with momentum",
-            "https://arxiv.org/abs/1708.03888",
-            {"momentum": 0.9},
-        ),
-        Name(
-            "larc",
-            "LARS with step sizes of the learning rate at most, with momentum",
-            "",
-            {"momentum": 0.9, "trust_clip": True},
-        ),
+        Name("lars", options={"momentum": 0.9}),
+        Name("larc", "LARS with step sizes of lr at most", options={"momentum": 0.9, "trust_clip": True}),
         Name("nlars", "LARS with Nesterov momentum", options={"momentum": 0.9, "nesterov": True}),
         Name("nlarc", "LARC with Nesterov momentum", options={"momentum": 0.9, "nesterov": True, "trust_clip": True}),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from functools import cache
 from typing import Any
@@ -11,17 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import MATRIX, Name, Rule, bias_correction, ema, hyper, nonnegative, zeros
+from hfoptim.engine import MATRIX, Group, Name, Rule, Scalars, bias_correction, ema, hyper, nonnegative, zeros
+from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
-from hfoptim.optimizers.shared.newton_schulz import (
-    NS_COEFFICIENTS,
-    NS_DTYPES,
-    NewtonSchulz,
-    Triple,
-    coefficients,
-    dtype_or_name,
-    iterations,
-)
+from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple
 from hfoptim.optimizers.shared.peer_flags import any_value
 
 # What an update of so many rows and columns is multiplied by.
@@ -33,32 +26,11 @@ LR_SCALES = {
 }
 
 
-def _ahead(grad: Any, momentum_buffer: Any, nesterov: bool, h: Any) -> tuple[Any, Any]:
-    """(what is made orthogonal, the new momentum)."""
-    momentum_buffer = ema(momentum_buffer, grad, h.alpha)
-    return ema(grad, momentum_buffer, h.momentum) if nesterov else momentum_buffer, momentum_buffer
-
-
-def _rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _rates(t: int, group: Group) -> Scalars:
     return {"alpha": 1.0 - group["momentum"], "momentum": group["momentum"], "eps": group["eps"]}
 
 
-@cache
-def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str) -> Rule:
-    """The rule for matrices of one form: the momentum made orthogonal, times a factor that follows from its shape."""
-
-    def direction(part: Tensor, eps: Any) -> Tensor:
-        return iteration(part, eps) * LR_SCALES[scale](*part.shape[-2:])
-
-    def fn(grad: Any, param: Any, momentum_buffer: Any, h: Any) -> tuple[Any, Any]:
-        update, momentum_buffer = _ahead(grad, momentum_buffer, nesterov, h)
-        return form.each(lambda part: direction(part, h.eps), update), momentum_buffer
-
-    fn.__name__ = "muon"
-    return Rule(fn, MATRIX, {"momentum_buffer": zeros}, _rates, shape=form.shape)
-
-
-def _adaptive_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _adaptive_rates(t: int, group: Group) -> Scalars:
     beta2 = group["betas"][1]
     # An update that is brought to one size needs no bias correction.
     root = 1.0 if group["adjust_lr_fn"] == "match_rms_adamw" else math.sqrt(bias_correction(beta2, t))
@@ -66,30 +38,40 @@ def _adaptive_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
 
 
 @cache
-def adamuon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str) -> Rule:
-    """Muon's direction divided by the root of the moving average of its square, entry by entry."""
+def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, adaptive: bool) -> Rule:
+    """The rule for matrices of one form: the momentum made orthogonal, times a factor that follows from its shape.
+
+    Args:
+        form: how a parameter is matrices.
+        iteration: makes them orthogonal.
+        nesterov: look one step ahead.
+        scale: one of `LR_SCALES`.
+        adaptive: divide the direction by the root of the moving average of its square, entry by entry (AdaMuon).
+    """
 
     def sized(part: Tensor, eps: Any) -> Tensor:
-        if scale == "match_rms_adamw":
+        if adaptive and scale == "match_rms_adamw":
             size: Tensor = part.norm(dim=(-2, -1), keepdim=True) + eps
             return part * (0.2 * math.sqrt(part.shape[-2] * part.shape[-1]) / size)
         return part * LR_SCALES[scale](*part.shape[-2:])
 
-    def fn(grad: Any, param: Any, momentum_buffer: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
-        update, momentum_buffer = _ahead(grad, momentum_buffer, nesterov, h)
+    def fn(grad: Any, param: Any, momentum_buffer: Any, *args: Any) -> tuple[Any, ...]:
+        *second, h = args
+        momentum_buffer = ema(momentum_buffer, grad, h.alpha)
+        update = ema(grad, momentum_buffer, h.momentum) if nesterov else momentum_buffer
+        if not adaptive:
+            return form.each(lambda part: sized(iteration(part, h.eps), h.eps), update), momentum_buffer
         update = form.each(lambda part: iteration(part, h.eps), update)
-        exp_avg_sq = ema(exp_avg_sq, update * update, h.alpha2)
+        exp_avg_sq = ema(second[0], update * update, h.alpha2)
         update = update / (exp_avg_sq.sqrt() * h.inverse_root + h.eps)
         return form.each(lambda part: sized(part, h.eps), update), momentum_buffer, exp_avg_sq
 
-    fn.__name__ = "adamuon"
-    return Rule(fn, MATRIX, {"momentum_buffer": zeros, "exp_avg_sq": nonnegative}, _adaptive_rates, shape=form.shape)
+    fn.__name__ = "adamuon" if adaptive else "muon"
+    state = {"momentum_buffer": zeros, **({"exp_avg_sq": nonnegative} if adaptive else {})}
+    return Rule(fn, MATRIX, state, _adaptive_rates if adaptive else _rates, shape=form.shape)
 
 
-ALGORITHMS = {"muon": muon, "adamuon": adamuon}
-
-
-def _flattens(optimizer: MatrixOptimizer, value: Any, group: Mapping[str, Any]) -> bool:
+def _flattens(optimizer: MatrixOptimizer, value: Any, group: Group) -> bool:
     """Whether timm's `conv_mode` is the only one here, and its choice for everything else, by nesterov, the group's."""
     return value == "flatten" and (group["fallback"] == "nadamw") is bool(group["nesterov"])
 
@@ -148,12 +130,7 @@ class Muon(MatrixOptimizer):
     peer_state = {"use_muon": None}
     peer_flags = {"conv_mode": _flattens, "normalize_spatial": any_value, "verbose": any_value, "scale_eps": False}
     names = (
-        Name(
-            "muon",
-            "Momentum made orthogonal for the matrices inside a network, AdamW for everything else",
-            "https://arxiv.org/abs/2502.16982",
-            {"adjust_lr_fn": "match_rms_adamw"},
-        ),
+        Name("muon", options={"adjust_lr_fn": "match_rms_adamw"}),
         Name(
             "nmuon",
             "Muon with NAdamW for everything else",
@@ -177,10 +154,10 @@ class Muon(MatrixOptimizer):
     momentum: float = hyper(0.95, "decay rate of B", below=1.0)
     nesterov: bool = hyper(True, "look one step ahead")
     ns_coefficients: str | Triple | Sequence[Triple] = hyper(
-        NS_COEFFICIENTS["original"][0],
+        newton_schulz.NS_COEFFICIENTS["original"][0],
         "of Newton-Schulz, three numbers, or a list of threes, one for each iteration, or a name: "
         '"original", "quintic", "polar_express", "polar_express_safer"',
-        check=coefficients,
+        check=newton_schulz.coefficients,
     )
     eps: float = hyper(1e-7, "least norm that Newton-Schulz divides by; AdamW's and AdaMuon's eps")
     ns_steps: int = hyper(5, "iterations of Newton-Schulz", low=1, most=99)
@@ -191,7 +168,7 @@ class Muon(MatrixOptimizer):
     safety_factor: float = hyper(
         1.0, 'multiplies the norm before Newton-Schulz; 1.01 with "polar_express"', above=0.0, in_peers=False
     )
-    algo: str = hyper("muon", "which rule takes the matrices", choices=ALGORITHMS, in_peers=False)
+    algo: str = hyper("muon", "which rule takes the matrices", choices=("muon", "adamuon"), in_peers=False)
     ns_dtype: torch.dtype | str | None = hyper(
         None,
         "what Newton-Schulz computes in, a dtype or its name. None: bfloat16, but on a CPU the dtype of the step, "
@@ -199,14 +176,15 @@ class Muon(MatrixOptimizer):
         "`step()` does not change it. What torch computes float32 products in, does: "
         "`torch.set_float32_matmul_precision`, by which they may be tf32 or bfloat16 (about 0.1 % and 1 %), then also "
         "for shapes where Newton-Schulz goes by way of X X^T alone, which is left to exact products",
-        check=dtype_or_name,
+        check=newton_schulz.dtype_or_name,
         in_peers=False,
     )
 
     def matrix_rule(self, form: Form, group: dict[str, Any]) -> Rule:
-        steps, dtype = iterations(group["ns_coefficients"], group["ns_steps"]), group["ns_dtype"]
-        iteration = NewtonSchulz(steps, NS_DTYPES.get(dtype, dtype), group["safety_factor"])
-        return ALGORITHMS[group["algo"]](form, iteration, group["nesterov"], group["adjust_lr_fn"] or "original")
+        steps, dtype = newton_schulz.iterations(group["ns_coefficients"], group["ns_steps"]), group["ns_dtype"]
+        iteration = NewtonSchulz(steps, newton_schulz.NS_DTYPES.get(dtype, dtype), group["safety_factor"])
+        scale = group["adjust_lr_fn"] or "original"
+        return muon(form, iteration, group["nesterov"], scale, group["algo"] == "adamuon")
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # Nothing follows from the number of Muon's own steps, so neither torch nor timm counts them.

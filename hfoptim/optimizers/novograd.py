@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine import TENSOR, Decay, Name, Rule, RuleOptimizer, add_scaled, ema, hyper, scalar, zeros
+from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine.rule import TENSOR, Rule, add_scaled, ema, scalar, zeros
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 
-def _per_step(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _per_step(t: int, group: Group) -> Scalars:
     """The weights of the normalised gradient and of the decayed parameter in the momentum, beside the rates."""
     rates = moment_rates(t, group)
     weight = rates["alpha1"] if group["grad_averaging"] else 1.0
@@ -74,14 +74,7 @@ class NvNovoGrad(RuleOptimizer):
 
     decay = Decay.INSIDE
     peer_flags = TIMM_DECAY
-    names = (
-        Name(
-            "novograd",
-            "Momentum of gradients divided by their norm, tensor by tensor",
-            "https://arxiv.org/abs/1905.11286",
-            aliases=("nvnovograd",),
-        ),
-    )
+    names = (Name("novograd", aliases=("nvnovograd",)),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.95, 0.98), "decay rates of m and v")
     eps: float = hyper(1e-8, "added to the root of v")

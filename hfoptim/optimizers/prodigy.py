@@ -11,53 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import (
-    ELEMENT,
-    TENSOR,
-    Decay,
-    Name,
-    Probe,
-    Rule,
-    RuleOptimizer,
-    RunState,
-    State,
-    bias_correction,
-    clone,
-    ema,
-    hyper,
-    is_dtensor,
-    nonnegative,
-    zeros,
-)
+from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper, is_dtensor
 from hfoptim.engine.checks import number, plain
-from hfoptim.optimizers.shared.moments import moment_rates
+from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, State, clone, ema, nonnegative, zeros
+from hfoptim.optimizers.shared.moments import corrected, moment_rates
 
 
-def _beta3(group: Mapping[str, Any]) -> float:
+def _beta3(group: Group) -> float:
     return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
 
 
-def _rate(group: Mapping[str, Any]) -> float:
+def _rate(group: Group) -> float:
     """What d is multiplied by to give the step size."""
-    lr = float(group["lr"])
-    if not group["use_bias_correction"]:
-        return lr
-    (beta1, beta2), t = group["betas"], group["k"] + 1
-    return lr * math.sqrt(bias_correction(beta2, t)) / bias_correction(beta1, t)
+    return corrected(group["k"] + 1, group)["lr"] if group["use_bias_correction"] else float(group["lr"])
 
 
-def _weights(group: Mapping[str, Any], d: Any, dlr: Any) -> dict[str, Any]:
+def _weights(group: Group, d: Any, dlr: Any) -> dict[str, Any]:
     """How s decays, and what gradients weigh in it; both sums are kept divided by d0, as d itself is tiny at first."""
     return {"beta3": _beta3(group), "weight": (d / group["d0"]) * (d if group["safeguard_warmup"] else dlr)}
 
 
-def _probing(t: int, group: Mapping[str, Any]) -> dict[str, Any]:
+def _probing(t: int, group: Group) -> Scalars:
     d = group["d"]
     dlr = d * _rate(group)
     return {**_weights(group, d, dlr), "pull": (d / group["d0"]) * dlr}
 
 
-def _per_step(t: int, group: Mapping[str, Any], d_before: Any, dlr: Any, **sums: Tensor) -> dict[str, Any]:
+def _per_step(t: int, group: Group, d_before: Any, dlr: Any, **sums: Tensor) -> dict[str, Any]:
     """`d_before` and `dlr` are the estimate and the step size from before this step, `group["d"]` the new estimate."""
     return {
         **moment_rates(t, group),
@@ -70,7 +50,7 @@ def _per_step(t: int, group: Mapping[str, Any], d_before: Any, dlr: Any, **sums:
     }
 
 
-def _estimate(state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Any]:
+def _estimate(state: Group, totals: Mapping[str, Tensor], group: Group) -> dict[str, Any]:
     """The distance after a step, in units of the step size; `group` is that of the largest lr."""
     d, denominator = state["d"], totals["denominator"]
     numerator = state["d_numerator"] * _beta3(group) + totals["numerator"]
@@ -171,7 +151,7 @@ class Prodigy(RuleOptimizer):
         konstmish/prodigy (prodigyopt 1.1).
     """
 
-    names = (Name("prodigy", paper="https://arxiv.org/abs/2306.06101"),)
+    names = (Name("prodigy"),)
     run_state = RunState(
         {**dict.fromkeys(("d", "d_max", "d_hat"), itemgetter("d0")), "d_numerator": 0.0, "d_denom": 0.0, "k": 0},
         _estimate,
@@ -215,13 +195,9 @@ class Prodigy(RuleOptimizer):
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # prodigyopt keeps p0 and s flat, and a start of zeros as one number.
-        for name, init in self.rule_for(param, group).state.items():
-            if name not in ("p0", "s") or name not in state:
-                continue
-            wanted = init(param.detach(), param.dtype)
+        for name in state.keys() & {"p0", "s"}:
+            wanted = self.rule_for(param, group).first(name, param.detach(), param.dtype)
             saved = torch.as_tensor(state[name], dtype=None if isinstance(state[name], Tensor) else wanted.dtype)
-            if saved.ndim == 0:
-                saved = saved.expand(wanted.numel())
-            if saved.shape != wanted.shape and saved.numel() == wanted.numel():
-                state[name] = wanted.to(saved.dtype).copy_(saved.reshape(wanted.shape))
+            if saved.ndim == 0 or saved.numel() == wanted.numel():
+                state[name] = wanted.to(saved.dtype).copy_(saved if saved.ndim == 0 else saved.reshape(wanted.shape))
         return state

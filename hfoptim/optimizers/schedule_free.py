@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Decay, Name, add_scaled, bias_correction, clone, ema, hyper, nonnegative, rule
+from hfoptim.engine import Decay, Group, Name, Scalars, hyper
+from hfoptim.engine.rule import ELEMENT, add_scaled, bias_correction, clone, ema, nonnegative, rule
 from hfoptim.optimizers.shared.averaging import Averaging
 
 
-def _per_step(t: int, group: Mapping[str, Any], weight: float) -> dict[str, float]:
+def _per_step(t: int, group: Group, weight: float) -> Scalars:
     beta1, beta2 = group["betas"]
     lr = group["scheduled_lr"]
     # A learning rate of 0 from the start leaves nothing to average.
@@ -39,9 +39,10 @@ def schedule_free(grad: Any, param: Any, z: Any, exp_avg_sq: Any, h: Any) -> tup
 
 
 class AdamWScheduleFree(Averaging):
-    """AdamW that needs no schedule: it trains at one point and evaluates at an average of where it has been.
+    """AdamW with an average of the weights in place of a learning-rate schedule.
 
-    With g the gradient, p the parameter, t the step, and z = p at the start:
+    It trains at one point and evaluates at an average of where it has been. With g the gradient, p the parameter, t the
+    step, and z = p at the start:
 
         a = lr min(1, t / warmup_steps);  w = t^r max(a so far)^weight_lr_power;  c = w / sum(w)
         v = beta2 v + (1 - beta2) g^2
@@ -71,14 +72,7 @@ class AdamWScheduleFree(Averaging):
 
     rule = schedule_free
     decay = Decay.INSIDE
-    names = (
-        Name(
-            "adamw_schedule_free",
-            "AdamW with an average of the weights in place of a learning-rate schedule",
-            "https://arxiv.org/abs/2405.15682",
-            aliases=("schedule_free_adamw",),
-        ),
-    )
+    names = (Name("adamw_schedule_free", aliases=("schedule_free_adamw",)),)
     lr: float = hyper(0.0025, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "share of x in p, above 0, and decay rate of v")
     eps: float = hyper(1e-8, "added to the bias-corrected root of v")

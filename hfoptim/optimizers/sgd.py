@@ -27,8 +27,9 @@ class SGD(Momentum, FullyDecoupling):
         ValueError: nesterov without momentum or with dampening.
 
     Source:
-        Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013; torch.optim.SGD;
-        the other weight decays: Loshchilov and Hutter, arXiv 1711.05101, and optimi.SGD 0.3.
+        Sutskever et al., On the importance of initialization and momentum in deep learning,
+        https://proceedings.mlr.press/v28/sutskever13.html; torch.optim.SGD; the other weight decays:
+        Loshchilov and Hutter, arXiv 1711.05101, and optimi.SGD 0.3.
     """
 
     decay = Decay.COUPLED
@@ -36,8 +37,7 @@ class SGD(Momentum, FullyDecoupling):
         Name(
             "sgd",
             "Stochastic gradient descent with Nesterov momentum",
-            "https://proceedings.mlr.press/v28/sutskever13.html",
-            {"momentum": 0.9, "nesterov": True},
+            options={"momentum": 0.9, "nesterov": True},
             aliases=("nesterov",),
         ),
         Name(

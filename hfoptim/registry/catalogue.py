@@ -12,7 +12,7 @@ from torch.optim import LBFGS, Optimizer
 
 from hfoptim import optimizers
 from hfoptim.engine import Name, checks
-from hfoptim.engine.discovery import NEEDS, summary_of
+from hfoptim.engine.discovery import NEEDS, paper_of, summary_of
 from hfoptim.registry.info import OptimInfo, WrapperInfo
 from hfoptim.wrappers import SAM, Lookahead
 
@@ -196,18 +196,23 @@ def register(cls: C) -> C:
 def _infos_of(cls: type[Optimizer], names: tuple[Name, ...], where: str) -> Iterator[OptimInfo]:
     """The entries of a class that is there."""
     needs = {need: bool(getattr(cls, need, False)) for need in NEEDS}
-    return _infos(names, summary_of(cls.__doc__), needs, lambda: cls, where)
+    return _infos(names, summary_of(cls.__doc__), paper_of(cls.__doc__), needs, lambda: cls, where)
 
 
 def _infos(
-    names: tuple[Name, ...], summary: str, needs: Mapping[str, bool], load: Callable[[], type[Optimizer]], where: str
+    names: tuple[Name, ...],
+    summary: str,
+    paper: str,
+    needs: Mapping[str, bool],
+    load: Callable[[], type[Optimizer]],
+    where: str,
 ) -> Iterator[OptimInfo]:
     for name in names:
         yield OptimInfo(
             name.name,
             load,
             name.summary or summary,
-            name.paper or names[0].paper,
+            name.paper or names[0].paper or paper,
             dict(name.options),
             name.aliases,
             **needs,
@@ -219,7 +224,7 @@ def _of_package() -> Iterator[OptimInfo]:
     for module in optimizers.found():
         for each in module.classes:
             load = functools.partial(_loaded, each.module, each.name)
-            yield from _infos(each.names, each.summary, each.needs, load, f"{each.module}.{each.name}")
+            yield from _infos(each.names, each.summary, each.paper, each.needs, load, f"{each.module}.{each.name}")
 
 
 def _loaded(module: str, name: str) -> type[Optimizer]:

@@ -23,6 +23,7 @@ from hfoptim import registry, schedules
 from hfoptim.engine import unwrap
 from hfoptim.factory import grouped
 from hfoptim.optimizers.adafactor import Adafactor, AdafactorSchedule
+from hfoptim.optimizers.adam_weight_decay import KERAS
 from hfoptim.param_groups.options import OPTIONS as GROUPING_OPTIONS
 from hfoptim.param_groups.options import Grouping
 from hfoptim.trainer import defaults
@@ -40,8 +41,6 @@ FIELDS = {
     "betas[0]": "adam_beta1",
     "betas[1]": "adam_beta2",
 }
-# Keras' names, which AdamWeightDecay has besides everybody's.
-KERAS = {"learning_rate": "lr", "weight_decay_rate": "weight_decay", "epsilon": "eps"}
 
 
 @dataclass(frozen=True)

@@ -438,7 +438,7 @@ def test_copies_and_exchanged_parameters_keep_their_routes():
         step(fresh, exchanged.values(), 1)
         assert "momentum_buffer" in fresh.state[exchanged["blocks.0.w"]]
         assert "exp_avg" in fresh.state[exchanged["embed.weight"]]
-    assert len(fresh._routes) <= 6
+    assert len(fresh._names) <= 6
 
 
 # -- how they are matrices -------------------------------------------------------------------------------------------
@@ -584,8 +584,10 @@ def test_newton_schulz_computes_in_the_dtype_asked_for(monkeypatch):
         step(hfoptim.Muon([param], ns_dtype=given), [param], 1)
         assert seen.pop() is expected
     meta = torch.empty(2, 2, device="meta")  # any device but a CPU
-    assert newton_schulz._ns_dtype(None, meta) is torch.bfloat16
-    assert newton_schulz._ns_dtype(None, meta.double()) is torch.float64
+    newton_schulz.NewtonSchulz((USUAL[0],), None, 1.0)(meta, 1e-7)
+    assert seen.pop() is torch.bfloat16
+    newton_schulz.NewtonSchulz((USUAL[0],), None, 1.0)(meta.double(), 1e-7)
+    assert seen.pop() is torch.float64
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfoptim.engine import Decay, RuleOptimizer, hyper
-from hfoptim.engine.checks import group_dict, number
+from hfoptim.engine.checks import number
 
 # The two options, for optimizers to declare where their signature has them.
 DECOUPLE_LR = hyper(
@@ -27,13 +27,11 @@ class FullyDecoupling(RuleOptimizer):
     but it does not depend on the peak. So it wants a much smaller `weight_decay`, about lr times the usual one.
     """
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; under `decouple_lr` its peak learning rate is `max_lr`, else the lr it starts with."""
-        group = {**self.defaults, **group_dict(param_group)}
-        if group.get("decouple_lr") is True and group["max_lr"] is None:
-            # A number of its own: a schedule may change a tensor lr in place.
-            param_group = {**param_group, "max_lr": number("lr", group["lr"])}
-        super().add_param_group(param_group)
+    def check_added(self, group: dict[str, Any]) -> None:
+        if group["decouple_lr"] and group["max_lr"] is None:
+            # The lr that the group starts with, as a number of its own: a schedule may change a tensor lr in place.
+            group["max_lr"] = number("lr", group["lr"])
+            self.check_group(group)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Rule, RuleOptimizer, ema, hyper, nonnegative, zeros
+from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, ema, hyper, nonnegative, zeros
 from hfoptim.engine.checks import entries, integer
 from hfoptim.engine.parameter_names import bare
 from hfoptim.optimizers.shared.moments import corrected, moments, moments_step
@@ -50,12 +51,30 @@ def _flattened(shape: torch.Size) -> tuple[int, ...]:
     return shape[0], math.prod(shape[1:])
 
 
-def form_of(name: str | None, shape: torch.Size, stacked: bool | None, qkv_split: Any) -> Form:
-    """How a hidden matrix of that name and shape is taken.
+@cache
+def form_of(
+    name: str | None,
+    shape: torch.Size,
+    use_muon: bool | None = True,
+    stacked: bool | None = None,
+    qkv_split: Any = None,
+) -> Form | None:
+    """How a parameter of that name and shape is matrices; None for what is no hidden matrix.
+
+    Args:
+        name: its name, if it has one.
+        shape: its shape.
+        use_muon, stacked, qkv_split: the options of its group.
 
     Raises:
-        ValueError: `qkv_split` does not divide it.
+        ValueError: it is to be a matrix, and has less than two dimensions; or `qkv_split` does not divide it.
     """
+    if use_muon is None:
+        use_muon = len(shape) >= 2 if name is None else is_hidden_matrix(name, shape)
+    if not use_muon:
+        return None
+    if len(shape) < 2:
+        raise ValueError(f"use_muon=True for {name or 'a parameter'} of shape {tuple(shape)}, which is no matrix")
     if stacked is None:
         stacked = name is not None and "expert" in name.lower()
     flattened = len(shape) > 2 and not stacked
@@ -66,14 +85,13 @@ def form_of(name: str | None, shape: torch.Size, stacked: bool | None, qkv_split
     if isinstance(qkv_split, tuple):
         parts, across = qkv_split, sum(qkv_split) != rows
     else:
-        across = columns > rows
-        parts = (max(rows, columns) // qkv_split,) * qkv_split
+        parts, across = (max(rows, columns) // qkv_split,) * qkv_split, columns > rows
     if sum(parts) != (columns if across else rows):
         raise ValueError(f"qkv_split={qkv_split!r} does not divide {name or 'a parameter'} of shape {tuple(shape)}")
     return Form(flattened, parts, across) if len(parts) > 1 else Form(flattened)
 
 
-def _fallback_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _fallback_rates(t: int, group: Group) -> Scalars:
     scalars, scale = corrected(t, group), group["fallback_lr_scale"]
     return {**scalars, "lr": scalars["lr"] * scale, "decay": float(group["lr"]) * scale * group["weight_decay"]}
 
@@ -89,25 +107,6 @@ FALLBACKS = {
     name: Rule(fn, ELEMENT, {"exp_avg": zeros, "exp_avg_sq": nonnegative}, _fallback_rates)
     for name, fn in (("adamw", moments_step), ("nadamw", _nesterov_moments_step))
 }
-
-
-class _Route(NamedTuple):
-    """What is done with a parameter, and the options and the name it follows from."""
-
-    asked: tuple[Any, ...]
-    form: Form | None
-
-
-def _routed(
-    name: str | None, param: Tensor, use_muon: bool | None, stacked: bool | None, qkv_split: Any
-) -> Form | None:
-    if use_muon is None:
-        use_muon = param.ndim >= 2 if name is None else is_hidden_matrix(name, param.shape)
-    if not use_muon:
-        return None
-    if param.ndim < 2:
-        raise ValueError(f"use_muon=True for {name or 'a parameter'} of shape {tuple(param.shape)}, which is no matrix")
-    return form_of(name, param.shape, stacked, qkv_split)
 
 
 def _parts(name: str, value: Any) -> Any:
@@ -155,7 +154,6 @@ class MatrixOptimizer(RuleOptimizer):
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._routes: dict[Tensor, _Route] = {}
         super().__init__(*args, **options)
         if not any(self._form_of(param, group) for group in self.param_groups for param in group["params"]):
             count = sum(len(group["params"]) for group in self.param_groups)
@@ -173,45 +171,17 @@ class MatrixOptimizer(RuleOptimizer):
         form = self._form_of(param, group)
         return FALLBACKS[group["fallback"]] if form is None else self.matrix_rule(form, group)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._routes = {}
-        super().__setstate__(state)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, after a look at what in it is a hidden matrix."""
-        super().add_param_group(param_group)
-        try:
-            for param in self.param_groups[-1]["params"]:
-                self._form_of(param, self.param_groups[-1])
-            self._refuse_guesses()
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
-    def _refuse_guesses(self) -> None:
-        unknown = [
-            param
-            for group in self.param_groups
-            if group["use_muon"] is None and "param_names" not in group
-            for param in group["params"]
-        ]
-        if len({param.ndim >= 2 for param in unknown}) == 2:
+    def check_added(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            self._form_of(param, group)
+        unknown = [each for each in self.param_groups if each["use_muon"] is None and "param_names" not in each]
+        if len({param.ndim >= 2 for each in unknown for param in each["params"]}) == 2:
             raise ValueError(
                 f"{type(self).__name__} cannot tell embeddings and heads from the matrices inside the network: the "
                 f"parameters have no names. Give model.named_parameters(), or hfoptim.param_groups_muon(model), or "
                 f"groups with use_muon=True and use_muon=False"
             )
 
-    def _form_of(self, param: Tensor, group: dict[str, Any]) -> Form | None:
-        """How a parameter is matrices; None for what is no hidden matrix."""
-        # A loaded state_dict may bring names.
-        asked = group["use_muon"], group["stacked"], group["qkv_split"], "param_names" in group
-        route = self._routes.get(param)
-        if route is None or route.asked != asked:
-            if len(self._routes) > 2 * sum(len(other["params"]) for other in self.param_groups):
-                self._routes.clear()  # parameters were exchanged, as FSDP does
-            names = group.get("param_names") or [None] * len(group["params"])
-            for name, member in zip(names, group["params"], strict=True):
-                self._routes[member] = _Route(asked, _routed(name, member, *asked[:3]))
-            route = self._routes[param]
-        return route.form
+    def _form_of(self, param: Tensor, group: Group) -> Form | None:
+        name = self.name_of(param, group)
+        return form_of(name, param.shape, group["use_muon"], group["stacked"], group["qkv_split"])

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from hfoptim.engine import bias_correction, ema
+from hfoptim.engine import Group, Scalars, bias_correction, ema
 
 
-def moment_rates(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def moment_rates(t: int, group: Group) -> Scalars:
     """`alpha1`, `alpha2`: the weights of the new gradient in both moving averages."""
     beta1, beta2 = group["betas"]
     return {"alpha1": 1.0 - beta1, "alpha2": 1.0 - beta2}
 
 
-def corrected(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def corrected(t: int, group: Group) -> Scalars:
     """Both moments divided by their bias correction; eps is added to the corrected root, as in the paper's algorithm.
 
     m / c1 / (sqrt(v / c2) + eps)  =  (sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2))
     """
     beta1, beta2 = group["betas"]
     root = math.sqrt(bias_correction(beta2, t))
-    return {
-        **moment_rates(t, group),
-        "eps": group["eps"] * root,
-        "lr": float(group["lr"]) * root / bias_correction(beta1, t),
-    }
+    lr = float(group["lr"]) * root / bias_correction(beta1, t)
+    return {**moment_rates(t, group), "eps": group["eps"] * root, "lr": lr}
 
 
-def folded(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def folded(t: int, group: Group) -> Scalars:
     """The bias correction folded into the step size; eps is added to the plain root (the paper's section 2, end)."""
     lr = float(group["lr"])
     if group.get("correct_bias", True):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Rule, RuleOptimizer, add_scaled, rule, zeros
+from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, add_scaled, rule, zeros
 from hfoptim.engine.checks import plain
 
 
@@ -17,7 +17,7 @@ def sgd(grad: Any, param: Any, h: Any) -> tuple[Any]:
     return (grad,)
 
 
-def _momentum(t: int, group: Mapping[str, Any]) -> dict[str, float]:
+def _momentum(t: int, group: Group) -> Scalars:
     # The first step takes the gradient whole: a weight, not a branch.
     return {"momentum": group["momentum"], "weight": 1.0 - group["dampening"] if t > 1 else 1.0}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine.ambient import float32_products_are_exact
-from hfoptim.engine.checks import choice, closest, entries, number
+from hfoptim.engine.checks import choice, entries, number
 
 Triple = tuple[float, float, float]
 
@@ -112,13 +112,6 @@ def _by_gram(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     return x if factor is None else factor @ x
 
 
-def _ns_dtype(given: torch.dtype | None, update: Tensor) -> torch.dtype:
-    """What Newton-Schulz computes in: where nothing is given bfloat16, but on a CPU, and for float64, nothing less."""
-    if given is not None:
-        return given
-    return update.dtype if update.device.type == "cpu" or update.dtype is torch.float64 else torch.bfloat16
-
-
 class NewtonSchulz(NamedTuple):
     """Newton-Schulz with all that is fixed for a parameter, but `eps`."""
 
@@ -127,7 +120,10 @@ class NewtonSchulz(NamedTuple):
     safety_factor: float
 
     def __call__(self, matrix: Tensor, eps: Any) -> Tensor:
-        return orthogonalized(matrix, self.coefficients, eps, _ns_dtype(self.dtype, matrix), self.safety_factor)
+        # Where nothing is given bfloat16, but on a CPU, and for float64, nothing less than the matrix has.
+        kept = matrix.device.type == "cpu" or matrix.dtype is torch.float64
+        dtype = self.dtype or (matrix.dtype if kept else torch.bfloat16)
+        return orthogonalized(matrix, self.coefficients, eps, dtype, self.safety_factor)
 
 
 def iterations(given: Any, steps: int) -> tuple[Triple, ...]:
@@ -143,9 +139,7 @@ def coefficients(name: str, given: Any) -> Any:
         ValueError: what is given is none of these.
     """
     if isinstance(given, str):
-        if given not in NS_COEFFICIENTS:
-            raise ValueError(f"{name}={given!r} is no name of coefficients; {closest(given, NS_COEFFICIENTS)}")
-        return str(given)
+        return choice(name, given, NS_COEFFICIENTS)
     listed = entries(given)
     try:
         if listed and all(entries(entry) is None for entry in listed):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from hfoptim.engine import Group
 
-def adapts(group: Mapping[str, Any]) -> bool:
+
+def adapts(group: Group) -> bool:
     """Whether the tensors of a group get step sizes of their own: where they are decayed, or always if so asked."""
     return bool(group["always_adapt"] or group["weight_decay"] != 0)
 
