@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 from dataclasses import KW_ONLY
 from pathlib import Path
@@ -312,3 +314,52 @@ def test_an_optimizer_without_weight_decay_steps_everywhere(options):
     param.grad = torch.tensor([2.0, 0.0, -3.0])
     Signs([param], **options).step()
     assert param.tolist() == [-0.5, 0.0, 0.5]
+
+
+class Labelled(RuleOptimizer):
+    """An optimizer with a label."""
+
+    rule = lion
+    lr: float = hyper(1e-4, "learning rate")
+    betas: tuple[float, float] = hyper((0.9, 0.99), "decay rates")
+    weight_decay: float = hyper(0.0, "decay")
+    label: str = hyper("none", "what it is called", kept=True)
+
+    def check_added(self, group):
+        if group["weight_decay"] > 1.0:
+            raise ValueError("decays too much")
+
+
+def test_an_argument_that_is_kept_lies_on_the_optimizer_and_its_copies():
+    optimizer = Labelled([nn.Parameter(torch.ones(2))], label="mine")
+    for each in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert each.label == "mine"
+        assert "label" not in each.param_groups[0]
+        assert "label" not in each.state_dict()["param_groups"][0]
+    with pytest.raises(TypeError, match="label=3 is a int, expected text"):
+        Labelled([nn.Parameter(torch.ones(2))], label=3)
+
+
+def test_a_group_that_is_refused_is_not_there():
+    optimizer = Labelled([nn.Parameter(torch.ones(2))])
+    late = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="decays too much"):
+        optimizer.add_param_group({"params": [late], "weight_decay": 2.0})
+    optimizer.add_param_group({"params": [late]})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_the_engine_knows_the_names_of_parameters():
+    first, second, late = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizer = Labelled([("first", first), ("second", second)])
+    (group,) = optimizer.param_groups
+    assert [optimizer.name_of(param, group) for param in (second, first)] == ["second", "first"]
+    optimizer.add_param_group({"params": [("late", late)]})
+    assert optimizer.name_of(late, optimizer.param_groups[1]) == "late"
+    group["param_names"] = ["other", "second"]  # as a state_dict that is loaded does
+    assert optimizer.name_of(first, group) == "other"
+    assert copy.deepcopy(optimizer).name_of(first, group) == "other"
+    group["params"] = [late, second]  # as FSDP puts other tensors in their place
+    assert optimizer.name_of(late, group) == "other"
+    plain = Labelled([first])
+    assert plain.name_of(first, plain.param_groups[0]) is None

@@ -97,11 +97,27 @@ def test_what_the_source_says_is_what_the_class_says():
             cls = getattr(hfoptim, found.name)
             assert (cls.__module__, cls.__name__) == (found.module, found.name)
             assert vars(cls)["names"] == found.names
-            assert found.names[0].paper.startswith("https://")
+            assert found.paper == discovery.paper_of(cls.__doc__)
+            assert found.paper.startswith("https://")
             assert {need: getattr(cls, need) for need in discovery.NEEDS} == dict.fromkeys(discovery.NEEDS, False) | {
                 **found.needs
             }
             assert found.summary == discovery.summary_of(cls.__doc__)
+
+
+@pytest.mark.parametrize(
+    ("source", "paper"),
+    [
+        ("Chen et al., arXiv 2302.06675; google/automl.", "https://arxiv.org/abs/2302.06675"),
+        ("Duchi, https://jmlr.org/papers/v12/duchi11a.html; torch.", "https://jmlr.org/papers/v12/duchi11a.html"),
+        ("Somebody, arXiv\n    1711.05101.", "https://arxiv.org/abs/1711.05101"),
+        ("see https://example.org/x.", "https://example.org/x"),
+        ("a book", ""),
+    ],
+)
+def test_the_paper_is_the_first_in_the_section_source(source, paper):
+    assert discovery.paper_of(f"One line.\n\nNot arXiv 1111.11111.\n\nSource:\n    {source}\n") == paper
+    assert discovery.paper_of("One line, arXiv 1111.11111.") == discovery.paper_of(None) == ""
 
 
 def test_type_checkers_see_all_of_them():
