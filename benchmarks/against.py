@@ -24,8 +24,8 @@ HERE = Path(__file__).resolve().parent.parent
 
 SHAPES = {
     "gpt2": lambda: measure.gpt2_shapes(layers=4, vocab=8192),
-    "lora": lambda: {f"{i}.{side}": (8, 4096) if side == "A" else (4096, 8) for i in range(64) for side in "AB"},
-    "small": lambda: {f"h.{i}.weight": (64, 64) for i in range(256)},
+    "lora": lambda: measure.adapter_shapes(64),
+    "small": lambda: measure.equal_shapes(256, 64, 64),
 }
 
 

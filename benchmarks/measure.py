@@ -73,6 +73,17 @@ def gpt2_of(size: float) -> Shapes:
     return gpt2_shapes(layers=_LAYERS, width=width, vocab=_VOCAB * width, context=_CONTEXT * width)
 
 
+def adapter_shapes(pairs: int, rank: int = 8, width: int = 4096) -> Shapes:
+    """Pairs of LoRA matrices by name."""
+    sides = {"lora_A": (rank, width), "lora_B": (width, rank)}
+    return {f"layer.{i}.{side}.weight": shape for i in range(pairs) for side, shape in sides.items()}
+
+
+def equal_shapes(count: int, *shape: int) -> Shapes:
+    """So many tensors of one shape."""
+    return {f"layer.{i}.weight": shape for i in range(count)}
+
+
 def entries(shapes: Shapes) -> int:
     """How many numbers the shapes hold."""
     return sum(torch.Size(shape).numel() for shape in shapes.values())

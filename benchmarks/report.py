@@ -107,7 +107,27 @@ def step_time_tables(result: Result) -> dict[str, str]:
             floors.append(f"The machine was busy when these were timed: {', '.join(busy)}.\n")
     left_out = "; ".join(f"{name}: {why}" for name, why in result["skipped"].items())
     floors.append(f"Not timed: {left_out}.")
-    return {"step-time": "\n".join(floors), "peers": "\n".join(peers)}
+    return {
+        "step-time": "\n".join(floors),
+        "peers": "\n".join(peers),
+        **({"adapters": _adapters(result["adapters"])} if "adapters" in result else {}),
+    }
+
+
+def _adapters(part: Result) -> str:
+    """Adapters and small models against torch's fused AdamW."""
+    columns = ("model", "M parameters", "optimizer", "ms", f"{BASE}, ms", "ratio", "of the fastest", "limit", "kept")
+    rows = [
+        (
+            *(row["model"], number(row["numel"] / 1e6), row["optimizer"], number(row["median_ms"])),
+            *(number(row["base_median_ms"]), number(row["ratio"]), number(row["ratio_of_fastest"])),
+            *(row["limit"], _KEPT[row["kept"]]),
+        )
+        for row in part["rows"]
+    ]
+    busy = [f"{row['model']}, {row['optimizer']}" for row in part["rows"] if row["busy"]]
+    text = f"{where(part['about'])}\n\n{table(columns, rows)}"
+    return f"{text}\n\nThe machine was busy when these were timed: {'; '.join(busy)}." if busy else text
 
 
 def _peers(families: dict[str, Result]) -> str:
@@ -139,7 +159,18 @@ def _against(ratio: float | None) -> str:
 def draw_step_time(result: Result, figure: Any) -> None:
     """Bars of the ratio to torch's AdamW, with a mark where the limit is."""
     dtypes = list(result["dtypes"])
-    panels = figure.subplots(1, len(dtypes), squeeze=False)[0]
+    adapters = result.get("adapters", {"rows": []})["rows"][::-1]
+    *panels, last = figure.subplots(1, len(dtypes) + 1, squeeze=False)[0]
+    last.barh(
+        [f"{row['model']}\n{row['optimizer']}" for row in adapters],
+        [row["ratio"] for row in adapters],
+        color=[_BLUE if row["kept"] else _ORANGE for row in adapters],
+        height=0.7,
+    )
+    for place, row in enumerate(adapters):
+        last.plot([row["limit"]] * 2, [place - 0.45, place + 0.45], color=_DARK, linewidth=1.5)
+    last.axvline(1.0, color=_GREY, linewidth=1, zorder=0)
+    last.set(title="float32: adapters, small models", xlabel="of torch's fused AdamW (mark: limit)")
     for axes, dtype in zip(panels, dtypes, strict=True):
         rows = [(name, row) for name, row in own_rows(result, dtype) if row["of_floor"] is not None]
         rows = [(name, row) for name, row in rows if row["form"] not in CODED][::-1]
@@ -151,7 +182,7 @@ def draw_step_time(result: Result, figure: Any) -> None:
                 axes.plot([limit, limit], [place - 0.45, place + 0.45], color=_DARK, linewidth=1.5)
         axes.axvline(1.0, color=_GREY, linewidth=1, zorder=0)
         axes.set(title=f"{dtype}: time of a step", xlabel="of torch's fused AdamW (mark: limit)")
-    figure.set_size_inches(9, 1.2 + 0.19 * max((len(axes.patches) for axes in panels), default=1))
+    figure.set_size_inches(13, 1.2 + 0.19 * max((len(axes.patches) for axes in panels), default=1))
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
     python benchmarks/step_time.py                      # all of docs/performance.md's tables of times
     python benchmarks/step_time.py --layers 1 --vocab 512 --repeats 3 --family lion      # a quick look
+    OMP_NUM_THREADS=1 python benchmarks/step_time.py --only-adapters      # adapters and small models anew, a minute
 
 Every optimizer of the registry is a family: ours (compiled; with coded state where that is compared), the peers'
 optimizers of that name, and torch's fused AdamW. A family is timed in turn, step by step, so that a noisy machine is
-noisy for all of it. Reported are medians, both sides.
+noisy for all of it. Reported are medians, both sides. Adapters and small models, whose step is mostly Python's, are
+timed in turn with torch's fused AdamW alone, and ours as it chooses by itself.
 
 An optimizer's floor is torch's fused AdamW's time multiplied by the bytes that the optimizer moves (`traffic.py`) over
 those that AdamW moves. Its limit is a multiple of the floor: `LIMITS`.
@@ -13,6 +15,7 @@ those that AdamW moves. Its limit is a multiple of the floor: `LIMITS`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,6 +151,56 @@ def run_family(
     return family.time(repeats, budget)
 
 
+# Models of the size of adapters: what they are called, their shapes, and by optimizer what a step may take of torch's.
+ADAPTERS: dict[str, tuple[Shapes, dict[str, float]]] = {
+    "128 adapter matrices": (measure.adapter_shapes(64), {"adamw": 1.05, "adafactor": 1.5}),
+    "448 adapter matrices": (measure.adapter_shapes(224), {"adamw": 1.05, "adafactor": 1.5}),
+    "256 of 64 x 64": (measure.equal_shapes(256, 64, 64), {"adamw": 1.1}),
+    "148 of 8 x 8": (measure.equal_shapes(148, 8, 8), {"adamw": 1.2}),
+}
+
+
+def time_adapters(seconds: float) -> dict[str, Any]:
+    """Time ours, as they choose by themselves, in turn with torch's fused AdamW.
+
+    Args:
+        seconds: of each model and optimizer.
+    """
+    rows = []
+    for label, (shapes, limits) in ADAPTERS.items():
+        for name, limit in limits.items():
+            params = Parameters(shapes)
+            makers = {"base": candidates.base(torch.float32), "ours": candidates.ours(name, fused=None)}
+            optimizers = {key: member.make(params) for key, member in makers.items()}
+            for optimizer in optimizers.values():
+                for _ in range(3):
+                    optimizer.step()
+            times = measure.in_turn({key: each.step for key, each in optimizers.items()}, 10_000, seconds)
+            base, own = (measure.summary(times[key]) for key in ("base", "ours"))
+            ratio = own["median_ms"] / base["median_ms"]
+            row = {"model": label, "optimizer": name, "numel": params.numel, "tensors": len(shapes), "limit": limit}
+            row |= {"median_ms": own["median_ms"], "base_median_ms": base["median_ms"], "ratio": ratio}
+            row |= {"ratio_of_fastest": own["min_ms"] / base["min_ms"], "repeats": own["repeats"]}
+            rows.append(row | {"kept": ratio <= limit, "busy": measure.busy(base)})
+    console.table(
+        f"adapters and small models, {torch.get_num_threads()} thread(s)",
+        ("model", "optimizer", "ms", f"{BASE}, ms", "ratio", "of fastest", "limit"),
+        [
+            [
+                *(
+                    row["model"],
+                    row["optimizer"],
+                    measure.digits(row["median_ms"]),
+                    measure.digits(row["base_median_ms"]),
+                ),
+                *(measure.digits(row["ratio"]), measure.digits(row["ratio_of_fastest"]), row["limit"]),
+            ]
+            for row in rows
+        ],
+    )
+    return {"about": measure.about(), "rows": rows}
+
+
 def show(dtype: str, families: dict[str, Any]) -> None:
     """Print our side against its limits, then every family."""
     number, verdict = measure.digits, {True: "yes", False: "NO", None: None}
@@ -194,12 +247,18 @@ def main(
     dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; default both")] = None,
     peers: Annotated[bool, typer.Option(help="time the peers' optimizers, too")] = True,
     time_limit: Annotated[float, typer.Option(help="seconds that a first step may take")] = 300.0,
+    adapters: Annotated[float, typer.Option(help="seconds of a model of adapters")] = 8.0,
+    only_adapters: Annotated[bool, typer.Option(help="time these alone, into the results that are there")] = False,
     threads: Annotated[int, typer.Option(help="threads; 0 leaves torch's choice")] = 0,
     output: Annotated[Path, typer.Option(help="the JSON file to write")] = measure.RESULTS / "step_time.json",
 ) -> None:
     """Time optimizer steps against their floor and the peers."""
     if threads:
         torch.set_num_threads(threads)
+    if only_adapters:
+        there = json.loads(output.read_text())
+        measure.write(output, "step_time", {**there, "adapters": time_adapters(adapters)})
+        return
     shapes = measure.gpt2_shapes(layers, width, vocab)
     fewer = measure.gpt2_shapes(min(layers, matrix_layers), width, min(vocab, 4096))
     able, left_out = candidates.names()
@@ -214,6 +273,8 @@ def main(
             measure.trim()
             measure.write(output, "step_time", result)
         show(each, families)
+    result["adapters"] = time_adapters(adapters)
+    measure.write(output, "step_time", result)
     for name, why in left_out.items():
         console.OUT.print(f"not timed: {name}, {why}", markup=False, highlight=False)
 

@@ -33,7 +33,7 @@ folder = Path({folder!r})
 small = dict(layers=1, vocab=32, width=64)
 # heavyball and torchao compile for half a minute: no optimizer that they have.
 family = ["lion", "lars", "muon"]
-step_time.main(**small, family=family, repeats=2, dtype=["float32"], output=folder / "step_time.json")
+step_time.main(**small, family=family, repeats=2, dtype=["float32"], adapters=0.01, output=folder / "step_time.json")
 memory.main(**small, family=["sgd"], runner=["compiled"], peers=False, output=folder / "memory.json")
 first = dict(first=["lion"], first_layers=1, first_vocab=32)
 sizes = dict(size=[1e5, 1e12], tensors=[3], tensors_size=1e4, repeats=1, least_seconds=0.0)
@@ -86,6 +86,19 @@ def test_step_time_has_ours_its_peers_and_the_base_of_every_family(results):
     assert {"timm Lion", "pytorch_optimizer Lion", "optimi Lion", "lion-pytorch Lion"} <= lion.keys()
     assert lion["timm Lion"]["ours"] == "hfoptim lion"
     assert lion["timm Lion"]["ahead"] is (lion["hfoptim lion"]["median_ms"] < lion["timm Lion"]["median_ms"])
+
+
+def test_step_time_has_adapters_and_small_models(results):
+    rows = read(results, "step_time")["adapters"]["rows"]
+    assert {(row["model"], row["optimizer"]) for row in rows} >= {
+        ("128 adapter matrices", "adamw"),
+        ("448 adapter matrices", "adafactor"),
+        ("148 of 8 x 8", "adamw"),
+    }
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["median_ms"] / row["base_median_ms"])
+        assert row["kept"] is (row["ratio"] <= row["limit"])
+    assert {row["model"]: row["numel"] for row in rows}["448 adapter matrices"] == 448 * 8 * 4096
 
 
 def test_step_time_sets_limits_by_bytes_and_scope(results):
@@ -297,7 +310,7 @@ def test_report_fills_the_document_and_draws(results, module, tmp_path):
     text = document.read_text()
     assert "| lion | ELEMENT | 20.0 |" in text
     assert "| adamw | 8bit state |" in text
-    assert text.count("<!-- begin:") == text.count("<!-- end:") == 12
+    assert text.count("<!-- begin:") == text.count("<!-- end:") == 13
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {f"performance_{name}.png" for name in ("step_time", "memory", "quality", "scaling")}
     # Made again from the same results, it is the same.
