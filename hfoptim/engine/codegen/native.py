@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,10 +52,7 @@ class Kernel:
 
     def loops(self, shape: torch.Size, numel: int) -> tuple[int, int, int]:
         """(batches, rows, columns) for a parameter as the rule sees it."""
-        if self.flat:
-            return 1, 1, numel
-        sizes = [math.prod(shape[label] for label in labels) for labels in self.program.merged]
-        return 1 if len(sizes) == 2 else sizes[0], sizes[-2], sizes[-1]
+        return (1, 1, numel) if self.flat else self.program.loops(shape)
 
 
 @dataclass

@@ -11,7 +11,8 @@ earlier pass has already brought up to date.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hfoptim.engine.codegen.trace import REDUCTIONS, Graph, Node, Untraceable, Unwalkable
@@ -59,6 +60,13 @@ class Program:
     def phases(self) -> int:
         """How many passes there are, the last of which may be empty: what is computed once the others are over."""
         return 1 + max([*(self.times[i][0] for i in self.live), *(s.time[0] for s in self.stores)])
+
+    def loops(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """(batches, rows, columns) of a parameter of that shape, as the rule sees it; a flat one is a single row."""
+        if self.axes == 1:
+            return 1, 1, math.prod(shape)
+        *batches, rows, columns = (math.prod(shape[label] for label in labels) for labels in self.merged)
+        return batches[0] if batches else 1, rows, columns
 
     def walks(self, phase: int) -> bool:
         """Whether a phase goes over the tensors at all."""

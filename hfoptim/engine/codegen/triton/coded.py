@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hfoptim.engine.codegen.layout import Layout, Slot
 from hfoptim.engine.codegen.schedule import Program, Store
 from hfoptim.engine.codegen.triton.codes import CELLS, least, values
-from hfoptim.engine.codegen.triton.writer import BLOCK, Writer
+from hfoptim.engine.codegen.triton.writer import BLOCK, Cut, Writer
 
 
 class CodedWriter(Writer):
@@ -25,11 +25,15 @@ class CodedWriter(Writer):
         self.rows = BLOCK // layout.block
         self.codes = tuple(sorted({slot.kept for slot in layout.slots if slot.coded}))
 
+    def cut(self, shape: tuple[int, int, int]) -> Cut:
+        _, rows, columns = shape
+        units = rows * -(-columns // self.code_block)
+        return Cut(rows * columns, -(-units // self.rows), more=(rows, columns, 0))
+
     def _place(self) -> Iterator[str]:
-        tensors = self.layout.tensors
-        yield f"unit = (block - tl.load(row + {tensors + 1})) * {self.rows}"
-        yield f"entries = tl.load(row + {tensors})"
-        yield f"columns = tl.load(row + {tensors + 3})"
+        yield f"unit = (block - {self._column('first')}) * {self.rows}"
+        yield f"entries = {self._column('entries')}"
+        yield f"columns = {self._column('columns')}"
 
     def _whole(self) -> str:
         size = self.code_block

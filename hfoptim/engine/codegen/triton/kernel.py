@@ -16,6 +16,7 @@ from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.layout import Layout
 from hfoptim.engine.codegen.schedule import Program
 from hfoptim.engine.codegen.triton.coded import CodedWriter
+from hfoptim.engine.codegen.triton.rows import RowWriter, tile_of
 from hfoptim.engine.codegen.triton.writer import Source, Writer
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Function
@@ -45,9 +46,21 @@ class Kernel:
         """Whether rows are seen as one run of entries, whose order does not matter."""
         return self.program.axes == 1
 
+    def shape(self, row: TensorSlots) -> tuple[int, int, int]:
+        """(batches, rows, columns) of a row as the functions see it, or of the matrix that its codes are kept as."""
+        shape = row.param.shape
+        if self.source.scales is None:
+            return self.program.loops(shape)
+        rows = len(row.tensors[self.source.scales])
+        return 1, rows, shape.numel() // rows if rows else 0
+
 
 def generate(
-    program: Program, layout: Layout, scalars: tuple[str, ...], tensor_scalars: frozenset[str] = frozenset()
+    program: Program,
+    layout: Layout,
+    scalars: tuple[str, ...],
+    tensor_scalars: frozenset[str] = frozenset(),
+    tile: tuple[int, int] = (0, 0),
 ) -> Source:
     """The functions of a scheduled rule or probe.
 
@@ -56,15 +69,15 @@ def generate(
         layout: its tensors.
         scalars: names of the entries of h.
         tensor_scalars: those of them that are 0-d tensors on the device.
-
-    Raises:
-        Untraceable: it reduces along rows or columns.
+        tile: rows and columns that one program takes at a time, of a program that tells them apart.
     """
+    if program.axes > 1:
+        return RowWriter(program, layout, scalars, tensor_scalars, tile).source()
     writer = CodedWriter if layout.coded else Writer
     return writer(program, layout, scalars, tensor_scalars).source()
 
 
-_kernels: dict[tuple[int, tuple[str, ...], frozenset[str]], tuple[Any, Kernel]] = {}
+_kernels: dict[tuple[int, tuple[str, ...], frozenset[str], tuple[int, int]], tuple[Any, Kernel]] = {}
 
 
 def kernel(plan: Plan, scalars: Mapping[str, Any], row: TensorSlots, function: Function | None = None) -> Kernel:
@@ -82,9 +95,11 @@ def kernel(plan: Plan, scalars: Mapping[str, Any], row: TensorSlots, function: F
     names = tuple(scalars)
     found = native.traced(plan, names, row, function)
     # By identity: `traced` gives the same object for the same rule, and reading its nodes would take longer.
-    key = (id(found), names, frozenset([name for name, value in scalars.items() if isinstance(value, Tensor)]))
+    tensors = frozenset([name for name, value in scalars.items() if isinstance(value, Tensor)])
+    program, layout, results = found
+    _, *sides = program.loops(row.param.shape)
+    key = (id(found), names, tensors, tile_of(*sides) if program.axes > 1 else (0, 0))
     if key not in _kernels:
-        program, layout, results = found
         source = generate(program, layout, *key[1:])
         _kernels[key] = found, Kernel(load(source.text), source, program, names, results)
     return _kernels[key][1]

@@ -41,24 +41,22 @@ class Call:
     Attributes:
         places: where in their bucket the rows are.
         tensors: of all rows, without gradients between steps.
-        shapes: for each row its entries, and the rows of its coded state.
+        shapes: for each row (batches, rows, columns), as `Writer.cut` takes them.
     """
 
     kernel: Kernel
     rows: list[TensorSlots] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     tensors: list[Any] = field(default_factory=list)
-    shapes: list[tuple[int, int]] = field(default_factory=list)
+    shapes: list[tuple[int, int, int]] = field(default_factory=list)
 
     def add(self, kernel: Kernel, row: TensorSlots, place: int) -> None:
         """Take a row, and its place in the bucket; one without entries has nothing to be done."""
-        numel, tensors = row.param.numel(), row.tensors
-        if numel:
-            scales = self.kernel.source.scales
+        if row.param.numel():
             self.rows.append(row)
             self.places.append(place)
-            self.tensors += tensors
-            self.shapes.append((numel, 0 if scales is None else len(tensors[scales])))
+            self.tensors += row.tensors
+            self.shapes.append(kernel.shape(row))
 
     def take_gradients(self) -> bool:
         """Take the rows' gradients of this step; says whether no tensor has gaps or another order in memory."""
@@ -86,7 +84,7 @@ class Call:
             )
             found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
             arguments = {**memory.tensors, "results": found, "rows": count}
-            grids = {"block": memory.blocks, "row": count, "all": 1}
+            grids = {"block": memory.blocks, "row": count, "line": memory.lines, "all": 1}
             for launch in source.launches:
                 given = [arguments[name] for name in launch.arguments]
                 start(getattr(kernel.step, launch.name), grids[launch.grid], given, launch.warps)
@@ -107,33 +105,32 @@ class Memory:
     Args:
         source: the kernel's.
         rows: of the call.
-        shapes: for each its entries, and the rows of its coded state.
+        shapes: for each (batches, rows, columns), as `Writer.cut` takes them.
         device: theirs.
 
     Attributes:
         tensors: by the names of the functions' arguments.
-        blocks: how many programs take a block.
+        blocks, lines: how many programs take a block, and a part of the columns of a batch.
         bytes: how much there is, about.
     """
 
-    def __init__(self, source: Source, shapes: list[tuple[int, int]], device: torch.device) -> None:
+    def __init__(self, source: Source, shapes: list[tuple[int, int, int]], device: torch.device) -> None:
         self.shapes, self.device = shapes, device
         self.addresses: list[int] = []
         self.sent = b""
         self.rests = []
-        self.blocks = 0
-        counts = []
-        for entries, code_rows in shapes:
-            columns = entries // code_rows if code_rows else 0
-            count = code_rows * -(-columns // source.code_block) * source.code_block if code_rows else entries
-            counts.append(-(-count // source.block))
-            self.rests.append((entries, self.blocks, counts[-1], columns))
-            self.blocks += counts[-1]
-        numbers = torch.arange(len(shapes), dtype=torch.int32, device="cpu")
-        owner = numbers.repeat_interleave(torch.tensor(counts, device="cpu"))
+        self.blocks = self.lines = vectors = 0
+        cuts = [source.cut(shape) for shape in shapes]
+        for cut in cuts:
+            self.rests.append((cut.entries, self.blocks, cut.blocks, self.lines, vectors, *cut.more))
+            self.blocks += cut.blocks
+            self.lines += cut.lines
+            vectors += cut.vectors
         width = source.tensors + len(self.rests[0])
         self.tensors: dict[str, Tensor] = {
-            "owner": owner.to(device),
+            "owner": _owners([cut.blocks for cut in cuts], device),
+            "lines": _owners([cut.lines for cut in cuts], device),
+            "vectors": torch.empty(vectors, dtype=getattr(torch, source.compute), device=device),
             "table": torch.empty(len(shapes) * width, dtype=torch.int64, device=device),
             "partials": torch.empty(self.blocks * source.sums, dtype=torch.float64, device=device),
             "own": torch.empty(len(shapes) * source.own, dtype=torch.float64, device=device),
@@ -167,6 +164,12 @@ class Memory:
         _upload(numbers, torch.float64, self.tensors["values"])
 
 
+def _owners(counts: list[int], device: torch.device) -> Tensor:
+    """The number of each row as many times as programs take a part of it."""
+    numbers = torch.arange(len(counts), dtype=torch.int32, device="cpu")
+    return numbers.repeat_interleave(torch.tensor(counts, device="cpu")).to(device)
+
+
 def _bits(address: int) -> float:
     """The number with the bits of an address."""
     number: float = struct.unpack("d", struct.pack("Q", address))[0]
@@ -185,7 +188,7 @@ def _upload(numbers: array[Any], dtype: torch.dtype, to: Tensor) -> None:
 _kept: OrderedDict[Any, Memory] = OrderedDict()
 
 
-def _memory(kernel: Kernel, shapes: list[tuple[int, int]], addresses: list[int], device: torch.device) -> Memory:
+def _memory(kernel: Kernel, shapes: list[tuple[int, int, int]], addresses: list[int], device: torch.device) -> Memory:
     """The memory for rows at these addresses, the same as at the last step where there was one."""
     source = kernel.source
     # By parameters: two optimizers never share what the other's launches may still be reading. And by stream, whose

@@ -166,6 +166,12 @@ def largest(x):
 
 
 @triton.jit
+def largest_along(x, AXIS: tl.constexpr):
+    nan = tl.max((x != x).to(tl.int32), axis=AXIS, keep_dims=True) != 0
+    return tl.where(nan, float("nan"), tl.max(x, axis=AXIS, keep_dims=True))
+
+
+@triton.jit
 def sign(x):
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
 from hfoptim.engine.codegen.places import Places
 from hfoptim.engine.codegen.schedule import Program, Store, Time
-from hfoptim.engine.codegen.trace import REDUCTIONS, Node, Untraceable
+from hfoptim.engine.codegen.trace import REDUCTIONS, Node
 from hfoptim.engine.operators import BOOLEAN, OPERATORS
 
 # Entries of a block, which one program takes; of partial sums that a program adds up at a time.
@@ -31,16 +32,19 @@ TYPES = {
     "table": "*i64",  # per row: the addresses of its tensors, then what `COLUMNS` names
     "owner": "*i32",  # per block: its row
     "values": "*fp64",  # the scalars, then one seed per row
+    "lines": "*i32",  # per part of the columns of a batch: its row of the table
     "partials": "*fp64",  # per block: its part of each sum
+    "vectors": "*fp32",  # per row of the table: values of its columns, batches and rows, and what blocks add to columns
     "own": "*fp64",  # per row: its own scalars
     "books": "*fp32",  # of each code its values, then the midpoints between them
     "cells": "*u8",  # of each code the least code by the upper bits of a value
     "results": "*fp32",  # a probe's sums
     "rows": "i32",  # how many
 }
-# What a row of the table has behind its addresses: entries, number of its first block, how many blocks; and the
-# columns of its coded state, 0 where it has none.
-COLUMNS = ("entries", "first", "blocks", "columns")
+# What a row of the table has behind its addresses: entries; number of its first block, and how many there are; the
+# first of its `lines`; where its `vectors` begin; rows of a batch; columns, those of coded state where there is any;
+# blocks of a batch.
+COLUMNS = ("entries", "first", "blocks", "line", "vector", "height", "columns", "tiles")
 
 KEPT = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
 _RESTS = {"remainder8": "tl.int8", "remainder16": "tl.int16"}
@@ -57,7 +61,7 @@ class Launch:
 
     Args:
         name: of the function in the source.
-        grid: "block", "row" or "all": what one program takes.
+        grid: "block", "row", "line" or "all": what one program takes.
         arguments: names of its arguments, keys of `TYPES`.
         warps: how many warps a program has.
     """
@@ -66,6 +70,23 @@ class Launch:
     grid: str
     arguments: tuple[str, ...]
     warps: int = 4
+
+
+class Cut(NamedTuple):
+    """How a tensor is divided among programs.
+
+    Args:
+        entries: of the tensor.
+        blocks, lines: how many programs take a block of it, and a part of the columns of a batch.
+        vectors: how many numbers it has in `vectors`.
+        more: the columns of its row of the table from "height" on.
+    """
+
+    entries: int
+    blocks: int
+    lines: int = 0
+    vectors: int = 0
+    more: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +103,7 @@ class Source:
         sums, own: numbers that a block leaves in `partials`, and a row in `own`.
         scales: position in the row of the first tensor of scales; None without codes.
         compute: "float32" or "float64".
+        cut: how a tensor is divided among programs.
     """
 
     text: str
@@ -94,10 +116,13 @@ class Source:
     own: int
     scales: int | None
     compute: str
+    cut: Callable[[tuple[int, int, int]], Cut]
 
     def signature(self, launch: Launch) -> dict[str, str]:
         """Triton's type of each argument of a launch, in order."""
-        types = {**TYPES, "results": "*fp64" if self.compute == "float64" else "*fp32"}
+        types = dict(TYPES)
+        if self.compute == "float64":
+            types |= {"results": "*fp64", "vectors": "*fp64"}
         return {name: types[name] for name in launch.arguments}
 
 
@@ -111,8 +136,6 @@ class Writer(Places):
         self, program: Program, layout: Layout, scalars: tuple[str, ...], tensor_scalars: frozenset[str]
     ) -> None:
         super().__init__(program)
-        if program.axes != 1:
-            raise Untraceable("it reduces along rows or columns, for which no Triton is generated yet")
         self.layout, self.scalars, self.tensor_scalars = layout, scalars, tensor_scalars
         self.real = KEPT[layout.compute]
         self.width = max(1, len(self.own))
@@ -123,10 +146,7 @@ class Writer(Places):
         """The module, and the launches of a step."""
         lines: list[str] = []
         for phase in range(self.program.phases):
-            if self.program.walks(phase):
-                lines += self._function(f"pass{phase}", "block", self._pass(phase))
-            if self._ends(phase):
-                lines += self._function(f"end{phase}", "row", self._end(phase), warps=8)
+            lines += self._phase(phase)
         if self.program.results:
             lines += self._function("total", "all", self._total())
         layout = self.layout
@@ -141,7 +161,24 @@ class Writer(Places):
             own=self.width,
             scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
             compute=layout.compute,
+            cut=self.cut,
         )
+
+    def cut(self, shape: tuple[int, int, int]) -> Cut:
+        """How a tensor is divided.
+
+        Args:
+            shape: (batches, rows, columns) as the kernel sees it; of coded state those of the matrix it is kept as.
+        """
+        entries = math.prod(shape)
+        return Cut(entries, -(-entries // BLOCK))
+
+    def _phase(self, phase: int) -> Iterator[str]:
+        """The functions of a pass and of what follows it."""
+        if self.program.walks(phase):
+            yield from self._function(f"pass{phase}", "block", self._pass(phase))
+        if self._ends(phase):
+            yield from self._function(f"end{phase}", "row", self._end(phase), warps=8)
 
     def _function(self, name: str, grid: str, body: Iterable[str], warps: int = 4) -> Iterator[str]:
         lines = list(body)
@@ -191,10 +228,18 @@ class Writer(Places):
             slot = self.layout.slots[node.value]
             return f"tl.load({self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))).to({_F64})"
         if node.op == "size":
-            return f"tl.load(row + {self.layout.tensors}).to({_F64})"
+            return f"({self._size(node.value)}).to({_F64})"
         if node.op in REDUCTIONS:
             return self._reduced(i, f"a{i}")
         return self._expression(node, _F64)
+
+    def _size(self, labels: tuple[int, ...]) -> str:
+        """How many entries dimensions have together."""
+        return self._column("entries")
+
+    def _column(self, name: str) -> str:
+        """An entry of the tensor's row of the table."""
+        return f"tl.load(row + {self.layout.tensors + COLUMNS.index(name)})"
 
     def _address(self, position: int) -> str:
         return f"tl.load(row + {position})"
@@ -223,8 +268,8 @@ class Writer(Places):
         yield from self._row()
         sums = self.sums(phase, "scalar")
         if sums:
-            yield f"first = tl.load(row + {self.layout.tensors + 1})"
-            yield f"last = first + tl.load(row + {self.layout.tensors + 2})"
+            yield f"first = {self._column('first')}"
+            yield f"last = first + {self._column('blocks')}"
             yield f"at = tl.arange(0, {SUMS})"
             for i in sums:
                 yield f"a{i} = tl.full(({SUMS},), {self._empty(i)}, {_F64})"
@@ -299,8 +344,8 @@ class Writer(Places):
 
     def _place(self) -> Iterator[str]:
         """Which entries of the tensor the block has."""
-        yield f"base = (block - tl.load(row + {self.layout.tensors + 1})) * {BLOCK}"
-        yield f"left = tl.load(row + {self.layout.tensors}) - base"
+        yield f"base = (block - {self._column('first')}) * {BLOCK}"
+        yield f"left = {self._column('entries')} - base"
 
     def _whole(self) -> str:
         return f"(left >= {BLOCK})"
@@ -313,9 +358,18 @@ class Writer(Places):
 
     def _block(self, time: Time, whole: bool) -> Iterator[str]:
         """The statements that take one block."""
-        program = self.program
-        stores, reads, sums = program.stored(time, "full"), program.reads(time), self.sums(time[0], "scalar")
         yield from self._tile(whole)
+        yield from self._entries(time, whole)
+        for place, i in enumerate(self.sums(time[0], "scalar")):
+            value = f"v{self.nodes[i].args[0]}"
+            if not whole:
+                value = f"tl.where(live, {value}, {self._empty(i)})"
+            yield f"tl.store(partials + block * {self.most} + {place}, {self._reduced(i, value)}.to({_F64}))"
+
+    def _entries(self, time: Time, whole: bool) -> Iterator[str]:
+        """What is read of the entries, made of them and written back."""
+        program = self.program
+        stores, reads = program.stored(time, "full"), program.reads(time)
         param_read, param_stored = PARAM in reads.values(), any(s.position == PARAM for s in stores)
         for index in sorted({*reads.values(), *(s.position for s in stores)}):
             yield from self._pointers(index, whole)
@@ -330,11 +384,6 @@ class Writer(Places):
             yield f"v{i} = {self._expression(self.nodes[i], self.real)}"
         for store in stores:
             yield from self._write(store, whole)
-        for place, i in enumerate(sums):
-            value = f"v{self.nodes[i].args[0]}"
-            if not whole:
-                value = f"tl.where(live, {value}, {self._empty(i)})"
-            yield f"tl.store(partials + block * {self.most} + {place}, {self._reduced(i, value)}.to({_F64}))"
 
     def _empty(self, i: int) -> str:
         """What changes nothing in reduction `i`."""

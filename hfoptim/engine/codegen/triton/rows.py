@@ -1,0 +1,364 @@
+"""Triton from programs that see a tensor as rows of columns, in batches if need be: reductions along rows and columns.
+
+One program takes a tile: some rows of one batch, column by column as many as it holds at a time. A sum along a row ends
+within the tile, whose rows may then be walked again; of a sum down the columns every tile leaves its part in `vectors`.
+Between two passes, `end` adds up the tensor's own scalars, and `lines` the columns of each batch, some at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from hfoptim.engine.codegen.layout import Layout
+from hfoptim.engine.codegen.schedule import Program, Store, Time
+from hfoptim.engine.codegen.trace import REDUCTIONS
+from hfoptim.engine.codegen.triton.writer import KEPT, Cut, Writer
+from hfoptim.engine.operators import BOOLEAN
+
+# Entries of a tile at a time.
+TILE = 4096
+# Columns that a program of `lines` takes, and parts of their sums that it adds up at a time.
+PART, PARTS = 32, 64
+# Parts of the sum of a batch that are added up at a time.
+BATCH_PARTS = 256
+
+
+def tile_of(height: int, columns: int) -> tuple[int, int]:
+    """(rows, columns) that suit matrices of so many.
+
+    Columns lie next to each other in memory, so a tile is as wide as short rows are; long rows, of which few may be
+    there, go to many programs.
+    """
+    if columns >= 128:
+        return (4, 1024) if height < 32 or columns >= 8192 else (32, 128)
+    width = max(4, 1 << (columns - 1).bit_length())
+    return TILE // width, width
+
+
+class RowWriter(Writer):
+    """Rows and columns."""
+
+    def __init__(
+        self,
+        program: Program,
+        layout: Layout,
+        scalars: tuple[str, ...],
+        tensor_scalars: frozenset[str],
+        tile: tuple[int, int],
+    ) -> None:
+        super().__init__(program, layout, scalars, tensor_scalars)
+        self.down, self.along = tile
+        # A state of a batch is read before anything is stored, and kept for all who ask later.
+        self.batch = {i: place for place, i in enumerate(i for i in self.live if self.kinds[i] == "batch")}
+        phases = range(program.phases)
+        self.most = max([1, *(len(self.sums(phase, "scalar", "batch")) for phase in phases)])
+        self.column_sums = max(len(self.sums(phase, "column")) for phase in phases)
+
+    def cut(self, shape: tuple[int, int, int]) -> Cut:
+        batches, height, columns = shape
+        tiles = -(-height // self.down)
+        of_columns = len(self.column) + self.column_sums * tiles
+        kept = batches * (columns * of_columns + len(self.batch) + height * len(self.row))
+        return Cut(math.prod(shape), batches * tiles, batches * -(-columns // PART), kept, (height, columns, tiles))
+
+    def _phase(self, phase: int) -> Iterator[str]:
+        yield from super()._phase(phase)
+        if self._has_lines(phase):
+            yield from self._function(f"lines{phase}", "line", self._lines(phase), warps=8)
+
+    def _ends(self, phase: int) -> bool:
+        return super()._ends(phase) or (self._has_lines(phase) and bool(self._now(phase)))
+
+    def _size(self, labels: tuple[int, ...]) -> str:
+        # (batches,) rows, columns
+        letters = ("batches", "height", "columns")[-self.program.axes :]
+        named = [name for name, merged in zip(letters, self.program.merged, strict=True) if set(merged) & set(labels)]
+        sizes = {
+            "batches": f"{self._column('blocks')} // {self._column('tiles')}",
+            "height": self._column("height"),
+            "columns": self._column("columns"),
+        }
+        return " * ".join(f"({sizes[name]})" for name in named)
+
+    # -- where vectors are --------------------------------------------------------------------------------------
+
+    def _frame(self) -> Iterator[str]:
+        """The sizes of a tensor, and where its values of columns, batches and rows begin."""
+        yield f"height = {self._column('height')}"
+        yield f"columns = {self._column('columns')}"
+        yield f"tiles = {self._column('tiles')}"
+        yield f"batches = {self._column('blocks')} // tiles"
+        yield f"of_columns = vectors + {self._column('vector')}"
+        yield f"of_batches = of_columns + batches * columns * {len(self.column)}"
+        yield f"of_rows = of_batches + batches * {len(self.batch)}"
+        yield f"of_tiles = of_rows + batches * height * {len(self.row)}"
+
+    def _column_place(self, i: int, columns: str) -> str:
+        return f"of_columns + ({self.column[i]} * batches + batch) * columns + {columns}"
+
+    def _batch_place(self, i: int) -> str:
+        return f"of_batches + {self.batch[i]} * batches + batch"
+
+    def _row_place(self, i: int) -> str:
+        return f"of_rows + {self.row[i]} * batches * height + line"
+
+    def _part_place(self, i: int, tile: str, columns: str) -> str:
+        """Of the sum of columns `i` what a tile has left."""
+        place = self.sums(self.times[i][0] - 1, "column").index(i)
+        return f"of_tiles + (({tile}) * {self.column_sums} + {place}) * columns + {columns}"
+
+    def _from_vectors(self, i: int, place: str, mask: str = "") -> str:
+        return f"tl.load({place}{mask}){' != 0' if self.nodes[i].op in BOOLEAN else ''}"
+
+    def _state(self, i: int, place: str, mask: str = "") -> str:
+        """The value of a state that has an entry for each row, column or batch."""
+        slot = self.layout.slots[self.nodes[i].value]
+        there = f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
+        return f"tl.load({there} + {place}{mask}).to({self.real})"
+
+    def _keep(self, store: Store, place: str, mask: str) -> str:
+        slot = self.layout.slots[store.position]
+        there = f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
+        return f"tl.store({there} + {place}, v{store.node}.to({KEPT[slot.kept]}), mask={mask})"
+
+    def _scalars_for(self, users: Iterable[int], phase: int) -> Iterator[str]:
+        """Definitions of the scalars that nodes of other kinds read."""
+        read = sorted({a for i in users for a in self.nodes[i].args if self.kinds[a] == "scalar"})
+        yield from self._numbers(read, self.own if phase == 0 else ())
+        for i in read:
+            if self.nodes[i].op not in BOOLEAN:
+                yield f"v{i} = v{i}.to({self.real})"
+
+    # -- passes over memory -------------------------------------------------------------------------------------
+
+    def _subs(self, phase: int) -> list[Time]:
+        return [(phase, sub) for sub in range(self.program.subs(phase))]
+
+    def _pass(self, phase: int) -> Iterator[str]:
+        rows = [i for i in self.live if self.kinds[i] == "row" and self.times[i][0] == phase]
+        full: list[int] = []
+        leaves: set[int] = set()
+        for time in self._subs(phase):
+            computed, read = self.program.expand(time, self.program.roots(time))
+            full += computed
+            leaves |= read
+        read = {a for i in (*rows, *full) for a in self.nodes[i].args} | leaves
+        small = self._reached(read, phase)
+        yield "block = tl.program_id(0)"
+        yield "tensor = tl.load(owner + block)"
+        yield from self._row()
+        yield from self._frame()
+        yield f"tile = block - {self._column('first')}"
+        yield "batch = tile // tiles"
+        yield f"top = (tile - batch * tiles) * {self.down}"
+        yield f"down = tl.arange(0, {self.down})[:, None]"
+        yield f"along = tl.arange(0, {self.along})[None, :]"
+        yield "there = top + down < height"
+        yield "line = batch * height + top + down"
+        yield "base = (batch * height + top) * columns"
+        used = sorted({position for time in self._subs(phase) for position in self._used(time)})
+        for position in used:
+            yield f"t{position} = {self._address(position)}"
+        yield from self._scalars_for([*rows, *full, *small], phase)
+        if any(self.layout.slots[s.position].stochastic for s in self._stores(phase, "full")):
+            yield f"seed = tl.load(values + {len(self.scalars)} + tensor).to(tl.int64)"
+        for i in small:
+            if self.kinds[i] == "batch":
+                yield f"v{i} = {self._batch_value(i, phase)}"
+        if phase == 0:
+            for i in self.batch:
+                if i in small and self.times[i] == (0, 0):
+                    yield f"tl.store({self._batch_place(i)}, v{i}.to({self.real}), mask=tile == batch * tiles)"
+        for i in sorted(a for a in read if self.kinds[a] == "row" and self.times[a][0] < phase):
+            yield f"v{i} = {self._from_vectors(i, self._row_place(i), ', mask=there, other=0')}"
+        fitting = f"(columns % {self.along} == 0) & (top + {self.down} <= height)"
+        addresses = " | ".join(f"t{position}" for position in used)
+        aligned = f" & ((({addresses}) & 15) == 0)" if used else ""
+        yield f"if {fitting}{aligned}:"
+        yield from ("    " + line for line in self._walks(phase, small, whole=True))
+        yield "else:"
+        yield from ("    " + line for line in self._walks(phase, small, whole=False))
+
+    def _reached(self, read: Iterable[int], phase: int) -> list[int]:
+        """The values of columns and batches that a pass needs; in the first one also what they are made of."""
+        found: set[int] = set()
+        stack = [i for i in read if self.kinds[i] in ("column", "batch")]
+        if phase == 0:
+            stack += [i for i in self.batch if self.times[i] == (0, 0)]
+        while stack:
+            i = stack.pop()
+            if i not in found:
+                found.add(i)
+                if phase == 0:
+                    stack += [a for a in self.nodes[i].args if self.kinds[a] in ("column", "batch")]
+        return sorted(found)
+
+    def _batch_value(self, i: int, phase: int) -> str:
+        if phase > 0:
+            return self._from_vectors(i, self._batch_place(i))
+        return self._state(i, "batch") if self.nodes[i].op == "load" else self._expression(self.nodes[i], self.real)
+
+    def _column_value(self, i: int, phase: int) -> str:
+        place, mask = "start + along", ", mask=start + along < columns, other=0"
+        if phase > 0:
+            return self._from_vectors(i, self._column_place(i, place), mask)
+        if self.nodes[i].op == "load":
+            return self._state(i, f"batch * columns + {place}", mask)
+        return self._expression(self.nodes[i], self.real)
+
+    def _stores(self, phase: int, kind: str) -> list[Store]:
+        return [s for s in self.program.stores if s.time[0] == phase and self.kinds[s.node] == kind]
+
+    def _walks(self, phase: int, small: list[int], whole: bool) -> Iterator[str]:
+        """The statements that take one tile."""
+        for time in self._subs(phase):
+            for i in self.live:
+                if self.kinds[i] == "row" and self.times[i] == time:
+                    yield from self._row_value(i)
+            if self.program.roots(time):
+                yield from self._walk(time, small, whole)
+        for i in self.row:
+            if self.times[i][0] == phase:
+                yield f"tl.store({self._row_place(i)}, (v{i} + tl.zeros_like(down)).to({self.real}), mask=there)"
+        for store in self._stores(phase, "row"):
+            yield self._keep(store, "line", "there")
+        for place, i in enumerate(self._partial(phase)):
+            source = self.nodes[i].args[0]
+            if self.kinds[source] == "row":
+                total = self._reduced(i, f"tl.where(there, v{source}, {self._empty(i)})")
+            else:
+                total = self._reduced(i, f"a{i}")
+            yield f"tl.store(partials + block * {self.most} + {place}, {total}.to(tl.float64))"
+
+    def _partial(self, phase: int) -> list[int]:
+        """Reductions of which a tile leaves a number, in the order of `partials`."""
+        return [*self.sums(phase, "scalar"), *self.sums(phase, "batch")]
+
+    def _row_value(self, i: int) -> Iterator[str]:
+        node = self.nodes[i]
+        if node.op == "load":
+            yield f"v{i} = {self._state(i, 'line', ', mask=there, other=0')}"
+        elif node.op in REDUCTIONS:
+            yield f"v{i} = {self._along(i, f'a{i}', 1)}"
+        else:
+            yield f"v{i} = {self._expression(node, self.real)}"
+
+    def _walk(self, time: Time, small: list[int], whole: bool) -> Iterator[str]:
+        """One walk along the rows of a tile."""
+        reductions = self.program.reductions(time, "full")
+        ahead = [i for i in reductions if self.kinds[i] != "column"]
+        for i in ahead:
+            yield f"a{i} = tl.full(({self.down}, {self.along}), {self._empty(i)}, {self.real})"
+        if whole:
+            # A product with the width of a tile: then the compiler knows that every row is aligned as the first is.
+            yield f"width = columns // {self.along} * {self.along}"
+            yield f"for start in range(0, width, {self.along}):"
+        else:
+            yield f"for start in range(0, columns, {self.along}):"
+        yield from ("    " + line for line in self._columns_at_a_time(time, small, ahead, whole))
+
+    def _columns_at_a_time(self, time: Time, small: list[int], ahead: list[int], whole: bool) -> Iterator[str]:
+        if whole:
+            yield "at = down * width + start + along"
+        else:
+            yield "live = there & (start + along < columns)"
+            yield "at = down * columns + start + along"
+        needed = set(self._reached(self.program.expand(time, self.program.roots(time))[1], time[0]))
+        for i in small:
+            if self.kinds[i] == "column" and i in needed:
+                yield f"v{i} = {self._column_value(i, time[0])}"
+        yield from self._entries(time, whole)
+        for i in self.program.reductions(time, "full"):
+            value = f"v{self.nodes[i].args[0]}"
+            if not whole:
+                value = f"tl.where(live, {value}, {self._empty(i)})"
+            if i in ahead:
+                yield f"a{i} = a{i} + {value}" if self.nodes[i].op == "sum" else f"a{i} = larger(a{i}, {value})"
+                continue
+            place = self._part_place(i, "tile", "start + along")
+            yield f"tl.store({place}, {self._along(i, value, 0)}, mask=start + along < columns)"
+
+    def _along(self, i: int, value: str, axis: int) -> str:
+        """Reduction `i` of a tile along one of its axes, which stays as one of size 1."""
+        if self.nodes[i].op == "sum":
+            return f"tl.sum({value}, axis={axis}, keep_dims=True)"
+        return f"largest_along({value}, {axis})"
+
+    # -- between passes -----------------------------------------------------------------------------------------
+
+    def _lines_now(self, phase: int) -> list[int]:
+        """The values of columns and batches that are known once a phase is over."""
+        times = [(phase + 1, 0), *([(0, 0)] if phase == 0 else [])]
+        found = [i for i in self.live if self.kinds[i] in ("column", "batch") and self.times[i] in times]
+        # Those of batches are there from the first pass on.
+        return [i for i in found if self.kinds[i] == "column" or self.times[i] != (0, 0)]
+
+    def _line_stores(self, phase: int) -> list[Store]:
+        stores = [*self._stores(phase + 1, "column"), *self._stores(phase + 1, "batch")]
+        return stores + ([*self._stores(0, "column"), *self._stores(0, "batch")] if phase == 0 else [])
+
+    def _has_lines(self, phase: int) -> bool:
+        last = phase + 1 == self.program.phases
+        return bool(self._line_stores(phase) or (self._lines_now(phase) and not last))
+
+    def _lines(self, phase: int) -> Iterator[str]:
+        """Some columns of a batch: what its tiles have left is added up, and the values of columns follow."""
+        now, stores = self._lines_now(phase), self._line_stores(phase)
+        yield "part = tl.program_id(0)"
+        yield "tensor = tl.load(lines + part)"
+        yield from self._row()
+        yield from self._frame()
+        yield f"part = part - {self._column('line')}"
+        yield f"parts = (columns + {PART - 1}) // {PART}"
+        yield "batch = part // parts"
+        yield f"start = (part - batch * parts) * {PART}"
+        yield f"along = tl.arange(0, {PART})[None, :]"
+        yield "there = start + along < columns"
+        yield from self._scalars_for(now, phase=-1)
+        read = {a for i in now for a in self.nodes[i].args} | {s.node for s in stores}
+        for i in sorted(a for a in read if a not in now and self.kinds[a] in ("column", "batch")):
+            if self.kinds[i] == "batch":
+                yield f"v{i} = {self._from_vectors(i, self._batch_place(i))}"
+            else:
+                place = self._column_place(i, "start + along")
+                yield f"v{i} = {self._from_vectors(i, place, ', mask=there, other=0')}"
+        for i in now:
+            yield from self._line_value(i)
+            if self.kinds[i] == "batch":
+                yield f"tl.store({self._batch_place(i)}, v{i}.to({self.real}), mask=start == 0)"
+            elif i in self.column:
+                kept = f"(v{i} + tl.zeros_like(along)).to({self.real})"
+                yield f"tl.store({self._column_place(i, 'start + along')}, {kept}, mask=there)"
+        for store in stores:
+            if self.kinds[store.node] == "batch":
+                yield self._keep(store, "batch", "start == 0")
+            else:
+                yield self._keep(store, "batch * columns + start + along", "there")
+
+    def _line_value(self, i: int) -> Iterator[str]:
+        node = self.nodes[i]
+        if node.op == "load":
+            yield f"v{i} = {self._state(i, 'batch * columns + start + along', ', mask=there, other=0')}"
+            return
+        if node.op not in REDUCTIONS:
+            yield f"v{i} = {self._expression(node, self.real)}"
+            return
+        empty = self._empty(i)
+        if self.kinds[i] == "batch":
+            place = self._partial(self.times[i][0] - 1).index(i)
+            size, step = f"({BATCH_PARTS},)", BATCH_PARTS
+            yield f"at = tl.arange(0, {BATCH_PARTS})"
+            there = f"partials + ({self._column('first')} + batch * tiles + k + at) * {self.most} + {place}"
+            mask, whole = "k + at < tiles", self._reduced(i, f"a{i}")
+        else:
+            size, step = f"({PARTS}, {PART})", PARTS
+            yield f"down = tl.arange(0, {PARTS})[:, None]"
+            there = self._part_place(i, "batch * tiles + k + down", "start + along")
+            mask = "(k + down < tiles) & there"
+            whole = self._along(i, f"a{i}", 0)
+        yield f"a{i} = tl.full({size}, {empty}, tl.float64)"
+        yield f"for k in range(0, tiles, {step}):"
+        loaded = f"tl.load({there}, mask={mask}, other={empty}).to(tl.float64)"
+        yield f"    a{i} = a{i} + {loaded}" if node.op == "sum" else f"    a{i} = larger(a{i}, {loaded})"
+        yield f"v{i} = {whole}.to({self.real})"
