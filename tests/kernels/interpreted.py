@@ -17,6 +17,8 @@ from operator_cases import (
     operands,
 )
 from rows import assert_near, bucket_of, by_loop, copied
+from test_native import SHAPES as ALL_SHAPES
+from test_native import made
 
 import hfoptim
 from hfoptim.engine import ELEMENT, Rule, backends, storage
@@ -101,6 +103,9 @@ def assert_follows(name, form, request):
             elif key == "remainder":
                 apart = storage.join_float32(a, state[key]).double() - storage.join_float32(b, value).double()
                 assert apart.abs().max() / moved < 0.05
+            elif key == "kahan_comp":  # what is left of a parameter that was rounded the other way
+                apart = (state[key].double() - value.double()).abs() > 1e-2 * value.double().abs().max()
+                assert float(apart.double().mean()) < 0.02, key
             elif torch.is_tensor(value):
                 apart = (state[key].double() - value.double()).abs().max()
                 assert apart <= 1e-2 * value.double().abs().max() + 1e-12, key
@@ -112,6 +117,8 @@ FEW = [
     *(("novograd", form) for form in ("float32", "remainder16", "8bit")),
     *((name, "float32") for name in ("lars", "prodigy", "adopt", "ademamix")),
     ("lion", "caution"),
+    ("adafactor", "kahan"),
+    ("adam_mini", "float32"),
 ]
 
 
@@ -134,12 +141,7 @@ def of_the_engine():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", of_the_engine())
 def test_every_optimizer_follows_the_loop(name, form, request):
-    try:
-        assert_follows(name, form, request)
-    except NotImplementedError as error:
-        if "reduces along rows or columns" not in str(error):
-            raise
-        pytest.skip("no Triton is generated for it yet")
+    assert_follows(name, form, request)
 
 
 # -- rows of every kind ----------------------------------------------------------------------------------------------
@@ -168,6 +170,24 @@ def by_triton(bucket, monkeypatch):
         patch.setattr(trial, "problem", lambda *_: None)
         backends.TRITON_ASKED.step(out)
     return out
+
+
+def test_reductions_along_rows_and_columns_follow_the_loop(monkeypatch):
+    bucket = made("everything", [(33, 257), (129, 8), (2, 3, 200), (40, 128), (1030, 4)], dtype=torch.float64)
+    for row in bucket.rows[-2:]:
+        row.grad = torch.cat([row.grad.flatten()[:1], row.grad.flatten()])[1:].view(row.param.shape)
+    assert_near(by_triton(bucket, monkeypatch), by_loop(bucket), bucket, 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", [(4, 1024), (32, 128), (128, 32), (1024, 4)], ids=str)
+@pytest.mark.parametrize("shapes", ALL_SHAPES.values(), ids=ALL_SHAPES)
+@pytest.mark.parametrize("name", ["rows", "columns", "factored", "everything"])
+def test_tiles_of_any_size_give_the_same(name, shapes, tile, monkeypatch):
+    monkeypatch.setattr(kernel, "tile_of", lambda *_: tile)
+    bucket = made(name, shapes, dtype=torch.float64)
+    if bucket.rows:
+        assert_near(by_triton(bucket, monkeypatch), by_loop(bucket), bucket, 1e-12)
 
 
 CODED = Storage(Format.Q8), Storage(Format.Q8, signed=False)
@@ -245,10 +265,11 @@ def test_entries_beyond_two_to_the_31(form, monkeypatch):
     class Far(launch.Memory):
         def __init__(self, source, shapes, device):
             super().__init__(source, shapes, device)
-            entries, _, blocks, columns = self.rests[0]
+            entries, _, blocks, line, vector, height, columns, tiles = self.rests[0]
             # The first block that is there has a number of its own: the others are counted from far below.
             first = (1 << 64) - far // source.block
-            self.rests = [(far + entries, first, far // source.block + blocks, columns and far + columns)]
+            more = line, vector, height, columns and far + columns, tiles
+            self.rests = [(far + entries, first, far // source.block + blocks, *more)]
 
         def point(self, addresses):
             tensors = ours.rows[0].tensors
@@ -409,19 +430,3 @@ def test_rows_with_gaps_go_to_the_loop(untried):
     optimizer.step()
     assert (param < 1).all()
     assert (base[:, 1::2] == 1).all()
-
-
-def test_rules_without_a_kernel_yet_take_the_multi_tensor_backend(untried, monkeypatch):
-    def stepped(chosen):
-        monkeypatch.setattr(backends, "choose", lambda *_: (backends.MATRIX, chosen))
-        param = torch.nn.Parameter(torch.ones(70, 70))
-        optimizer = hfoptim.create_optimizer_v2([param], "adafactor", lr=0.1)
-        param.grad = torch.full_like(param, 0.5)
-        optimizer.step()
-        return param
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(stepped(backends.TRITON), stepped(backends.FOREACH))
-    with pytest.raises(NotImplementedError, match=r"adafactor.*reduces along rows or columns"):
-        stepped(backends.TRITON_ASKED)

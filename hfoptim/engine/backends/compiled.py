@@ -42,8 +42,6 @@ class Generated(Backend):
     def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> Any:
         """The kernel for rows like this one: of the bucket's step, or of the probe of its rule.
 
-        None where it is known that there is none, and where the bucket then goes.
-
         Raises:
             Untraceable: none can be generated.
             RuntimeError: it cannot be compiled, or does not do what it should.
@@ -103,8 +101,7 @@ class Generated(Backend):
         for index, row in enumerate(bucket.rows):
             if index == 0 or not native.shapeless(plan, probe):
                 try:
-                    kernel = self.kernel(bucket, row, probe)
-                    left = others if kernel is None else unwalkable
+                    kernel, left = self.kernel(bucket, row, probe), unwalkable
                 except Unwalkable as error:
                     kernel, left = None, unwalkable
                     if row.param.numel() > 1:

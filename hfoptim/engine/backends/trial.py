@@ -6,6 +6,7 @@ once on each device, before it steps anything: what is unproven costs speed, nev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor
 from hfoptim.engine import storage
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.triton import launch
 from hfoptim.engine.codegen.triton.kernel import Kernel
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.tensor_slots import TensorSlots
 
 # Sizes of the sample's last dimension: whole blocks of entries and of codes; ragged ones; fewer than a block.
-_WHOLE, _RAGGED, _SHORT = 1024, 701, 3
+_SIZES = (1024, 701, 1024, 3)
+# Of a kernel that takes tiles of rows and columns, how many more of them than a tile has.
+_BEYOND = ((0, 0), (1, 3), (0, 0), (-1, -1))
 # How far a kernel's values may be from the loop's, as a share of the largest: nearly all of them by rounding within the
 # arithmetic (1/50 may be further, rounded the other way); none by more than two values of what they are kept in.
 _FINE, _OTHERWISE = 1e-4, 0.02
@@ -47,7 +51,7 @@ def problem(kernel: Kernel, bucket: Bucket, row: TensorSlots, loop: Backend) -> 
 
 def _try(kernel: Kernel, bucket: Bucket, row: TensorSlots, loop: Backend) -> str | None:
     what = f"{'probe' if kernel.results else 'step'} of the rule {bucket.plan.rule.name}"
-    start = _sample(bucket, row, broken=not kernel.results)
+    start = _sample(kernel, bucket, row)
     mine, other = _copied(start), _copied(start)
     call = launch.Call(kernel)
     for place, each in enumerate(mine.rows):
@@ -72,14 +76,13 @@ def _try(kernel: Kernel, bucket: Bucket, row: TensorSlots, loop: Backend) -> str
     )
 
 
-def _sample(bucket: Bucket, row: TensorSlots, broken: bool) -> Bucket:
-    """Rows of ragged sizes like this one: one unaligned, one whose gradient has a NaN if they may be `broken`."""
+def _sample(kernel: Kernel, bucket: Bucket, row: TensorSlots) -> Bucket:
+    """Rows of ragged sizes like this one: one unaligned, one whose gradient has a NaN unless all are added up."""
     sample = Bucket(bucket.plan, scalars=_scalars(bucket))
     generator = torch.Generator(device="cpu").manual_seed(0)
-    for number, last in enumerate((_WHOLE, _RAGGED, _WHOLE, _SHORT)):
-        shape = _shape(row.param.shape, last)
+    for number, shape in enumerate(_shapes(kernel, row.param.shape)):
         each = _row(bucket.plan, row, shape, generator)
-        if number == 1 and broken:
+        if number == 1 and not kernel.results:
             each.grad.view(-1)[-1] = torch.nan
         if number == 2:
             each.grad = torch.cat([each.grad.view(-1)[:1], each.grad.view(-1)])[1:].view(shape)
@@ -98,13 +101,19 @@ def _scalars(bucket: Bucket) -> dict[str, Any]:
     return made
 
 
-def _shape(like: torch.Size, last: int) -> torch.Size:
-    """A shape with the dimensions of size 1 that another has, and few entries."""
-    sizes = [1 if size == 1 else 2 for size in like]
-    long = [place for place, size in enumerate(sizes) if size > 1]
-    if long:
-        sizes[long[-1]] = last if len(long) > 1 else 2 * last
-    return torch.Size(sizes)
+def _shapes(kernel: Kernel, like: torch.Size) -> Iterator[torch.Size]:
+    """Shapes with the dimensions of size 1 that another has, and few entries."""
+    small = [1 if size == 1 else 2 for size in like]
+    long = [place for place, size in enumerate(small) if size > 1]
+    for last, beyond in zip(_SIZES, _BEYOND, strict=True):
+        sizes = list(small)
+        if kernel.flat and long:
+            sizes[long[-1]] = last if len(long) > 1 else 2 * last
+        elif not kernel.flat:
+            *_, rows, columns = kernel.program.merged
+            for labels, side, more in zip((rows, columns), kernel.source.tile, beyond, strict=True):
+                sizes[labels[-1]] = side + more
+        yield torch.Size(sizes)
 
 
 def _row(plan: Plan, like: TensorSlots, shape: torch.Size, generator: torch.Generator) -> TensorSlots:
@@ -116,13 +125,17 @@ def _row(plan: Plan, like: TensorSlots, shape: torch.Size, generator: torch.Gene
         return torch.randint(low, high, size, generator=generator, device="cpu").to(tensor.device, tensor.dtype)
 
     tensors = [noise(like.param, shape), noise(like.grad, shape)]
-    for kept, state in zip(plan.storage, like.states, strict=True):
+    # A state may have some of the parameter's dimensions only.
+    _, _, *labels = native.labels(plan, like, native.shapeless(plan, probe=False))
+    for kept, state, own in zip(plan.storage, like.states, labels, strict=True):
         if kept.bits:
             codes, scales = kept.shapes(shape)
             tensors += [whole(state[0], codes, 0, 256), noise(state[1], scales, positive=True)]
+        elif state[0].shape == like.param.shape:
+            tensors.append(noise(state[0], shape, positive=True))
         else:
-            size = shape if state[0].shape == like.param.shape else state[0].shape
-            tensors.append(noise(state[0], size, positive=True))
+            sizes = tuple([1 if label is None else shape[label] for label in own])
+            tensors.append(noise(state[0], sizes, positive=True))
     if like.residual is not None:
         rest = like.residual
         tensors.append(noise(rest, shape) * 1e-3 if rest.is_floating_point() else whole(rest, shape, -100, 100))

@@ -16,7 +16,6 @@ from torch import Tensor
 from hfoptim.engine.backends import trial
 from hfoptim.engine.backends.compiled import Generated
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.triton import kernel as kernels
 from hfoptim.engine.codegen.triton import launch
 from hfoptim.engine.plan import Plan
@@ -30,8 +29,7 @@ class Triton(Generated):
     """Kernels in Triton.
 
     Each is tried once on each device, on a small sample against the loop, before it steps anything: where it cannot be
-    compiled or does something else, the multi-tensor backend steps, with a warning. Rules that reduce along rows or
-    columns have no kernel yet; the multi-tensor backend steps them, too.
+    compiled or does something else, the multi-tensor backend steps, with a warning.
     """
 
     name = "triton"
@@ -39,12 +37,9 @@ class Triton(Generated):
     def supports(self, plan: Plan, device: torch.device) -> str | None:
         return None if device.type in DEVICES else f"kernels in Triton run on a GPU, not on {device}"
 
-    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> kernels.Kernel | None:
+    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> kernels.Kernel:
         plan = bucket.plan
         function = plan.rule.probe.fn if probe and plan.rule.probe else None
-        program, *_ = native.traced(plan, tuple(bucket.scalars), row, function)
-        if program.axes > 1 and not self.asked:
-            return None
         kernel = kernels.kernel(plan, bucket.scalars, row, function)
         problem = trial.problem(kernel, bucket, row, self.loop)
         if problem is not None:

@@ -213,7 +213,7 @@ def program_of(
     layout = layout_of(plan, row)
     graph = Graph(plan.dtype)
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
-    shapes = _shapes(plan, row, shapeless(plan, function is not None))
+    shapes = labels(plan, row, shapeless(plan, function is not None))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
     new, sums = _run(plan, h, grad, param, state, function)
     results = [_symbol(value).index for value in sums.values()]
@@ -279,8 +279,14 @@ def _dtype(tensor: Tensor) -> str:
     return name
 
 
-def _shapes(plan: Plan, row: TensorSlots, shapeless: bool) -> list[Shape]:
-    """Labels for the dimensions of parameter, gradient and states, as the rule sees them."""
+def labels(plan: Plan, row: TensorSlots, shapeless: bool = False) -> list[Shape]:
+    """For parameter, gradient and states, as the rule sees them, which dimension of the parameter each of theirs is.
+
+    None for one of size 1. `shapeless`: of rows of any shape, seen as a run of entries.
+
+    Raises:
+        Untraceable: a state whose dimensions are not the parameter's.
+    """
     shape = row.param.shape
     if shapeless:
         matrix = torch.empty(_SIZES[:2], device="meta")

@@ -48,7 +48,7 @@ class RowWriter(Writer):
         tile: tuple[int, int],
     ) -> None:
         super().__init__(program, layout, scalars, tensor_scalars)
-        self.down, self.along = tile
+        self.tile = self.down, self.along = tile
         # A state of a batch is read before anything is stored, and kept for all who ask later.
         self.batch = {i: place for place, i in enumerate(i for i in self.live if self.kinds[i] == "batch")}
         phases = range(program.phases)

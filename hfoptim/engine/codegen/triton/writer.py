@@ -103,6 +103,7 @@ class Source:
         sums, own: numbers that a block leaves in `partials`, and a row in `own`.
         scales: position in the row of the first tensor of scales; None without codes.
         compute: "float32" or "float64".
+        tile: rows and columns that a program takes at a time; zeros where they are not told apart.
         cut: how a tensor is divided among programs.
     """
 
@@ -116,6 +117,7 @@ class Source:
     own: int
     scales: int | None
     compute: str
+    tile: tuple[int, int]
     cut: Callable[[tuple[int, int, int]], Cut]
 
     def signature(self, launch: Launch) -> dict[str, str]:
@@ -131,6 +133,7 @@ class Writer(Places):
 
     code_block = 0
     codes: tuple[str, ...] = ()
+    tile = (0, 0)
 
     def __init__(
         self, program: Program, layout: Layout, scalars: tuple[str, ...], tensor_scalars: frozenset[str]
@@ -161,6 +164,7 @@ class Writer(Places):
             own=self.width,
             scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
             compute=layout.compute,
+            tile=self.tile,
             cut=self.cut,
         )
 
