@@ -17,7 +17,7 @@ from hfoptim.engine.codegen.triton.writer import KEPT, Cut, Writer
 from hfoptim.engine.operators import BOOLEAN
 
 # Entries of a tile at a time.
-TILE = 4096
+TILE = 2048
 # Columns that a program of `lines` takes, and parts of their sums that it adds up at a time.
 PART, PARTS = 32, 64
 # Parts of the sum of a batch that are added up at a time.
@@ -31,13 +31,16 @@ def tile_of(height: int, columns: int) -> tuple[int, int]:
     there, go to many programs.
     """
     if columns >= 128:
-        return (4, 1024) if height < 32 or columns >= 8192 else (32, 128)
+        return (2, 1024) if height < 16 or columns >= 8192 else (16, 128)
     width = max(4, 1 << (columns - 1).bit_length())
     return TILE // width, width
 
 
 class RowWriter(Writer):
     """Rows and columns."""
+
+    # 8 entries for each thread: twice as many do not fit its registers.
+    warps = 8
 
     def __init__(
         self,
@@ -172,7 +175,9 @@ class RowWriter(Writer):
                     yield f"tl.store({self._batch_place(i)}, v{i}.to({self.real}), mask=tile == batch * tiles)"
         for i in sorted(a for a in read if self.kinds[a] == "row" and self.times[a][0] < phase):
             yield f"v{i} = {self._from_vectors(i, self._row_place(i), ', mask=there, other=0')}"
-        fitting = f"(columns % {self.along} == 0) & (top + {self.down} <= height)"
+        # In the usual way places in a tile are counted in 32 bits, for which there are registers enough.
+        most = (1 << 31) // self.down - self.along
+        fitting = f"(columns % {self.along} == 0) & (columns <= {most}) & (top + {self.down} <= height)"
         addresses = " | ".join(f"t{position}" for position in used)
         aligned = f" & ((({addresses}) & 15) == 0)" if used else ""
         yield f"if {fitting}{aligned}:"
@@ -199,8 +204,8 @@ class RowWriter(Writer):
             return self._from_vectors(i, self._batch_place(i))
         return self._state(i, "batch") if self.nodes[i].op == "load" else self._expression(self.nodes[i], self.real)
 
-    def _column_value(self, i: int, phase: int) -> str:
-        place, mask = "start + along", ", mask=start + along < columns, other=0"
+    def _column_value(self, i: int, phase: int, place: str) -> str:
+        mask = f", mask={place} < columns, other=0"
         if phase > 0:
             return self._from_vectors(i, self._column_place(i, place), mask)
         if self.nodes[i].op == "load":
@@ -252,22 +257,26 @@ class RowWriter(Writer):
             yield f"a{i} = tl.full(({self.down}, {self.along}), {self._empty(i)}, {self.real})"
         if whole:
             # A product with the width of a tile: then the compiler knows that every row is aligned as the first is.
-            yield f"width = columns // {self.along} * {self.along}"
-            yield f"for start in range(0, width, {self.along}):"
+            yield f"width = (columns // {self.along} * {self.along}).to(tl.int32)"
+            yield f"for left in range(0, width, {self.along}):"
         else:
             yield f"for start in range(0, columns, {self.along}):"
         yield from ("    " + line for line in self._columns_at_a_time(time, small, ahead, whole))
 
     def _columns_at_a_time(self, time: Time, small: list[int], ahead: list[int], whole: bool) -> Iterator[str]:
+        # What both branches have by one name would have to be of one type.
+        place = "near" if whole else "far"
         if whole:
-            yield "at = down * width + start + along"
+            yield "near = left + along"
+            yield "near_at = down * width + near"
         else:
-            yield "live = there & (start + along < columns)"
-            yield "at = down * columns + start + along"
+            yield "far = start + along"
+            yield "far_at = down * columns + far"
+            yield "live = there & (far < columns)"
         needed = set(self._reached(self.program.expand(time, self.program.roots(time))[1], time[0]))
         for i in small:
             if self.kinds[i] == "column" and i in needed:
-                yield f"v{i} = {self._column_value(i, time[0])}"
+                yield f"v{i} = {self._column_value(i, time[0], place)}"
         yield from self._entries(time, whole)
         for i in self.program.reductions(time, "full"):
             value = f"v{self.nodes[i].args[0]}"
@@ -276,8 +285,14 @@ class RowWriter(Writer):
             if i in ahead:
                 yield f"a{i} = a{i} + {value}" if self.nodes[i].op == "sum" else f"a{i} = larger(a{i}, {value})"
                 continue
-            place = self._part_place(i, "tile", "start + along")
-            yield f"tl.store({place}, {self._along(i, value, 0)}, mask=start + along < columns)"
+            there = self._part_place(i, "tile", place)
+            yield f"tl.store({there}, {self._along(i, value, 0)}, mask={place} < columns)"
+
+    def _at(self, whole: bool) -> str:
+        return "near_at" if whole else "far_at"
+
+    def _entry(self, whole: bool) -> str:
+        return f"base + {self._at(whole)}"
 
     def _along(self, i: int, value: str, axis: int) -> str:
         """Reduction `i` of a tile along one of its axes, which stays as one of size 1."""

@@ -134,6 +134,8 @@ class Writer(Places):
     code_block = 0
     codes: tuple[str, ...] = ()
     tile = (0, 0)
+    # Of a program that takes a block.
+    warps = 4
 
     def __init__(
         self, program: Program, layout: Layout, scalars: tuple[str, ...], tensor_scalars: frozenset[str]
@@ -180,7 +182,7 @@ class Writer(Places):
     def _phase(self, phase: int) -> Iterator[str]:
         """The functions of a pass and of what follows it."""
         if self.program.walks(phase):
-            yield from self._function(f"pass{phase}", "block", self._pass(phase))
+            yield from self._function(f"pass{phase}", "block", self._pass(phase), warps=self.warps)
         if self._ends(phase):
             yield from self._function(f"end{phase}", "row", self._end(phase), warps=8)
 
