@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from generated import GENERATED, put_in
 
 import hfoptim
 from hfoptim.engine import Scope
+from hfoptim.engine.codegen.triton.rows import tile_of
 from hfoptim.registry.lookup import option_names
 
 ARCHITECTURES = (80, 90)
@@ -130,12 +132,15 @@ def judged(case: Case, arch: int) -> dict[str, Any]:
     row |= {"launches": [launch.name for launch in launches], "kernels": []}
     if scheduled is not None:
         row |= {"scheduled_read": scheduled[0], "scheduled_written": scheduled[1]}
+    shape = torch.Size(SHAPES[case.shape])
+    # A program that takes a tile of rows and columns walks over its rows, so many columns at a time.
+    row["tiled"] = any(launch.name.startswith("lines") for launch in launches)
     for launch in launches:
         code = _code(launch, arch)
         found: dict[str, Any] = {"kernel": launch.name, **code.needs()}
         # One program for each block; the others add up what these have left.
-        if launch.grid > 1:
-            entries = torch.Size(SHAPES[case.shape]).numel() / launch.grid
+        if launch.grid > 1 and not launch.name.startswith("lines"):
+            entries = math.prod(tile_of(*shape)) if row["tiled"] else shape.numel() / launch.grid
             found |= code.moves(entries, case.aligned)
             if arch == INSTRUCTIONS:
                 found["instructions"] = code.instructions(entries, case.aligned)

@@ -59,11 +59,18 @@ LIMITS = {
 # More registers than that, with more states to keep: no spills, but fewer programs at a time than there could be.
 MORE_REGISTERS = {"adan": 240, "adanw": 240, "ademamix": 200, "adopt": 168, "adoptw": 168, "prodigy": 216}
 
-# Rules that reduce along rows or columns, and products of matrices: by torch's operations.
-WITHOUT = {"adafactor", "adam_mini", "adamuon", "muon", "nadamuon", "nmuon"}
+# Bytes of a thread that do not find a register: of the first of Adafactor's passes, once for each row.
+SPILLS = {("adafactor", f"bf16, remainder {bits}", 80): 24 for bits in (8, 16)}
+
+# Products of matrices: by torch's operations.
+WITHOUT = {"adamuon", "muon", "nadamuon", "nmuon"}
+
+# Numbers per entry that a pass over a tile moves beside the schedule's, for values of its rows and columns. Each thread
+# reads those of its own entries, out of the cache.
+TILE_VALUES = 1
 
 # Launches of a steady step of GPT-2's 148 tensors, at most.
-LAUNCHES = {"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 3, "novograd": 3, "lamb": 10}
+LAUNCHES = {"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 3, "novograd": 3, "lamb": 10, "adafactor": 9}
 
 
 def run(script, *arguments):
@@ -97,17 +104,19 @@ def check(row):
     limit = LIMITS[row["form"]]
     registers = max(limit.registers, MORE_REGISTERS.get(row["name"], 0))
     for kernel in row["kernels"]:
-        assert kernel["spills"] == 0, (said, kernel)
+        assert kernel["spills"] <= SPILLS.get((row["name"], row["form"], row["arch"]), 0), (said, kernel)
         assert kernel["registers"] <= registers, (said, kernel)
     walks = [kernel for kernel in row["kernels"] if "read" in kernel]
     lookups = sum(kernel["lookups"] for kernel in walks)
     for what in ("read", "written"):
         found, wanted = sum(kernel[what] for kernel in walks), row[f"scheduled_{what}"]
-        assert wanted <= found <= wanted + lookups * limit.scales, (said, what, found, wanted)
+        values = TILE_VALUES * (8 if row["form"] == "fp64" else 4)
+        more = lookups * limit.scales + (values * len(walks) if row["tiled"] else 0.0)
+        assert wanted <= found <= wanted + more, (said, what, found, wanted)
     widths = {width for kernel in walks for width in kernel["widths"]}
     if row["aligned"]:
         assert 16 in widths, said
-        assert widths == {16} or (limit.narrow and min(widths) >= 4), (said, widths)
+        assert widths == {16} or ((limit.narrow or row["tiled"]) and min(widths) >= 4), (said, widths)
     else:
         assert 16 not in widths, (said, widths)
     if row["name"] == "adamw" and row["aligned"] and row["arch"] == 90:
@@ -150,7 +159,8 @@ def test_steady_steps_launch_little_copy_once_and_wait_for_nothing(tmp_path):
     for name, row in rows.items():
         assert row["launches"] <= LAUNCHES[name], (name, row)
         assert row["waits"] == 0, (name, row)
-        assert row["copies"] <= 1, (name, row)
+        # Matrices and vectors are two calls.
+        assert row["copies"] <= (2 if name == "adafactor" else 1), (name, row)
 
 
 # -- the tools themselves --------------------------------------------------------------------------------------------
