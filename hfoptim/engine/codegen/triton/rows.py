@@ -39,9 +39,6 @@ def tile_of(height: int, columns: int) -> tuple[int, int]:
 class RowWriter(Writer):
     """Rows and columns."""
 
-    # 8 entries for each thread: twice as many do not fit its registers.
-    warps = 8
-
     def __init__(
         self,
         program: Program,
@@ -52,6 +49,7 @@ class RowWriter(Writer):
     ) -> None:
         super().__init__(program, layout, scalars, tensor_scalars)
         self.tile = self.down, self.along = tile
+        self.warps = 8  # 8 entries for each thread: twice as many do not fit its registers
         # A state of a batch is read before anything is stored, and kept for all who ask later.
         self.batch = {i: place for place, i in enumerate(i for i in self.live if self.kinds[i] == "batch")}
         phases = range(program.phases)

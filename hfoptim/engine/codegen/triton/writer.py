@@ -134,8 +134,6 @@ class Writer(Places):
     code_block = 0
     codes: tuple[str, ...] = ()
     tile = (0, 0)
-    # Of a program that takes a block.
-    warps = 4
 
     def __init__(
         self, program: Program, layout: Layout, scalars: tuple[str, ...], tensor_scalars: frozenset[str]
@@ -144,6 +142,10 @@ class Writer(Places):
         self.layout, self.scalars, self.tensor_scalars = layout, scalars, tensor_scalars
         self.real = KEPT[layout.compute]
         self.width = max(1, len(self.own))
+        # Of a program that takes a block. With many tensors the entries of a thread do not all find registers; where
+        # each has 4 bytes or more, half as many still make an access of 16.
+        narrow = layout.coded or layout.rounding in _RESTS or any("16" in slot.kept for slot in layout.slots)
+        self.warps = 4 if narrow or layout.tensors < 5 else 8
         self.most = max([1, *(len(self.sums(phase, "scalar")) for phase in range(program.phases))])
         self.launches: list[Launch] = []
 
