@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,7 +138,7 @@ class AdamWeightDecay(ExemptByName):
             given["params"] = given["params"].named_parameters()
         return given
 
-    @cached_property
+    @property
     def run_state(self) -> RunState:
         """The count of steps, for a function that gives the learning rate."""
         return RunState({"iterations": 0}, self._scheduled)

@@ -198,6 +198,6 @@ class Prodigy(RuleOptimizer):
         for name in state.keys() & {"p0", "s"}:
             wanted = self.rule_for(param, group).first(name, param.detach(), param.dtype)
             saved = torch.as_tensor(state[name], dtype=None if isinstance(state[name], Tensor) else wanted.dtype)
-            if saved.ndim == 0 or saved.numel() == wanted.numel():
+            if saved.shape != wanted.shape and (saved.ndim == 0 or saved.numel() == wanted.numel()):
                 state[name] = wanted.to(saved.dtype).copy_(saved if saved.ndim == 0 else saved.reshape(wanted.shape))
         return state

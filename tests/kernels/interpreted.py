@@ -31,6 +31,9 @@ from hfoptim.engine.rule import nonnegative, scalar, zeros
 from hfoptim.engine.storage import Format, Rounding, Storage
 from hfoptim.registry.lookup import option_names
 
+# They are of the engine: no part of an optimizer's budget.
+pytestmark = pytest.mark.kind
+
 SHAPES = [(7,), (40, 60), (), (3, 5, 2), (2500,), (64, 32), (0, 3), (1024,)]
 # Parameters whose state is kept in fewer bits have 4096 entries: whole blocks of codes, ragged ones.
 LARGE = [(9, 512), (4099,), (3,)]

@@ -241,7 +241,8 @@ def test_foreach_equals_the_loop_in_pieces_or_whole(state_dtype, state_rounding,
 
 @every_rounding
 def test_a_parameter_steps_alike_alone_and_among_others(state_dtype, state_rounding):
-    options = {"state_dtype": state_dtype, "state_rounding": state_rounding}
+    # One backend for both: alone, the parameter is too small to be compiled for.
+    options = {"state_dtype": state_dtype, "state_rounding": state_rounding, "foreach": True}
     together = large()
     train(adamw(together, **options), together, range(1, 4))
     alone = large(names=("matrix",))
