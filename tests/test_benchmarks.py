@@ -33,7 +33,8 @@ folder = Path({folder!r})
 small = dict(layers=1, vocab=32, width=64)
 # heavyball and torchao compile for half a minute: no optimizer that they have.
 family = ["lion", "lars", "muon"]
-step_time.ADAPTERS = {{label: (dict(list(shapes.items())[:4]), limits) for label, (shapes, limits) in step_time.ADAPTERS.items()}}
+for label, (shapes, limits) in step_time.ADAPTERS.items():
+    step_time.ADAPTERS[label] = dict(list(shapes.items())[:4]), limits
 step_time.main(**small, family=family, repeats=2, dtype=["float32"], adapters=0.01, output=folder / "step_time.json")
 memory.main(**small, family=["sgd"], runner=["compiled"], peers=False, output=folder / "memory.json")
 first = dict(first=["lion"], first_layers=1, first_vocab=32)
