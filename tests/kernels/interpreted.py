@@ -115,9 +115,12 @@ def assert_follows(name, form, request):
 
 
 FEW = [
-    *(("adamw", form) for form in FORMS),
-    *(("lamb", form) for form in ("float32", "kahan")),
-    *(("novograd", form) for form in ("float32", "remainder16", "8bit")),
+    *(
+        ("adamw", form)
+        for form in ("float32", "float64", "kahan", "stochastic", "remainder8", "8bit", "4bit_by_chance")
+    ),
+    ("lamb", "kahan"),
+    *(("novograd", form) for form in ("remainder16", "8bit")),
     *((name, "float32") for name in ("lars", "prodigy", "adopt", "ademamix")),
     ("lion", "caution"),
     ("adafactor", "kahan"),

@@ -29,7 +29,7 @@ def passed(chosen):
 
 @needs_triton
 def test_in_the_interpreter():
-    assert passed("not slow") > 50
+    assert passed("not slow") > 40
 
 
 @needs_triton
