@@ -521,7 +521,7 @@ def test_a_probe_hands_back_its_sums_over_all_tensors(threads, monkeypatch):
     scalars = {"lr": 0.1, "weight": 3.0}
     calls = {}
     for row in bucket.rows:
-        kernel = native.kernel(plan, tuple(scalars), row, probe=True)
+        kernel = native.kernel(plan, tuple(scalars), row, sums)
         assert kernel.results == ("dot", "largest", "sizes", "lr")
         calls.setdefault(id(kernel.step), native.Call(kernel, None)).add(kernel, row, 0)
     before = [row.map(torch.clone) for row in bucket.rows]
@@ -554,7 +554,7 @@ def test_a_probe_in_bfloat16_and_codes_reads_what_the_rule_reads(monkeypatch):
     row = plan.slots([param, param * 0.5, *(init(param, torch.float32) for init in inits)])
     row.kept[0].random_(0, 256, generator=torch.Generator().manual_seed(1))
     row.kept[1].uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
-    kernel = native.kernel(plan, ("lr",), row, probe=True)
+    kernel = native.kernel(plan, ("lr",), row, sums)
     call = native.Call(kernel, native.coded_state(plan))
     call.add(kernel, row, 0)
     weight, (m,) = storage.decode(plan, row)

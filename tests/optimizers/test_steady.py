@@ -37,11 +37,13 @@ def pair(options=LOOP):
     return made
 
 
-def both(made, t, only=None):
+def both(made, t, only=None, change=None):
     for place, (params, optimizer) in enumerate(made):
         if place == 1:
             optimizer._last_step = None
         feed(params, t, only=only)
+        if change is not None:
+            change(params)
         optimizer.step()
 
 
@@ -159,16 +161,12 @@ def test_other_parameters_with_gradients(options):
 
 @pytest.mark.parametrize("options", BACKENDS)
 def test_gradients_of_another_dtype_or_layout(options):
+    def lie_otherwise(params):
+        params["conv"].grad = params["conv"].grad.contiguous(memory_format=torch.channels_last)
+
     made = pair(options)
     for t in range(1, 6):
-        for place, (params, optimizer) in enumerate(made):
-            if place == 1:
-                optimizer._last_step = None
-            feed(params, t)
-            if t == 3:
-                grad = params["conv"].grad
-                params["conv"].grad = grad.contiguous(memory_format=torch.channels_last)
-            optimizer.step()
+        both(made, t, change=lie_otherwise if t == 3 else None)
     assert_equal(made)
 
 
@@ -251,17 +249,15 @@ def test_counters_count_in_their_memory():
 @pytest.mark.parametrize("options", BACKENDS)
 def test_a_gradient_with_gaps_is_that_of_one_step(options):
     """Kernels leave such a row to the loop, for that step alone: the next ones are those of a run without it."""
+
+    def leave_gaps(params):
+        whole = torch.zeros(*params["large"].shape, 2, dtype=torch.float64)
+        whole[..., 0] = params["large"].grad
+        params["large"].grad = whole[..., 0]
+
     made = pair(options)
     for t in range(1, 6):
-        for place, (params, optimizer) in enumerate(made):
-            if place == 1:
-                optimizer._last_step = None
-            feed(params, t)
-            if t == 3:
-                whole = torch.zeros(*params["large"].shape, 2, dtype=torch.float64)
-                whole[..., 0] = params["large"].grad
-                params["large"].grad = whole[..., 0]
-            optimizer.step()
+        both(made, t, change=leave_gaps if t == 3 else None)
     assert_equal(made)
 
 

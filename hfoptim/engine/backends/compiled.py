@@ -18,7 +18,7 @@ from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.trace import Untraceable, Unwalkable
 from hfoptim.engine.memory import alike, contiguous
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Rule
+from hfoptim.engine.rule import Function, Rule
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
@@ -39,8 +39,8 @@ class Generated(Backend):
     def __init__(self, asked: bool, loop: Backend, foreach: Backend) -> None:
         self.asked, self.loop, self.foreach = asked, loop, foreach
 
-    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> Any:
-        """The kernel for rows like this one: of the bucket's step, or of the probe of its rule.
+    def kernel(self, bucket: Bucket, row: TensorSlots, function: Function | None) -> Any:
+        """The kernel for rows like this one: of the bucket's step, or of a function instead.
 
         Raises:
             Untraceable: none can be generated.
@@ -72,7 +72,9 @@ class Generated(Backend):
             self.foreach.step(bucket.chosen(work.others))
 
     def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
-        work = self._sorted(bucket, probe=True)
+        probe = bucket.plan.rule.probe
+        assert probe is not None
+        work = self._sorted(bucket, probe.fn)
         yield from self.sums(bucket, [call.run(bucket.scalars) for call in work.calls])
         for left in (work.unwalkable, work.others):
             if left:
@@ -82,26 +84,26 @@ class Generated(Backend):
         """What the calls of a probe gave, as tensors."""
         raise NotImplementedError
 
-    def _sorted(self, bucket: Bucket, probe: bool = False) -> _Sorted:
+    def _sorted(self, bucket: Bucket, function: Function | None = None) -> _Sorted:
         """The bucket's rows by what steps them, with this step's gradients."""
         work, scalars = bucket.memo, self.known_by(bucket.scalars)
         if isinstance(work, _Sorted) and work.scalars == scalars and all(call.take_gradients() for call in work.calls):
             return work
-        work = self._sort(bucket, scalars, probe)
+        work = self._sort(bucket, scalars, function)
         # Calls that are just made have their gradients; asked is whether they may be used again.
         bucket.memo = work if work.lasts and all(call.take_gradients() for call in work.calls) else None
         return work
 
-    def _sort(self, bucket: Bucket, scalars: tuple[Any, ...], probe: bool) -> _Sorted:
+    def _sort(self, bucket: Bucket, scalars: tuple[Any, ...], function: Function | None) -> _Sorted:
         plan = bucket.plan
         calls: dict[int, Any] = {}
         unwalkable: list[int] = []
         others: list[int] = []
         kernel, left, lasts = None, unwalkable, True
         for index, row in enumerate(bucket.rows):
-            if index == 0 or not native.shapeless(plan, probe):
+            if index == 0 or not native.shapeless(plan, function):
                 try:
-                    kernel, left = self.kernel(bucket, row, probe), unwalkable
+                    kernel, left = self.kernel(bucket, row, function), unwalkable
                 except Unwalkable as error:
                     kernel, left = None, unwalkable
                     if row.param.numel() > 1:
@@ -110,7 +112,7 @@ class Generated(Backend):
                         )
                 except Untraceable as error:
                     kernel, left = None, others
-                    problem = f"{'the probe of ' if probe else ''}the rule {plan.rule.name}: {error}"
+                    problem = f"{'the probe of ' if function else ''}the rule {plan.rule.name}: {error}"
                     if self.asked:
                         raise NotImplementedError(
                             f"fused=True has no kernel for {problem}; use fused=None or foreach=True"
@@ -140,8 +142,8 @@ class Kernels(Generated):
     def supports(self, plan: Plan, device: torch.device) -> str | None:
         return None if device.type == "cpu" else f"kernels in C++ run on a CPU, not on {device}"
 
-    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> native.Kernel:
-        return native.kernel(bucket.plan, tuple(bucket.scalars), row, probe)
+    def kernel(self, bucket: Bucket, row: TensorSlots, function: Function | None) -> native.Kernel:
+        return native.kernel(bucket.plan, tuple(bucket.scalars), row, function)
 
     def call(self, kernel: native.Kernel, plan: Plan) -> native.Call:
         return native.Call(kernel, native.coded_state(plan))
@@ -180,7 +182,7 @@ def _takes(kernel: Any, bucket: Bucket, row: TensorSlots) -> bool:
         return True
     # State of other shapes (a number per tensor) is read whole.
     walked = [t for t in tensors if t.shape == row.param.shape]
-    return kernel.flat and not bucket.plan.ordered and alike(walked)
+    return kernel.program.flat and not bucket.plan.ordered and alike(walked)
 
 
 _told: WeakSet[Rule] = WeakSet()

@@ -107,9 +107,9 @@ def _shapes(kernel: Kernel, like: torch.Size) -> Iterator[torch.Size]:
     long = [place for place, size in enumerate(small) if size > 1]
     for last, beyond in zip(_SIZES, _BEYOND, strict=True):
         sizes = list(small)
-        if kernel.flat and long:
+        if kernel.program.flat and long:
             sizes[long[-1]] = last if len(long) > 1 else 2 * last
-        elif not kernel.flat:
+        elif not kernel.program.flat:
             *_, rows, columns = kernel.program.merged
             for labels, side, more in zip((rows, columns), kernel.source.tile, beyond, strict=True):
                 sizes[labels[-1]] = side + more
@@ -126,7 +126,7 @@ def _row(plan: Plan, like: TensorSlots, shape: torch.Size, generator: torch.Gene
 
     tensors = [noise(like.param, shape), noise(like.grad, shape)]
     # A state may have some of the parameter's dimensions only.
-    _, _, *labels = native.labels(plan, like, native.shapeless(plan, probe=False))
+    _, _, *labels = native.labels(plan, like, native.shapeless(plan))
     for kept, state, own in zip(plan.storage, like.states, labels, strict=True):
         if kept.bits:
             codes, scales = kept.shapes(shape)

@@ -19,6 +19,7 @@ from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen.triton import kernel as kernels
 from hfoptim.engine.codegen.triton import launch
 from hfoptim.engine.plan import Plan
+from hfoptim.engine.rule import Function
 from hfoptim.engine.tensor_slots import TensorSlots
 
 # torch's names of NVIDIA's and AMD's GPUs, and of Intel's.
@@ -37,10 +38,8 @@ class Triton(Generated):
     def supports(self, plan: Plan, device: torch.device) -> str | None:
         return None if device.type in DEVICES else f"kernels in Triton run on a GPU, not on {device}"
 
-    def kernel(self, bucket: Bucket, row: TensorSlots, probe: bool) -> kernels.Kernel:
-        plan = bucket.plan
-        function = plan.rule.probe.fn if probe and plan.rule.probe else None
-        kernel = kernels.kernel(plan, bucket.scalars, row, function)
+    def kernel(self, bucket: Bucket, row: TensorSlots, function: Function | None) -> kernels.Kernel:
+        kernel = kernels.kernel(bucket.plan, bucket.scalars, row, function)
         problem = trial.problem(kernel, bucket, row, self.loop)
         if problem is not None:
             raise RuntimeError(problem)

@@ -13,6 +13,7 @@ from torch import Tensor
 from hfoptim.engine import storage
 from hfoptim.engine.apply import entering, moved
 from hfoptim.engine.codegen import build, cpp
+from hfoptim.engine.codegen.call import Rows
 from hfoptim.engine.codegen.layout import GRAD, PARAM, Layout, Slot
 from hfoptim.engine.codegen.schedule import Program, schedule
 from hfoptim.engine.codegen.trace import Graph, Shape, Symbol, Untraceable, Unwalkable
@@ -45,19 +46,10 @@ class Kernel:
     names: tuple[str, ...]
     results: tuple[str, ...] = ()
 
-    @property
-    def flat(self) -> bool:
-        """Whether rows are seen as one run of entries, whose order does not matter."""
-        return self.program.axes == 1
-
-    def loops(self, shape: torch.Size, numel: int) -> tuple[int, int, int]:
-        """(batches, rows, columns) for a parameter as the rule sees it."""
-        return (1, 1, numel) if self.flat else self.program.loops(shape)
-
 
 @dataclass
-class Call:
-    """Rows for one compiled function, in the form it takes them. Used again as long as the rows are the same.
+class Call(Rows):
+    """Rows for one compiled function, in the form it takes them.
 
     Args:
         kernel: of the first row; the others' have the same function.
@@ -66,9 +58,6 @@ class Call:
 
     kernel: Kernel
     coded: int | None
-    rows: list[TensorSlots] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    tensors: list[Any] = field(default_factory=list)
     sizes: array[int] = field(default_factory=lambda: array("q"))
     entries: int = 0
 
@@ -80,17 +69,9 @@ class Call:
         if self.coded is not None:
             _, scales = row.states[self.coded]
             code_rows = len(scales)
-        self.rows.append(row)
-        self.places.append(place)
-        self.tensors += row.tensors
-        self.sizes.extend((*kernel.loops(shape, numel), code_rows, numel // code_rows))
+        self.take(row, place)
+        self.sizes.extend((*kernel.program.loops(shape), code_rows, numel // code_rows))
         self.entries += numel
-
-    def take_gradients(self) -> bool:
-        """Take the rows' gradients of this step; says whether no tensor has gaps or another order in memory."""
-        width = len(self.tensors) // len(self.rows)
-        self.tensors[1::width] = [row.grad for row in self.rows]
-        return all(map(Tensor.is_contiguous, self.tensors))
 
     def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> dict[str, float]:
         """Step the rows; or probe them, and give the sums.
@@ -99,16 +80,11 @@ class Call:
             scalars: the bucket's.
             seeds: the bucket's.
         """
-        count = len(self.rows)
-        # Asked anew at every step: memory may have been replaced. Three times as fast as a method call for each.
-        table = array("Q", map(Tensor.data_ptr, self.tensors))
-        self.tensors[1 :: len(self.tensors) // count] = [None] * count  # gradients are not kept alive
-        drawn = array("I", [seeds[place] for place in self.places] if seeds else bytes(4 * count))
         values = array("d", [float(scalars[name]) for name in self.kernel.names])
         threads = 1 if self.entries < _ONE_THREAD else torch.get_num_threads()
         sums = array("d", [0.0] * len(self.kernel.results))
-        addresses = [a.buffer_info()[0] for a in (self.sizes, table, values, drawn)]
-        self.kernel.step(count, *addresses, threads, sums.buffer_info()[0])
+        given = self.sizes, self.addresses(), values, array("I", self.drawn(seeds))
+        self.kernel.step(len(self.rows), *(a.buffer_info()[0] for a in given), threads, sums.buffer_info()[0])
         return dict(zip(self.kernel.results, sums, strict=True))
 
 
@@ -124,7 +100,7 @@ _kernels: dict[Any, Kernel | Untraceable | RuntimeError] = {}
 
 def _key(plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None) -> Any:
     # What is said of a tensor's shape: which of its dimensions are of size 1. Element-wise, not even that.
-    kind = None if shapeless(plan, function is not None) else tuple(size == 1 for size in row.param.shape)
+    kind = None if shapeless(plan, function) else tuple(size == 1 for size in row.param.shape)
     return plan, names, kind, tuple([t.dtype for t in row.tensors]), function
 
 
@@ -161,20 +137,19 @@ def _anew(error: E) -> E:
     return type(error)(*error.args)
 
 
-def kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, probe: bool = False) -> Kernel:
+def kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None = None) -> Kernel:
     """The kernel for rows like this one.
 
     Args:
         plan: the plan.
         names: of the scalars, in the order of `h`.
         row: tensors in the shape that the rule sees.
-        probe: the kernel of the rule's probe instead of its step.
+        function: `(grad, param, *state, h) -> {name: 0-d tensor}`, such as a probe, that is wanted instead of the step.
 
     Raises:
         Untraceable: none can be generated.
         RuntimeError: the compiler fails.
     """
-    function = plan.rule.probe.fn if probe and plan.rule.probe else None
     key = _key(plan, names, row, function)
     if key not in _kernels:
         _kernels[key] = _outcome(_kernel, plan, names, row, function)
@@ -193,9 +168,9 @@ def _uses_float16(program: Program, layout: Layout) -> bool:
     return any(slot.kept == "float16" for slot in layout.slots) or torch.float16 in rounded
 
 
-def shapeless(plan: Plan, probe: bool) -> bool:
+def shapeless(plan: Plan, function: Function | None = None) -> bool:
     """Whether rows of all shapes have the same kernel."""
-    return plan.scope is Scope.ELEMENT and not probe
+    return plan.scope is Scope.ELEMENT and function is None
 
 
 def program_of(
@@ -204,8 +179,7 @@ def program_of(
     """A plan's step, traced for parameters like that of a row, and scheduled; or a function, and its results' names.
 
     Args:
-        plan, names, row: as for `kernel`.
-        function: `(grad, param, *state, h) -> {name: 0-d tensor}`, such as a probe, that is wanted instead.
+        plan, names, row, function: as for `kernel`.
 
     Raises:
         Untraceable: the rule does what no kernel is generated for.
@@ -213,7 +187,7 @@ def program_of(
     layout = layout_of(plan, row)
     graph = Graph(plan.dtype)
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
-    shapes = labels(plan, row, shapeless(plan, function is not None))
+    shapes = labels(plan, row, shapeless(plan, function))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
     new, sums = _run(plan, h, grad, param, state, function)
     results = [_symbol(value).index for value in sums.values()]

@@ -61,9 +61,14 @@ class Program:
         """How many passes there are, the last of which may be empty: what is computed once the others are over."""
         return 1 + max([*(self.times[i][0] for i in self.live), *(s.time[0] for s in self.stores)])
 
+    @property
+    def flat(self) -> bool:
+        """Whether tensors are seen as one run of entries, whose order does not matter."""
+        return self.axes == 1
+
     def loops(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """(batches, rows, columns) of a parameter of that shape, as the rule sees it; a flat one is a single row."""
-        if self.axes == 1:
+        if self.flat:
             return 1, 1, math.prod(shape)
         *batches, rows, columns = (math.prod(shape[label] for label in labels) for labels in self.merged)
         return batches[0] if batches else 1, rows, columns

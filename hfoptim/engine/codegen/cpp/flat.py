@@ -23,9 +23,7 @@ class FlatWriter(Writer):
         yield f"    const i64 to = std::min<i64>(from + {SPAN}, w.C);"
         yield from self._sum_loop(time, stores, sums, "from", "to", "i")
         yield "  }"
-        for k, i in enumerate(sums):
-            yield "  " + self._join(i, f"w.partial[thread * {len(sums)} + {k}]", f"s{i}", "double")
-        yield "}"
+        yield from self._put_down_totals(sums)
 
     def _sum_loop(
         self, time: Time, stores: list[Store], sums: list[int], start: str, end: str, entry: str
@@ -80,9 +78,7 @@ class CodedWriter(FlatWriter):
             seed = f"seed{store.position}" if slot.stochastic else "0u"
             yield f"    {call}(book_{slot.kept}, new{store.position}, n, {codes}, {scale}, start, {seed});"
         yield "  }"
-        for k, i in enumerate(sums):
-            yield "  " + self._join(i, f"w.partial[thread * {len(sums)} + {k}]", f"s{i}", "double")
-        yield "}"
+        yield from self._put_down_totals(sums)
 
     def _codes(self, slot: Slot) -> tuple[str, str]:
         """Addresses of a block's codes and its scale."""

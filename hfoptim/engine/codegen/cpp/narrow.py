@@ -72,15 +72,23 @@ class NarrowWriter(Writer):
                 yield "    " + self._join(i, f"s{i}", f"t{i}", "double")
         if columns:
             yield f"    if ((count += rows) == {HELD_ROWS} || r + rows == last) {{"
-            for i in columns:
-                joined = self._join(i, f"w.sums[{self._sum_place(i)} + copy * C + i]", f"held{i}[i]", "double")
-                yield f"      for (i64 i = 0; i < C; ++i) {{ {joined} held{i}[i] = {self._start(i)}; }}"
-            yield "      count = 0;"
-            yield "    }"
+            yield from self._put_down(columns, "copy * C", "C")
         yield "  }"
-        for k, i in enumerate(totals):
-            yield "  " + self._join(i, f"w.partial[thread * {len(totals)} + {k}]", f"s{i}", "double")
-        yield "}"
+        yield from self._put_down_totals(totals)
+
+    def _put_down(self, columns: list[int], begin: str, count: str) -> Iterator[str]:
+        """Add what is held of columns to their sums, and close the block that asks whether it is time.
+
+        Args:
+            columns: their reductions.
+            begin: where among the sums of one reduction this thread's begin.
+            count: how many columns there are.
+        """
+        for i in columns:
+            joined = self._join(i, f"w.sums[{self._sum_place(i)} + {begin} + i]", f"held{i}[i]", "double")
+            yield f"      for (i64 i = 0; i < {count}; ++i) {{ {joined} held{i}[i] = {self._start(i)}; }}"
+        yield "      count = 0;"
+        yield "    }"
 
     def _along(self, time: Time) -> list[int]:
         """Reductions of full values along rows and columns."""

@@ -69,16 +69,9 @@ class RowWriter(NarrowWriter):
             yield "    " + self._join(i, f"w.sums[{self._sum_place(i)} + copy * w.B + b]", value, "double")
         if columns:
             yield f"    if (++count == {HELD_ROWS} || r + 1 == last || (r + 1) % w.R == 0) {{"
-            for i in columns:
-                target = f"w.sums[{self._sum_place(i)} + (copy * w.B + b) * w.C + i]"
-                joined = self._join(i, target, f"held{i}[i]", "double")
-                yield f"      for (i64 i = 0; i < w.C; ++i) {{ {joined} held{i}[i] = {self._start(i)}; }}"
-            yield "      count = 0;"
-            yield "    }"
+            yield from self._put_down(columns, "(copy * w.B + b) * w.C", "w.C")
         yield "  }"
-        for k, i in enumerate(totals):
-            yield "  " + self._join(i, f"w.partial[thread * {len(totals)} + {k}]", f"s{i}", "double")
-        yield "}"
+        yield from self._put_down_totals(totals)
 
     def _along_row(self, i: int) -> bool:
         """Whether node `i` reduces full values to one of the row or of the batch."""

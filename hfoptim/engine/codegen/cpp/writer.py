@@ -215,6 +215,12 @@ class Writer(Places):
         yield from self._uniforms()
         yield from self._owns(phase)
 
+    def _put_down_totals(self, totals: list[int]) -> Iterator[str]:
+        """The end of a pass: a thread's sums over its part of a tensor are put down."""
+        for k, i in enumerate(totals):
+            yield "  " + self._join(i, f"w.partial[thread * {len(totals)} + {k}]", f"s{i}", "double")
+        yield "}"
+
     def _arrays(self, time: Time, stores: Iterable[Store], offset: str) -> Iterator[str]:
         """Pointers to what a loop reads and writes."""
         used = sorted({*self.program.reads(time).values(), *(s.position for s in stores)})

@@ -41,11 +41,6 @@ class Kernel:
     names: tuple[str, ...]
     results: tuple[str, ...] = ()
 
-    @property
-    def flat(self) -> bool:
-        """Whether rows are seen as one run of entries, whose order does not matter."""
-        return self.program.axes == 1
-
     def shape(self, row: TensorSlots) -> tuple[int, int, int]:
         """(batches, rows, columns) of a row as the functions see it, or of the matrix that its codes are kept as."""
         shape = row.param.shape
@@ -71,7 +66,7 @@ def generate(
         tensor_scalars: those of them that are 0-d tensors on the device.
         tile: rows and columns that one program takes at a time, of a program that tells them apart.
     """
-    if program.axes > 1:
+    if not program.flat:
         return RowWriter(program, layout, scalars, tensor_scalars, tile).source()
     writer = CodedWriter if layout.coded else Writer
     return writer(program, layout, scalars, tensor_scalars).source()
@@ -97,8 +92,8 @@ def kernel(plan: Plan, scalars: Mapping[str, Any], row: TensorSlots, function: F
     # By identity: `traced` gives the same object for the same rule, and reading its nodes would take longer.
     tensors = frozenset([name for name, value in scalars.items() if isinstance(value, Tensor)])
     program, layout, results = found
-    _, *sides = program.loops(row.param.shape)
-    key = (id(found), names, tensors, tile_of(*sides) if program.axes > 1 else (0, 0))
+    tile = (0, 0) if program.flat else tile_of(*program.loops(row.param.shape)[1:])
+    key = (id(found), names, tensors, tile)
     if key not in _kernels:
         source = generate(program, layout, *key[1:])
         _kernels[key] = found, Kernel(load(source.text), source, program, names, results)

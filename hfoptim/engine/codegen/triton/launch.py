@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfoptim.engine.codegen.call import Rows
 from hfoptim.engine.codegen.triton.codes import tables
 from hfoptim.engine.codegen.triton.kernel import Kernel
 from hfoptim.engine.codegen.triton.writer import Source
@@ -32,36 +33,24 @@ def start(function: Any, grid: int, arguments: Sequence[Any], warps: int) -> Non
 
 
 @dataclass
-class Call:
-    """Rows for one kernel. Used again as long as the rows are the same.
+class Call(Rows):
+    """Rows for one kernel.
 
     Args:
         kernel: of the first row; the others' have the same functions.
 
     Attributes:
-        places: where in their bucket the rows are.
-        tensors: of all rows, without gradients between steps.
         shapes: for each row (batches, rows, columns), as `Writer.cut` takes them.
     """
 
     kernel: Kernel
-    rows: list[TensorSlots] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    tensors: list[Any] = field(default_factory=list)
     shapes: list[tuple[int, int, int]] = field(default_factory=list)
 
     def add(self, kernel: Kernel, row: TensorSlots, place: int) -> None:
         """Take a row, and its place in the bucket; one without entries has nothing to be done."""
         if row.param.numel():
-            self.rows.append(row)
-            self.places.append(place)
-            self.tensors += row.tensors
+            self.take(row, place)
             self.shapes.append(kernel.shape(row))
-
-    def take_gradients(self) -> bool:
-        """Take the rows' gradients of this step; says whether no tensor has gaps or another order in memory."""
-        self.tensors[1 :: self.kernel.source.tensors] = [row.grad for row in self.rows]
-        return all(map(Tensor.is_contiguous, self.tensors))
 
     def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> dict[str, Tensor]:
         """Step the rows; or probe them, and give the sums. Nothing waits for the device.
@@ -74,14 +63,9 @@ class Call:
             return {}
         kernel, count, device = self.kernel, len(self.rows), self.rows[0].param.device
         source = kernel.source
-        # Asked anew at every step: memory may have been replaced.
-        addresses = list(map(Tensor.data_ptr, self.tensors))
-        self.tensors[1 :: source.tensors] = [None] * count  # gradients are not kept alive
         with _on(device):
-            memory = _memory(kernel, self.shapes, addresses, device)
-            memory.send(
-                [scalars[name] for name in kernel.names], [seeds[i] for i in self.places] if seeds else [0] * count
-            )
+            memory = _memory(kernel, self.shapes, self.addresses(), device)
+            memory.send([scalars[name] for name in kernel.names], self.drawn(seeds))
             found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
             arguments = {**memory.tensors, "results": found, "rows": count}
             grids = {"block": memory.blocks, "row": count, "line": memory.lines, "all": 1}
@@ -116,7 +100,7 @@ class Memory:
 
     def __init__(self, source: Source, shapes: list[tuple[int, int, int]], device: torch.device) -> None:
         self.shapes, self.device = shapes, device
-        self.addresses: list[int] = []
+        self.addresses = array("Q")
         self.sent = b""
         self.rests = []
         self.blocks = self.lines = vectors = 0
@@ -139,7 +123,7 @@ class Memory:
             self.tensors["books"], self.tensors["cells"] = tables(source.codes, device)
         self.bytes = sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def point(self, addresses: list[int]) -> None:
+    def point(self, addresses: array[int]) -> None:
         """Tell where the tensors are, if they have moved."""
         if addresses == self.addresses:
             return
@@ -188,7 +172,7 @@ def _upload(numbers: array[Any], dtype: torch.dtype, to: Tensor) -> None:
 _kept: OrderedDict[Any, Memory] = OrderedDict()
 
 
-def _memory(kernel: Kernel, shapes: list[tuple[int, int, int]], addresses: list[int], device: torch.device) -> Memory:
+def _memory(kernel: Kernel, shapes: list[tuple[int, int, int]], addresses: array[int], device: torch.device) -> Memory:
     """The memory for rows at these addresses, the same as at the last step where there was one."""
     source = kernel.source
     # By parameters: two optimizers never share what the other's launches may still be reading. And by stream, whose
@@ -198,8 +182,9 @@ def _memory(kernel: Kernel, shapes: list[tuple[int, int, int]], addresses: list[
     memory = _kept.pop(key, None)
     if memory is None or memory.shapes != shapes:
         memory = Memory(source, list(shapes), device)
+        kept = memory.bytes + sum(m.bytes for m in _kept.values())
+        while _kept and (len(_kept) >= KEPT_CALLS or kept > KEPT_BYTES):
+            kept -= _kept.popitem(last=False)[1].bytes
     _kept[key] = memory
-    while len(_kept) > 1 and (len(_kept) > KEPT_CALLS or sum(m.bytes for m in _kept.values()) > KEPT_BYTES):
-        _kept.popitem(last=False)
     memory.point(addresses)
     return memory

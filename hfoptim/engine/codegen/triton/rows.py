@@ -112,24 +112,21 @@ class RowWriter(Writer):
     def _from_vectors(self, i: int, place: str, mask: str = "") -> str:
         return f"tl.load({place}{mask}){' != 0' if self.nodes[i].op in BOOLEAN else ''}"
 
-    def _state(self, i: int, place: str, mask: str = "") -> str:
-        """The value of a state that has an entry for each row, column or batch."""
-        slot = self.layout.slots[self.nodes[i].value]
-        there = f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
-        return f"tl.load({there} + {place}{mask}).to({self.real})"
+    def _computed(self, i: int, place: str, mask: str = "") -> str:
+        """The value of a row, column or batch: what its operation gives, or a state's entry at its place."""
+        node = self.nodes[i]
+        if node.op != "load":
+            return self._expression(node, self.real)
+        return f"tl.load({self._memory(self.layout.slots[node.value])} + {place}{mask}).to({self.real})"
 
     def _keep(self, store: Store, place: str, mask: str) -> str:
         slot = self.layout.slots[store.position]
-        there = f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
-        return f"tl.store({there} + {place}, v{store.node}.to({KEPT[slot.kept]}), mask={mask})"
+        return f"tl.store({self._memory(slot)} + {place}, v{store.node}.to({KEPT[slot.kept]}), mask={mask})"
 
     def _scalars_for(self, users: Iterable[int], phase: int) -> Iterator[str]:
         """Definitions of the scalars that nodes of other kinds read."""
         read = sorted({a for i in users for a in self.nodes[i].args if self.kinds[a] == "scalar"})
-        yield from self._numbers(read, self.own if phase == 0 else ())
-        for i in read:
-            if self.nodes[i].op not in BOOLEAN:
-                yield f"v{i} = v{i}.to({self.real})"
+        yield from self._reals(read, self.own if phase == 0 else ())
 
     # -- passes over memory -------------------------------------------------------------------------------------
 
@@ -162,8 +159,7 @@ class RowWriter(Writer):
         for position in used:
             yield f"t{position} = {self._address(position)}"
         yield from self._scalars_for([*rows, *full, *small], phase)
-        if any(self.layout.slots[s.position].stochastic for s in self._stores(phase, "full")):
-            yield f"seed = tl.load(values + {len(self.scalars)} + tensor).to(tl.int64)"
+        yield from self._seed(phase)
         for i in small:
             if self.kinds[i] == "batch":
                 yield f"v{i} = {self._batch_value(i, phase)}"
@@ -176,9 +172,7 @@ class RowWriter(Writer):
         # In the usual way places in a tile are counted in 32 bits, for which there are registers enough.
         most = (1 << 31) // self.down - self.along
         fitting = f"(columns % {self.along} == 0) & (columns <= {most}) & (top + {self.down} <= height)"
-        addresses = " | ".join(f"t{position}" for position in used)
-        aligned = f" & ((({addresses}) & 15) == 0)" if used else ""
-        yield f"if {fitting}{aligned}:"
+        yield f"if {fitting}{self._aligned(used)}:"
         yield from ("    " + line for line in self._walks(phase, small, whole=True))
         yield "else:"
         yield from ("    " + line for line in self._walks(phase, small, whole=False))
@@ -200,31 +194,26 @@ class RowWriter(Writer):
     def _batch_value(self, i: int, phase: int) -> str:
         if phase > 0:
             return self._from_vectors(i, self._batch_place(i))
-        return self._state(i, "batch") if self.nodes[i].op == "load" else self._expression(self.nodes[i], self.real)
+        return self._computed(i, "batch")
 
     def _column_value(self, i: int, phase: int, place: str) -> str:
         mask = f", mask={place} < columns, other=0"
         if phase > 0:
             return self._from_vectors(i, self._column_place(i, place), mask)
-        if self.nodes[i].op == "load":
-            return self._state(i, f"batch * columns + {place}", mask)
-        return self._expression(self.nodes[i], self.real)
-
-    def _stores(self, phase: int, kind: str) -> list[Store]:
-        return [s for s in self.program.stores if s.time[0] == phase and self.kinds[s.node] == kind]
+        return self._computed(i, f"batch * columns + {place}", mask)
 
     def _walks(self, phase: int, small: list[int], whole: bool) -> Iterator[str]:
         """The statements that take one tile."""
         for time in self._subs(phase):
             for i in self.live:
                 if self.kinds[i] == "row" and self.times[i] == time:
-                    yield from self._row_value(i)
+                    yield f"v{i} = {self._row_value(i)}"
             if self.program.roots(time):
                 yield from self._walk(time, small, whole)
         for i in self.row:
             if self.times[i][0] == phase:
                 yield f"tl.store({self._row_place(i)}, (v{i} + tl.zeros_like(down)).to({self.real}), mask=there)"
-        for store in self._stores(phase, "row"):
+        for store in self._stores((phase,), "row"):
             yield self._keep(store, "line", "there")
         for place, i in enumerate(self._partial(phase)):
             source = self.nodes[i].args[0]
@@ -238,14 +227,10 @@ class RowWriter(Writer):
         """Reductions of which a tile leaves a number, in the order of `partials`."""
         return [*self.sums(phase, "scalar"), *self.sums(phase, "batch")]
 
-    def _row_value(self, i: int) -> Iterator[str]:
-        node = self.nodes[i]
-        if node.op == "load":
-            yield f"v{i} = {self._state(i, 'line', ', mask=there, other=0')}"
-        elif node.op in REDUCTIONS:
-            yield f"v{i} = {self._along(i, f'a{i}', 1)}"
-        else:
-            yield f"v{i} = {self._expression(node, self.real)}"
+    def _row_value(self, i: int) -> str:
+        if self.nodes[i].op in REDUCTIONS:
+            return self._along(i, f"a{i}", 1)
+        return self._computed(i, "line", ", mask=there, other=0")
 
     def _walk(self, time: Time, small: list[int], whole: bool) -> Iterator[str]:
         """One walk along the rows of a tile."""
@@ -281,7 +266,7 @@ class RowWriter(Writer):
             if not whole:
                 value = f"tl.where(live, {value}, {self._empty(i)})"
             if i in ahead:
-                yield f"a{i} = a{i} + {value}" if self.nodes[i].op == "sum" else f"a{i} = larger(a{i}, {value})"
+                yield self._joined(i, value)
                 continue
             there = self._part_place(i, "tile", place)
             yield f"tl.store({there}, {self._along(i, value, 0)}, mask={place} < columns)"
@@ -302,14 +287,13 @@ class RowWriter(Writer):
 
     def _lines_now(self, phase: int) -> list[int]:
         """The values of columns and batches that are known once a phase is over."""
-        times = [(phase + 1, 0), *([(0, 0)] if phase == 0 else [])]
-        found = [i for i in self.live if self.kinds[i] in ("column", "batch") and self.times[i] in times]
+        kinds, phases = ("column", "batch"), self._after(phase)
+        found = [i for i in self.live if self.kinds[i] in kinds and self.times[i][0] in phases]
         # Those of batches are there from the first pass on.
         return [i for i in found if self.kinds[i] == "column" or self.times[i] != (0, 0)]
 
     def _line_stores(self, phase: int) -> list[Store]:
-        stores = [*self._stores(phase + 1, "column"), *self._stores(phase + 1, "batch")]
-        return stores + ([*self._stores(0, "column"), *self._stores(0, "batch")] if phase == 0 else [])
+        return self._stores(self._after(phase), "column", "batch")
 
     def _has_lines(self, phase: int) -> bool:
         last = phase + 1 == self.program.phases
@@ -351,11 +335,8 @@ class RowWriter(Writer):
 
     def _line_value(self, i: int) -> Iterator[str]:
         node = self.nodes[i]
-        if node.op == "load":
-            yield f"v{i} = {self._state(i, 'batch * columns + start + along', ', mask=there, other=0')}"
-            return
         if node.op not in REDUCTIONS:
-            yield f"v{i} = {self._expression(node, self.real)}"
+            yield f"v{i} = {self._computed(i, 'batch * columns + start + along', ', mask=there, other=0')}"
             return
         empty = self._empty(i)
         if self.kinds[i] == "batch":
@@ -373,5 +354,5 @@ class RowWriter(Writer):
         yield f"a{i} = tl.full({size}, {empty}, tl.float64)"
         yield f"for k in range(0, tiles, {step}):"
         loaded = f"tl.load({there}, mask={mask}, other={empty}).to(tl.float64)"
-        yield f"    a{i} = a{i} + {loaded}" if node.op == "sum" else f"    a{i} = larger(a{i}, {loaded})"
+        yield f"    {self._joined(i, loaded)}"
         yield f"v{i} = {whole}.to({self.real})"

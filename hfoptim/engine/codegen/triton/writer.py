@@ -98,7 +98,6 @@ class Source:
         launches: in order, all of one step.
         tensors: how many addresses a row has.
         block: entries of a program; of coded state, a whole number of its blocks.
-        code_block: entries of a block of coded state; 0 without codes.
         codes: the kinds of codes there are, in the order in which `books` and `cells` have them.
         sums, own: numbers that a block leaves in `partials`, and a row in `own`.
         scales: position in the row of the first tensor of scales; None without codes.
@@ -111,7 +110,6 @@ class Source:
     launches: tuple[Launch, ...]
     tensors: int
     block: int
-    code_block: int
     codes: tuple[str, ...]
     sums: int
     own: int
@@ -131,7 +129,6 @@ class Source:
 class Writer(Places):
     """Writes the functions of a program whose tensors are seen as one run of entries."""
 
-    code_block = 0
     codes: tuple[str, ...] = ()
     tile = (0, 0)
 
@@ -162,7 +159,6 @@ class Writer(Places):
             launches=tuple(self.launches),
             tensors=layout.tensors,
             block=BLOCK,
-            code_block=self.code_block,
             codes=self.codes,
             sums=self.most,
             own=self.width,
@@ -233,8 +229,7 @@ class Writer(Places):
     def _own(self, i: int) -> str:
         node = self.nodes[i]
         if node.op == "load":
-            slot = self.layout.slots[node.value]
-            return f"tl.load({self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))).to({_F64})"
+            return f"tl.load({self._memory(self.layout.slots[node.value])}).to({_F64})"
         if node.op == "size":
             return f"({self._size(node.value)}).to({_F64})"
         if node.op in REDUCTIONS:
@@ -252,23 +247,32 @@ class Writer(Places):
     def _address(self, position: int) -> str:
         return f"tl.load(row + {position})"
 
+    def _memory(self, slot: Slot) -> str:
+        """A pointer to the first entry of a state that has no codes."""
+        return f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
+
     def _row(self) -> Iterator[str]:
         yield f"row = table + tensor * {self.layout.tensors + len(COLUMNS)}"
 
     # -- between passes -----------------------------------------------------------------------------------------
 
+    def _after(self, phase: int) -> tuple[int, ...]:
+        """The phases whose beginnings what is between this one and the next works out: that of the first, too."""
+        return (0, 1) if phase == 0 else (phase + 1,)
+
     def _now(self, phase: int) -> list[int]:
         """The tensor's own scalars that are known once a phase is over."""
-        times = [(phase + 1, 0), *([(0, 0)] if phase == 0 else [])]
-        return [i for i in self.own if self.times[i] in times]
+        return [i for i in self.own if self.times[i][0] in self._after(phase)]
 
-    def _scalar_stores(self, phase: int) -> list[Store]:
-        phases = (phase + 1, *((0,) if phase == 0 else ()))
-        return [s for s in self.program.stores if s.time[0] in phases and self.kinds[s.node] == "scalar"]
+    def _stores(self, phases: Iterable[int], *kinds: str) -> list[Store]:
+        """Stores in some phases of nodes of some kinds."""
+        return [s for s in self.program.stores if s.time[0] in phases and self.kinds[s.node] in kinds]
 
     def _ends(self, phase: int) -> bool:
         last = phase + 1 == self.program.phases
-        return bool(self._scalar_stores(phase) or (self._now(phase) and (not last or self.program.results)))
+        return bool(
+            self._stores(self._after(phase), "scalar") or (self._now(phase) and (not last or self.program.results))
+        )
 
     def _end(self, phase: int) -> Iterator[str]:
         """One tensor: what its blocks have left is added up, and its own numbers follow."""
@@ -287,15 +291,14 @@ class Writer(Places):
                 part = (
                     f"tl.load(partials + (start + at) * {self.most} + {place}, mask=start + at < last, other={empty})"
                 )
-                yield f"    a{i} = {f'a{i} + {part}' if self.nodes[i].op == 'sum' else f'larger(a{i}, {part})'}"
-        now, stores = self._now(phase), self._scalar_stores(phase)
+                yield f"    {self._joined(i, part)}"
+        now, stores = self._now(phase), self._stores(self._after(phase), "scalar")
         yield from self._numbers([*now, *(s.node for s in stores)], now)
         for i in now:
             yield f"tl.store(own + tensor * {self.width} + {self.own[i]}, v{i}.to({_F64}))"
         for store in stores:
             slot = self.layout.slots[store.position]
-            there = f"{self._address(slot.position)}.to(tl.pointer_type({KEPT[slot.kept]}))"
-            yield f"tl.store({there}, v{store.node}.to({KEPT[slot.kept]}))"
+            yield f"tl.store({self._memory(slot)}, v{store.node}.to({KEPT[slot.kept]}))"
 
     def _total(self) -> Iterator[str]:
         """All tensors: the program's results, added up."""
@@ -325,17 +328,27 @@ class Writer(Places):
         yield from self._place()
         for position in used:
             yield f"t{position} = {self._address(position)}"
-        yield from self._numbers(leaves, self.own if phase == 0 else ())
-        for i in leaves:
-            if self.nodes[i].op not in BOOLEAN:
-                yield f"v{i} = v{i}.to({self.real})"
-        if any(self.layout.slots[s.position].stochastic for s in self.program.stored(time, "full")):
-            yield f"seed = tl.load(values + {len(self.scalars)} + tensor).to(tl.int64)"
-        addresses = " | ".join(f"t{position}" for position in used)
-        yield f"if {self._whole()} & ((({addresses}) & 15) == 0):"
+        yield from self._reals(leaves, self.own if phase == 0 else ())
+        yield from self._seed(phase)
+        yield f"if {self._whole()}{self._aligned(used)}:"
         yield from ("    " + line for line in self._block(time, whole=True))
         yield "else:"
         yield from ("    " + line for line in self._block(time, whole=False))
+
+    def _reals(self, scalars: list[int], here: Iterable[int]) -> Iterator[str]:
+        """Definitions of scalars in the rule's own precision; `here` as for `_numbers`."""
+        yield from self._numbers(scalars, here)
+        for i in scalars:
+            if self.nodes[i].op not in BOOLEAN:
+                yield f"v{i} = v{i}.to({self.real})"
+
+    def _seed(self, phase: int) -> Iterator[str]:
+        if any(self.layout.slots[s.position].stochastic for s in self._stores((phase,), "full")):
+            yield f"seed = tl.load(values + {len(self.scalars)} + tensor).to(tl.int64)"
+
+    def _aligned(self, used: list[int]) -> str:
+        """And whether all of these tensors begin at a multiple of 16 bytes."""
+        return f" & ((({' | '.join(f't{position}' for position in used)}) & 15) == 0)" if used else ""
 
     def _used(self, time: Time) -> list[int]:
         """Positions in the row of the tensors that are read or written entry by entry."""
@@ -399,6 +412,10 @@ class Writer(Places):
 
     def _reduced(self, i: int, value: str) -> str:
         return f"tl.sum({value})" if self.nodes[i].op == "sum" else f"largest({value})"
+
+    def _joined(self, i: int, value: str) -> str:
+        """The statement that takes a value into reduction `i`."""
+        return f"a{i} = a{i} + {value}" if self.nodes[i].op == "sum" else f"a{i} = larger(a{i}, {value})"
 
     def _pointer(self, position: int, kept: str, whole: bool, offset: str = " + base") -> str:
         # The hint is put on an operation of this branch only: the other one may not count on it.
