@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
 import torch
-from cases import Options
 from harness import assert_same, feed, parameters, train, values
 from tiers import every_entry, every_kind_of_entry
 
@@ -14,27 +11,13 @@ from tiers import every_entry, every_kind_of_entry
 LOW = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 every_low_dtype = pytest.mark.parametrize("dtype", LOW, ids=str)
 LAYOUTS = ("vector", "matrix", "conv", "transposed")
-# Steps far below the spacing of bfloat16 numbers around 1, which is 1/128.
-STEPS, LR = 200, 1e-4
-SLOW: dict[str, Options] = defaultdict(lambda: {"lr": LR, "weight_decay": 0.1})
-SLOW |= {
-    "adam": {"lr": LR, "weight_decay": 0.1, "decouple_wd": True},
-    "sgd": {"lr": LR, "momentum": 0.9},
-    "lars": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
-    "muon": {"lr": LR, "momentum": 0.9},
-    "adafactor": {"lr": LR, "relative_step": False, "scale_parameter": False},
-    "adam_weight_decay": {"learning_rate": LR, "weight_decay_rate": 0.1},
-    # y takes a tenth of a step.
-    "adamw_schedule_free": {"lr": 10 * LR, "weight_decay": 0.1},
-    # Its estimate would follow the rounded parameters.
-    "prodigy": {"lr": 1.0, "d0": LR, "d_coef": 0.0, "weight_decay": 0.1},
-}
+STEPS = 200
 
 
 def run(entry, dtype, **options):
     """200 steps. The gradients do not depend on where the parameters have come."""
     params = parameters(LAYOUTS, dtype)
-    optimizer = entry.cls(list(params.items()), **SLOW[entry.name], **options)
+    optimizer = entry.cls(list(params.items()), **entry.small_steps, **options)
     train(optimizer, params, range(1, STEPS + 1), follow=values(params))
     return params, optimizer
 
@@ -44,7 +27,7 @@ def reference(entry, dtype):
     params = {name: torch.nn.Parameter(p.detach().float()) for name, p in parameters(LAYOUTS, dtype).items()}
     start = values(params)
     low = parameters(LAYOUTS, dtype)
-    optimizer = entry.cls(list(params.items()), **SLOW[entry.name])
+    optimizer = entry.cls(list(params.items()), **entry.small_steps)
     for t in range(1, STEPS + 1):
         feed(low, t, follow=start)
         for name, param in params.items():
@@ -79,7 +62,7 @@ def test_kahan_summation_keeps_what_rounding_takes(entry, dtype):
 @every_kind_of_entry
 def test_kahan_sum_may_be_switched_off_and_on_between_steps(entry, dtype):
     params = parameters(LAYOUTS, dtype)
-    optimizer = entry.cls(list(params.items()), kahan_sum=False, **SLOW[entry.name])
+    optimizer = entry.cls(list(params.items()), kahan_sum=False, **entry.small_steps)
     train(optimizer, params, range(1, 3))
     assert not any("kahan_comp" in state for state in optimizer.state.values())
     for group in optimizer.param_groups:
@@ -92,7 +75,7 @@ def test_kahan_sum_may_be_switched_off_and_on_between_steps(entry, dtype):
 def test_kahan_sum_changes_nothing_for_float32(entry):
     plain, kept = parameters(LAYOUTS), parameters(LAYOUTS)
     for params, option in ((plain, False), (kept, True)):
-        optimizer = entry.cls(list(params.items()), kahan_sum=option, **SLOW[entry.name])
+        optimizer = entry.cls(list(params.items()), kahan_sum=option, **entry.small_steps)
         train(optimizer, params, range(1, 4))
         assert not any("kahan_comp" in state for state in optimizer.state.values())
     assert_same(values(kept), values(plain))
@@ -104,8 +87,8 @@ def test_a_step_is_computed_in_float32(entry, dtype):
     # Two steps from the same values: the low-precision parameter is the float32 result, rounded once.
     low = parameters(LAYOUTS, dtype)
     high = {name: torch.nn.Parameter(p.detach().float()) for name, p in low.items()}
-    options = {k: v for k, v in SLOW[entry.name].items() if k not in ("lr", "learning_rate")}
-    options["learning_rate" if "learning_rate" in SLOW[entry.name] else "lr"] = 1e-2
+    options = {k: v for k, v in entry.small_steps.items() if k not in ("lr", "learning_rate")}
+    options["learning_rate" if "learning_rate" in entry.small_steps else "lr"] = 1e-2
     ours = entry.cls(list(low.items()), kahan_sum=False, **options)
     theirs = entry.cls(list(high.items()), **options)
     feed(low, 1)

@@ -90,4 +90,5 @@ ADAFACTOR = Entry(
         ),
         Checkpoint("transformers.Adafactor", {}, {"warmup_init": True, "scale_parameter": False, "beta1": 0.7}),
     ],
+    small_steps={"lr": 1e-4, "relative_step": False, "scale_parameter": False},
 )

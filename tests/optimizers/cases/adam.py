@@ -98,4 +98,5 @@ ADAM = Entry(
         ),
         Checkpoint("torch.optim.Adam", {}, {"lr": 1e-2, "maximize": True}),
     ],
+    small_steps={"lr": 1e-4, "weight_decay": 0.1, "decouple_wd": True},
 )

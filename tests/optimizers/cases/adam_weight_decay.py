@@ -74,4 +74,5 @@ ADAM_WEIGHT_DECAY = Entry(
         "clipvalue": -1.0,
         "global_clipnorm": -1.0,
     },
+    small_steps={"learning_rate": 1e-4, "weight_decay_rate": 0.1},
 )

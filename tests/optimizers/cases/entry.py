@@ -108,6 +108,8 @@ class Entry:
         references: the peers it follows.
         checkpoints: the peers whose state_dict it takes.
         numbers: hyper-parameters that must be finite numbers, with a value out of range for each.
+        small_steps: options under which its steps are far below the spacing of bfloat16 numbers around 1, which is
+            1/128.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Entry:
     references: list[Reference]
     numbers: dict[str, Any]
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    small_steps: Options = field(default_factory=lambda: {"lr": 1e-4, "weight_decay": 0.1})
 
 
 BETAS = [(0.9, 0.999), (0.5, 0.0), (0.0, 0.9)]

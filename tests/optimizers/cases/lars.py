@@ -55,4 +55,5 @@ LARS = Entry(
         ),
         Checkpoint("timm.optim.lars.Lars", {"momentum": 0.5}, {"lr": 0.1, "weight_decay": 0.1, "eps": 0.1}),
     ],
+    small_steps={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
 )

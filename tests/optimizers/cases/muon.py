@@ -166,4 +166,5 @@ MUON = Entry(
         "fallback_lr_scale": -1.0,
         "safety_factor": -1.0,
     },
+    small_steps={"lr": 1e-4, "momentum": 0.9},
 )

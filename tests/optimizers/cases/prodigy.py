@@ -49,4 +49,10 @@ PRODIGY = Entry(
             "prodigyopt.Prodigy", {"slice_p": 3}, {"lr": 0.5, "d0": 1e-2, "slice_p": 3, "use_bias_correction": True}
         ),
     ],
+    small_steps={
+        "lr": 1.0,
+        "d0": 1e-4,
+        "d_coef": 0.0,
+        "weight_decay": 0.1,
+    },  # its estimate would follow the rounded parameters
 )

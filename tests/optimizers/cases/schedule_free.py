@@ -41,4 +41,5 @@ SCHEDULE_FREE = Entry(
             {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.2, "warmup_steps": 5, "r": 1.0},
         ),
     ],
+    small_steps={"lr": 1e-3, "weight_decay": 0.1},  # y takes a tenth of a step
 )

@@ -38,4 +38,5 @@ SGD = Entry(
         Checkpoint("torch.optim.SGD", {}, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}),
         Checkpoint("torch.optim.SGD", {"momentum": 0.5}, {"lr": 1e-2, "weight_decay": 0.1}),
     ],
+    small_steps={"lr": 1e-4, "momentum": 0.9},
 )
