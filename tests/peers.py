@@ -21,6 +21,8 @@ from torch import Tensor
 # its kernels. They lie in a folder of their own: transformers would take a timm without torchvision for a whole one,
 # and fail.
 _BARE = ("timm", "galore_torch", "torchao")
+# What their modules ask other parts of the package for, and tests of optimizers do not call.
+_STAND_INS = {"timm.optim._optim_factory": {"timm.models": "group_parameters"}}
 BARE_FOLDER = os.path.join(sys.prefix, "peers")
 
 
@@ -74,6 +76,9 @@ def submodule(name: str) -> ModuleType:
             bare = ModuleType(".".join(parents[: i + 1]))
             bare.__path__ = [path]
             sys.modules[bare.__name__] = bare
+        for module, attribute in _STAND_INS.get(name, {}).items():
+            sys.modules[module] = ModuleType(module)
+            setattr(sys.modules[module], attribute, None)
         return importlib.import_module(name)
     finally:
         # Who imports the package elsewhere gets the whole one, if there is one.

@@ -41,6 +41,14 @@ def test_an_option_of_the_run_is_not_read_from_a_checkpoint(name: str) -> None:
     assert ({*OPTIONS} - OF_THE_RUN) == {"maximize", "caution"}
 
 
+def test_caution_of_the_momentum_is_refused_where_it_is_not_known() -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="Lion takes caution=True"):
+        hfoptim.Lion([param], caution="momentum")
+    with pytest.raises(ValueError, match="Lion takes caution=True"):
+        hfoptim.Lion([{"params": [param], "caution": "momentum"}])
+
+
 def test_the_documents_have_the_tables_rows() -> None:
     rows = {match[1]: match[0] for match in ROW.finditer((ROOT / "docs" / "memory.md").read_text())}
     assert len(rows) == 5

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfoptim.engine import storage
 from hfoptim.engine.plan import Decay, Plan
-from hfoptim.engine.rule import add_scaled
+from hfoptim.engine.rule import add_scaled, cautious
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
@@ -55,9 +55,7 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
     # A state that moves on to another's place must not be overwritten before it is read.
     new_state = [new.clone() if any(new is old for old in state) else new for new in new_state]
     if plan.caution:
-        # Cautious Optimizers, arXiv 2411.16085: drop what points against the gradient, keep the mean step size.
-        mask = ((update * grad) > 0).to(plan.dtype)
-        update = update * (mask / mask.mean().clamp(min=1e-3))
+        update = cautious(update, grad)
     new = weight - update if plan.rule.returns_step_size else add_scaled(weight, update, -h.lr)
     if plan.decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED):
         decayed = new if plan.decay is Decay.DECOUPLED_AFTER else weight

@@ -50,7 +50,7 @@ class RuleOptimizer(_Declared):
         maximize: bool = False
         foreach: bool | None = None
         fused: bool | None = None
-        caution: bool = False
+        caution: bool | Literal["momentum"] = False
         kahan_sum: bool | None = None
         stochastic_rounding: bool = False
         master_weights: Literal[8, 16] | None = None

@@ -73,6 +73,8 @@ class EngineOptimizer(Optimizer):
     # Entries of a group, beside those of the run state, that change from step to step and that no choice of a rule
     # depends on.
     per_step_options: ClassVar[frozenset[str]] = frozenset({"lr"})
+    # Whether its rules know `caution="momentum"`; not where a mask on the momentum is one on the whole update.
+    masks_momentum: ClassVar[bool] = False
     # A state that is computed from the gradients' graph before a step.
     curvature: ClassVar[inputs.Curvature | None] = None
     # Whether a step depends on the value of the loss.
@@ -143,6 +145,11 @@ class EngineOptimizer(Optimizer):
                 checks.unavailable(name, group[name], peer_options.FLAGS[name])
         self.run_state.check(group)
         check_options(group)
+        if group["caution"] == "momentum" and not self.masks_momentum:
+            raise ValueError(
+                f"caution='momentum' is for optimizers whose update is more than a momentum with other lengths; "
+                f"{type(self).__name__} takes caution=True"
+            )
 
     def check_added(self, group: dict[str, Any]) -> None:
         """Raise if a group that is there now, with its parameters, cannot be stepped; it is then taken out again."""
@@ -440,7 +447,7 @@ class EngineOptimizer(Optimizer):
             self.decay_for(group) if decays else Decay.NONE,
             torch.float64 if param.dtype in DOUBLE_PRECISION else torch.float32,
             group["maximize"],
-            group["caution"],
+            group["caution"] is True,
             storage.rounding_of(param.dtype, group),
             storage.storages(rule, param, group),
         )

@@ -35,7 +35,7 @@ class Option:
             TypeError: something else than True, False or, where it is one of the values, None.
             ValueError: none of the names or numbers that are known.
         """
-        if True in self.values:
+        if True in self.values and not (isinstance(value, str) and any(isinstance(each, str) for each in self.values)):
             checks.flag(name, value, optional=None in self.values)
             return value
         value = value if isinstance(value, Tensor) else checks.plain(value)
@@ -63,8 +63,10 @@ OPTIONS = {
     "caution": Option(
         False,
         "drop the entries of the update that point against the gradient, and scale the others up (Cautious "
-        "Optimizers, arXiv 2411.16085)",
+        'Optimizers, arXiv 2411.16085). "momentum": those of the momentum, before weight decay and trust ratio, as '
+        "timm does, for the optimizers in which that is something else",
         of_run=False,
+        values=(False, True, "momentum"),
     ),
     "kahan_sum": Option(
         None,

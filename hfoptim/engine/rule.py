@@ -207,6 +207,12 @@ def add_scaled(x: Any, y: Any, factor: Any) -> Any:
     return x.add(y, alpha=factor) if isinstance(factor, (int, float)) else x + y * factor
 
 
+def cautious(update: Any, grad: Any) -> Any:
+    """The update without what points against the gradient, scaled to the mean it had (arXiv 2411.16085)."""
+    mask = ((update * grad) > 0).to(update.dtype)
+    return update * (mask / mask.mean().clamp(min=1e-3))
+
+
 def rms(x: Any) -> Any:
     """Root mean square over a whole tensor, in one pass without a temporary."""
     if isinstance(x, TensorList):

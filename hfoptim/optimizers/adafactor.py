@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hfoptim.engine import TENSOR, Group, Name, RuleOptimizer, hyper, unwrap
 from hfoptim.engine.checks import betas as check_betas
-from hfoptim.engine.checks import entries, number
+from hfoptim.engine.checks import choice, entries, flag, number
 from hfoptim.engine.rule import Rule, Scalars, ema, nonnegative, rms, scalar, zeros, zeros_without
 
 __all__ = ["Adafactor", "AdafactorSchedule", "get_adafactor_schedule"]
@@ -27,6 +27,12 @@ def relative_step(t: int, group: Group) -> float:
     return min(1e-6 * t if group["warmup_init"] else 1e-2, 1.0 / math.sqrt(t))
 
 
+def _scales(group: Group) -> bool:
+    """Whether step sizes are multiplied by the parameter's root mean square."""
+    scale: bool = group["relative_step"] if group["scale_parameter"] == "relative" else group["scale_parameter"]
+    return scale
+
+
 def _per_step(t: int, group: Group) -> Scalars:
     beta2 = 1.0 - t ** group["decay_rate"]
     scalars = {
@@ -35,7 +41,7 @@ def _per_step(t: int, group: Group) -> Scalars:
         "eps": group["eps"][0],
         "inverse_clip": 1.0 / group["clip_threshold"],
     }
-    if group["scale_parameter"]:
+    if _scales(group):
         scalars["eps_scale"] = group["eps"][1]
     if group["beta1"] is not None:
         scalars["alpha1"] = 1.0 - group["beta1"]
@@ -111,6 +117,13 @@ def _pair(name: str, value: Any) -> tuple[float, ...]:
     return tuple(number(f"{name}[{i}]", entry) for i, entry in enumerate(found))
 
 
+def _scale(name: str, value: Any) -> bool | str:
+    if isinstance(value, str):
+        return choice(name, value, ("relative",))
+    flag(name, value)
+    return bool(value)
+
+
 def _betas(name: str, value: Any) -> tuple[float, ...] | None:
     found = entries(value)
     if value is not None and not found:
@@ -136,7 +149,8 @@ class Adafactor(RuleOptimizer):
 
     Follows transformers: the last two dimensions of every parameter with two or more are factored. With
     `min_dim_size_to_factor` it follows timm: the first two of a convolution's, and only sizes above that number.
-    In timm `scale_parameter` applies to the relative step alone, here as in transformers to every lr.
+    In timm `scale_parameter` applies to the relative step alone, here as in transformers to every lr, unless it is
+    "relative". The name `cadafactor` has timm's options.
 
     Raises:
         ValueError: lr together with relative_step, neither of them, warmup_init without relative_step, beta1 and betas.
@@ -147,7 +161,14 @@ class Adafactor(RuleOptimizer):
     """
 
     peer_state = {"RMS": None}
-    names = (Name("adafactor"),)
+    names = (
+        Name("adafactor"),
+        Name(
+            "cadafactor",
+            "Adafactor with momentum and caution, with timm's defaults",
+            options={"caution": True, "beta1": 0.9, "scale_parameter": "relative", "min_dim_size_to_factor": 16},
+        ),
+    )
     lr: float | None = hyper(None, "learning rate; None with `relative_step`")
     eps: Any = hyper(
         (1e-30, 1e-3),
@@ -158,7 +179,11 @@ class Adafactor(RuleOptimizer):
     decay_rate: float = hyper(-0.8, "exponent of the moment's decay", low=-math.inf, most=0.0)
     beta1: float | None = hyper(None, "decay rate of the moving average of updates", below=1.0)
     weight_decay: float = hyper(0.0, "weight decay, per step and unit of step size")
-    scale_parameter: bool = hyper(True, "multiply the step size by the parameter's root mean square")
+    scale_parameter: Any = hyper(
+        True,
+        'multiply the step size by the parameter\'s root mean square; "relative": only where `relative_step` is on',
+        check=_scale,
+    )
     relative_step: bool = hyper(True, "the step size follows t; needs lr=None")
     warmup_init: bool = hyper(False, "relative steps start at 1e-6 t")
     _: KW_ONLY
@@ -206,7 +231,7 @@ class Adafactor(RuleOptimizer):
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         dims = _factored_dims(param.shape, group["min_dim_size_to_factor"])
-        return adafactor(dims, group["scale_parameter"], group["beta1"] is not None)
+        return adafactor(dims, _scales(group), group["beta1"] is not None)
 
     def applied_lr(self, index: int) -> float | None:
         """The step size that group `index` took last: of its first parameter that has taken a step, or None.
@@ -217,7 +242,7 @@ class Adafactor(RuleOptimizer):
         for param in group["params"]:
             state = self.state.get(param)
             if state:
-                scale = max(group["eps"][1], float(state["RMS"])) if group["scale_parameter"] else 1.0
+                scale = max(group["eps"][1], float(state["RMS"])) if _scales(group) else 1.0
                 return relative_step(max(1, int(state["step"])), group) * scale
         return None
 

@@ -72,7 +72,14 @@ class Adam(FullyDecoupling):
     rule = adam
     decay = Decay.COUPLED
     peer_flags = TORCH_ADAM
-    names = (Name("adam"),)
+    names = (
+        Name("adam"),
+        Name(
+            "cadamw",
+            "Adam with caution and decoupled weight decay",
+            options={"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "caution": True},
+        ),
+    )
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.99), "decay rates of m and v")
     weight_decay: float = hyper(0.0, "coefficient of the decay that the two following options select")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+from functools import cache
 from typing import Any
 
+from torch import Tensor
+
 from hfoptim.engine import Decay, Group, Name, Scalars, hyper
-from hfoptim.engine.rule import ELEMENT, add_scaled, bias_correction, ema, nonnegative, rule, zeros
+from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, add_scaled, bias_correction, cautious, ema, nonnegative, zeros
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
 from hfoptim.optimizers.shared.moments import corrected
 
@@ -34,18 +37,24 @@ def _per_step(t: int, group: Group) -> Scalars:
     return scalars
 
 
-@rule(ELEMENT, per_step=_per_step, exp_avg=zeros, exp_avg_diff=zeros, exp_avg_sq=nonnegative, neg_pre_grad=zeros)
-def adan(
-    grad: Any, param: Any, exp_avg: Any, exp_avg_diff: Any, exp_avg_sq: Any, neg_pre_grad: Any, h: Any
-) -> tuple[Any, ...]:
-    """Averages of the gradient, of its change, and of the square of the gradient looked ahead by that change."""
-    change = grad + neg_pre_grad
-    look_ahead = add_scaled(grad, change, h.ahead)
-    exp_avg = ema(exp_avg, grad, h.alpha1)
-    exp_avg_diff = ema(exp_avg_diff, change, h.alpha_diff)
-    exp_avg_sq = ema(exp_avg_sq, look_ahead * look_ahead, h.alpha2)
-    update = add_scaled(exp_avg, exp_avg_diff, h.share) / (exp_avg_sq.sqrt() + h.eps)
-    return update, exp_avg, exp_avg_diff, exp_avg_sq, -grad
+@cache
+def adan(masked: bool) -> Rule:
+    """The rule, with caution for m or without."""
+
+    def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_diff: Any, exp_avg_sq: Any, *args: Any) -> tuple[Any, ...]:
+        neg_pre_grad, h = args
+        change = grad + neg_pre_grad
+        look_ahead = add_scaled(grad, change, h.ahead)
+        exp_avg = ema(exp_avg, grad, h.alpha1)
+        exp_avg_diff = ema(exp_avg_diff, change, h.alpha_diff)
+        exp_avg_sq = ema(exp_avg_sq, look_ahead * look_ahead, h.alpha2)
+        momentum = cautious(exp_avg, grad) if masked else exp_avg
+        update = add_scaled(momentum, exp_avg_diff, h.share) / (exp_avg_sq.sqrt() + h.eps)
+        return update, exp_avg, exp_avg_diff, exp_avg_sq, -grad
+
+    fn.__name__ = "adan"
+    state = {"exp_avg": zeros, "exp_avg_diff": zeros, "exp_avg_sq": nonnegative, "neg_pre_grad": zeros}
+    return Rule(fn, TENSOR if masked else ELEMENT, state, _per_step)
 
 
 class Adan(FullyDecoupling):
@@ -64,14 +73,20 @@ class Adan(FullyDecoupling):
 
     State: `exp_avg` (m), `exp_avg_diff` (d), `exp_avg_sq` (n), `neg_pre_grad` (-g); a state_dict of timm's Adan loads.
 
-    Author, timm, optimi and pytorch_optimizer agree. `caution` masks the whole update; timm's masks m alone.
+    Author, timm, optimi and pytorch_optimizer agree. `caution=True` masks the whole update,
+    `caution="momentum"` m alone, as timm.
 
     Source:
         Xie et al., arXiv 2208.06677; sail-sg/Adan; timm 1.0, `timm.optim.Adan`; `decouple_lr` after optimi.Adan 0.3.
     """
 
-    rule = adan
-    names = (Name("adan"), Name("adanw", "Adan with AdamW's weight decay", options={"no_prox": True}))
+    masks_momentum = True
+    names = (
+        Name("adan"),
+        Name("adanw", "Adan with AdamW's weight decay", options={"no_prox": True}),
+        Name("cadan", "Adan with caution for its first momentum", options={"caution": "momentum"}),
+        Name("cadanw", "Adan with caution and AdamW's decay", options={"caution": "momentum", "no_prox": True}),
+    )
     lr: float = hyper(1e-3, "learning rate; the paper's are 5 to 10 times AdamW's")
     betas: tuple[float, float, float] = hyper((0.98, 0.92, 0.99), "decay rates of m, d and n")
     eps: float = hyper(1e-8, "added to the bias-corrected root of n")
@@ -84,3 +99,6 @@ class Adan(FullyDecoupling):
     def decay_for(self, group: dict[str, Any]) -> Decay:
         # The proximal step decays what the update has left.
         return super().decay_for(group) if group["no_prox"] else Decay.DECOUPLED_AFTER
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return adan(group["caution"] == "momentum")

@@ -55,7 +55,12 @@ class Adopt(RuleOptimizer):
 
     rule = adopt
     peer_flags = TIMM_DECAY
-    names = (Name("adopt"), Name("adoptw", "ADOPT with decoupled weight decay", options={"decoupled": True}))
+    names = (
+        Name("adopt"),
+        Name("adoptw", "ADOPT with decoupled weight decay", options={"decoupled": True}),
+        Name("cadopt", "ADOPT with caution", options={"caution": True}),
+        Name("cadoptw", "ADOPT with caution and decoupled decay", options={"caution": True, "decoupled": True}),
+    )
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.9999), "decay rates of m and v")
     eps: float = hyper(1e-6, "least divisor of the gradient")

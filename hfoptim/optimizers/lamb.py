@@ -9,7 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
-from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, add_scaled, bias_correction, ema, nonnegative, zeros
+from hfoptim.engine.rule import (
+    ELEMENT,
+    TENSOR,
+    Probe,
+    Rule,
+    add_scaled,
+    bias_correction,
+    cautious,
+    ema,
+    nonnegative,
+    zeros,
+)
 from hfoptim.optimizers.shared.clipping import clip_at, clip_factor, squared_norm
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
@@ -40,7 +51,7 @@ def _per_step(t: int, group: Group, grad_sq: Tensor | None = None) -> Scalars:
 
 
 @cache
-def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -> Rule:
+def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, masked: bool) -> Rule:
     """The rule for one kind of group and options.
 
     Args:
@@ -48,6 +59,7 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -
         clipped: by the norm of all gradients together.
         grad_averaging: the new gradient enters the first moment with a weight of 1 - beta1, not of 1.
         trust_clip: trust ratios of 1 at most.
+        masked: caution before decay and trust ratio.
     """
 
     # Passes over memory, in tensors of the parameter's size:
@@ -62,6 +74,7 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -
         exp_avg = ema(exp_avg, grad, h.alpha1) if grad_averaging else add_scaled(grad, exp_avg, h.beta1)
         exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
         update = exp_avg / (exp_avg_sq.sqrt() + h.eps)
+        update = cautious(update, grad) if masked else update
         return add_scaled(update, param, h.inside) if adapted else update, exp_avg, exp_avg_sq
 
     def scaled_ratio(param: Any, update: Any, h: Any) -> Any:
@@ -83,7 +96,8 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool) -
     fn.__name__ = "lamb"
     state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}
     probe = Probe(squared_norm) if clipped else None
-    return Rule(fn, TENSOR if adapted else ELEMENT, state, _per_step, probe, report=report if adapted else None)
+    scope = TENSOR if adapted or masked else ELEMENT
+    return Rule(fn, scope, state, _per_step, probe, report=report if adapted else None)
 
 
 class Lamb(RuleOptimizer):
@@ -103,8 +117,8 @@ class Lamb(RuleOptimizer):
     Follows timm, which has the numbers of NVIDIA's NVLAMB: with bias corrections inside the trust ratio, and the
     gradients clipped together. optax is the same with always_adapt and max_grad_norm=None. The paper clips |p| by a
     function that it leaves open; pytorch_optimizer clips it at 10, does not correct v and adds eps in the ratio;
-    jettify's torch_optimizer clamps |p| too and corrects biases outside the ratio. `caution` masks the finished update;
-    timm's masks it before decay and ratio.
+    jettify's torch_optimizer clamps |p| too and corrects biases outside the ratio. `caution=True` masks the finished
+    update, `caution="momentum"` Adam's part before decay and ratio, as timm.
 
     Raises:
         TypeError: a complex parameter.
@@ -114,8 +128,13 @@ class Lamb(RuleOptimizer):
     """
 
     decay = Decay.INSIDE
+    masks_momentum = True
     peer_flags = TIMM_DECAY
-    names = (Name("lamb"), Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}))
+    names = (
+        Name("lamb"),
+        Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}),
+        Name("clamb", "LAMB with caution before decay and trust ratio", options={"caution": "momentum"}),
+    )
     lr: float = hyper(1e-3, "learning rate: the relative change of a tensor per step")
     bias_correction: bool = hyper(True, "False leaves out both bias corrections")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
@@ -128,4 +147,5 @@ class Lamb(RuleOptimizer):
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         clipped = group["max_grad_norm"] is not None
-        return lamb(adapts(group), clipped, group["grad_averaging"], group["trust_clip"])
+        masked = group["caution"] == "momentum"
+        return lamb(adapts(group), clipped, group["grad_averaging"], group["trust_clip"], masked)

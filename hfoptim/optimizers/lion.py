@@ -29,7 +29,7 @@ class Lion(FullyDecoupling):
     """
 
     rule = lion
-    names = (Name("lion"),)
+    names = (Name("lion"), Name("clion", "Lion with caution", options={"caution": True}))
     lr: float = hyper(1e-4, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.99), "interpolation weights of the update and of the momentum")
     weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")

@@ -158,7 +158,7 @@ def test_a_flag_must_be_a_bool(entry, name):
 
 @every_kind_of_entry
 def test_a_flag_of_the_engine_must_be_a_bool(entry):
-    for name in ("maximize", "foreach", "fused", "caution", "kahan_sum"):
+    for name in ("maximize", "foreach", "fused", "kahan_sum"):
         assert_must_be_a_bool(entry, name)
 
 

@@ -21,10 +21,15 @@ ADAN = Entry(
         "proximal": Variant({"weight_decay": 0.1}, compiled=True),
         "no_prox": Variant({"weight_decay": 0.1, "no_prox": True}),
         "fully_decoupled": Variant({"weight_decay": 1e-3, "decouple_lr": True, "max_lr": 0.02}),
-        "caution": Variant({"caution": True}, complex=False),
+        "caution": Variant({"weight_decay": 0.1, "caution": "momentum"}, complex=False),
     },
     references=[
         Reference("timm.optim.adan.Adan", _ADAN, without(foreach=False)),
+        Reference(
+            "timm.optim.adan.Adan",
+            grid(lr=[1e-2], weight_decay=[0.25], no_prox=[False, True], caution=["momentum"]),
+            without(foreach=False, caution=True),
+        ),
         Reference("pytorch_optimizer.Adan", _ADAN, _po),
         # optimi does not hand its option for the other decay on.
         Reference(
