@@ -1,5 +1,7 @@
 # Written by `python -m hfoptim.registry.stubs`, which `make lint` runs.
 from hfoptim.engine.discovery import FoundModule
+from hfoptim.optimizers.adabelief import AdaBelief as AdaBelief
+from hfoptim.optimizers.adabound import AdaBound as AdaBound
 from hfoptim.optimizers.adafactor import Adafactor as Adafactor
 from hfoptim.optimizers.adafactor import AdafactorSchedule as AdafactorSchedule
 from hfoptim.optimizers.adafactor import get_adafactor_schedule as get_adafactor_schedule
@@ -9,21 +11,32 @@ from hfoptim.optimizers.adam import Adam as Adam
 from hfoptim.optimizers.adam import AdamW as AdamW
 from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
 from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
+from hfoptim.optimizers.adamod import AdaMod as AdaMod
 from hfoptim.optimizers.adan import Adan as Adan
 from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
 from hfoptim.optimizers.adopt import Adopt as Adopt
+from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
 from hfoptim.optimizers.lamb import Lamb as Lamb
+from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
 from hfoptim.optimizers.lion import Lion as Lion
+from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
+from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.muon import Muon as Muon
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
+from hfoptim.optimizers.padam import Padam as Padam
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.sgd import SGD as SGD
+from hfoptim.optimizers.yogi import Yogi as Yogi
 
 __all__ = [
+    "MADGRAD",
     "SGD",
     "AdEMAMix",
+    "AdaBelief",
+    "AdaBound",
+    "AdaMod",
     "Adafactor",
     "AdafactorSchedule",
     "Adagrad",
@@ -35,12 +48,17 @@ __all__ = [
     "AdamWeightDecay",
     "Adan",
     "Adopt",
+    "DiffGrad",
+    "LaProp",
     "Lamb",
     "Lars",
     "Lion",
+    "MirrorMADGRAD",
     "Muon",
     "NvNovoGrad",
+    "Padam",
     "Prodigy",
+    "Yogi",
     "get_adafactor_schedule",
 ]
 

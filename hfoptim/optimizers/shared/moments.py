@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hfoptim.engine import Group, Scalars, bias_correction, ema
+import torch
+
+from hfoptim.engine import Group, Scalars, State, bias_correction, ema, nonnegative, zeros
 
 
 def moment_rates(t: int, group: Group) -> Scalars:
@@ -46,3 +48,21 @@ def moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -
     """
     exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
     return exp_avg / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
+
+
+def adam_state(amsgrad: bool) -> dict[str, State]:
+    """Both moments, and with AMSGrad the largest second moment so far."""
+    return {"exp_avg": zeros, "exp_avg_sq": nonnegative, **({"max_exp_avg_sq": nonnegative} if amsgrad else {})}
+
+
+def with_largest(second: Any, state: list[Any]) -> tuple[Any, list[Any]]:
+    """What to divide by under AMSGrad (openreview.net/forum?id=ryQu7f-RZ), and the largest second moment to be kept.
+
+    Args:
+        second: the new second moment.
+        state: the largest one so far, or nothing.
+    """
+    if not state:
+        return second, []
+    largest = torch.maximum(state[0], second)
+    return largest, [largest]

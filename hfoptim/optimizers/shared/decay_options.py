@@ -1,0 +1,29 @@
+"""Weight decay by pytorch_optimizer's two options, for the optimizers that have them there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfoptim.engine import Decay, Group, RuleOptimizer, Scalars, hyper
+
+
+def decoupling(default: bool) -> bool:
+    """Declare the option `weight_decouple`."""
+    return hyper(default, "decoupled weight decay; False adds it to the gradient", in_peers=False)
+
+
+FIXED_DECAY = hyper(
+    False, "decoupled weight decay takes `weight_decay` of a parameter per step, whatever lr is", in_peers=False
+)
+
+
+def fixed_decay(group: Group) -> Scalars:
+    """The share that `fixed_decay` takes of a parameter, for a `per_step`; nothing without it."""
+    return {"decay": float(group["weight_decay"])} if group["fixed_decay"] else {}
+
+
+class Decoupling(RuleOptimizer):
+    """An optimizer with the option `weight_decouple`."""
+
+    def decay_for(self, group: dict[str, Any]) -> Decay:
+        return Decay.DECOUPLED if group["weight_decouple"] else Decay.COUPLED
