@@ -10,11 +10,11 @@ import peers
 import pytest
 import torch
 from cases import ENTRIES, Entry, Reference
-from harness import SMALL, assert_follows, assert_moved, feed, flattened, parameters, set_lr, values
+from following import STEPS, side_by_side
+from harness import SMALL, assert_follows, assert_moved, feed, parameters
 
 import hfoptim
 
-STEPS = 50
 # `make test` takes the runs that show most of the peers and values of options, and short ones; `make test-all` all of
 # them, in full.
 FEW_RUNS, FEW_STEPS, LEFT_OUT = 6, 15, {*SMALL} - {"scalar", "vector", "matrix", "conv", "gaps"}
@@ -58,29 +58,12 @@ def follow(
     entry: Entry, reference: Reference, ours: dict[str, Any], theirs: dict[str, Any], steps: int = STEPS
 ) -> None:
     """Run our optimizer with `ours` and the peer with what `theirs` means to it, on the same gradients."""
-    mine = parameters(reference.layouts, reference.dtype)
-    other = parameters(reference.layouts, reference.dtype)
-    start = values(mine)
-    optimizer = entry.cls(list(mine.items()), **ours)
     try:
-        peer = reference.build(other, theirs)
+        both = side_by_side(entry.cls, reference, ours, theirs, steps)
     except peers.MissingPeer as missing:
         pytest.skip(str(missing))
-    lr = [o.get("lr", o.get("learning_rate")) if reference.lr_moves else None for o in (ours, theirs)]
-    rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for t in range(1, steps + 1):
-        set_lr(optimizer, t, lr[0])
-        set_lr(peer, t, lr[1])
-        feed(mine, t, follow=other)
-        feed(other, t)
-        for param in other.values():
-            param.grad = param.grad.contiguous()  # some peers write into it
-        optimizer.step()
-        peer.step()
-        rows[0].append(flattened(mine))
-        rows[1].append(flattened(other))
-    assert_follows(*rows, start, reference.tolerance)
-    assert_moved(other, start)
+    assert_follows(both.ours, both.theirs, both.start, reference.tolerance)
+    assert_moved(both.peers_params, both.start)
 
 
 @pytest.mark.parametrize(("entry", "reference", "options"), _params(_few_runs))
