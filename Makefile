@@ -19,7 +19,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-every: $(READY)
+test-every: $(READY) $(VENV)/sources/.ready
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-all:
@@ -65,6 +65,11 @@ $(READY): pyproject.toml constraints.txt tests/peers.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement tests/peers.txt
 	touch $(READY)
+
+# timm's own tests lie in its source distribution.
+$(VENV)/sources/.ready: $(READY) tests/peers.txt
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary timm --dest $(VENV)/sources $$(grep ^timm== tests/peers.txt)
+	touch $@
 
 $(VENV)/triton-3.6/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0
