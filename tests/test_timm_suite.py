@@ -21,9 +21,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = Path(sys.prefix) / "sources"
 
 # Tests of timm's that do not pass, and why.
-_UNTOLD = (
-    "gives parameters without names and no matrix inside a network: hfoptim refuses to guess, timm guesses by shape"
-)
+_UNTOLD = "gives parameters without names: hfoptim refuses to guess which are matrices, timm guesses by shape"
 EXEMPT = {
     "test_param_groups_layer_decay_reg_token_stem": "builds timm's vision models, which need torchvision",
     "test_compiled_foreach_adam_optimizers": "imports private modules of timm's",
@@ -33,7 +31,7 @@ EXEMPT = {
     "test_adamuon": _UNTOLD,
     **{f"test_optim_factory[{name}]": _UNTOLD for name in ("muon", "nmuon", "adamuon", "nadamuon")},
     "test_optim_factory[lbfgs]": "torch's LBFGS takes no groups",
-    "test_optim_factory[prodigy]": "gives groups learning rates of their own, which Prodigy refuses; timm has no Prodigy",
+    "test_optim_factory[prodigy]": "gives groups learning rates of their own, which Prodigy refuses; timm has none",
 }
 
 
