@@ -27,6 +27,9 @@ class Anywhere(triton.Triton):
 
 
 GENERATED = Anywhere(False, backends.LOOP, backends.FOREACH)
+# Around the products of matrices.
+AROUND = Anywhere(False, backends.LOOP, backends.MATRIX)
+MATRIX = backends.MatrixKernels(AROUND, backends.MATRIX)
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def put_in() -> Iterator[None]:
     """Optimizers take their steps by generated kernels meanwhile, untried; with foreach=False by the loop."""
 
     def choose(group: Mapping[str, Any], *_: Any) -> tuple[Backend, ...]:
-        return (backends.LOOP,) if group["foreach"] is False else (backends.MATRIX, GENERATED)
+        return (backends.LOOP,) if group["foreach"] is False else (MATRIX, GENERATED)
 
     with (
         mock.patch.object(backends, "choose", choose),

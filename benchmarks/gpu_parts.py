@@ -19,7 +19,7 @@ import torch
 import traffic
 from candidates import Candidate
 from device_clock import Device
-from generated import GENERATED
+from generated import AROUND, GENERATED
 from kernel_cases import FORMS, options_of
 from measure import Parameters, Shapes
 from torch import Tensor
@@ -300,7 +300,7 @@ def _raced(bench: Bench, name: str, form: str, shapes: Shapes, others: Sequence[
         return {"error": f"needs {needed / 1e9:.0f} GB of the device's memory"}
     params = Parameters(shapes, dtype, bench.device.type)
     made = hfoptim.get_optimizer_info(name).opt_class(list(params.named.items()), **options)
-    with traffic.watched(*([GENERATED] if bench.device.dry else [])) as seen:
+    with traffic.watched(*([GENERATED, AROUND] if bench.device.dry else [])) as seen:
         first = measure.seconds(partial(_waited, bench.device, made))
     row: Row = {"first_step_s": first, "launches": device_clock.launches(bench.device, made.step)}
     row["by"] = row["launches"]["by"]

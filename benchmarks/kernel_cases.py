@@ -30,7 +30,7 @@ import measure
 import torch
 import traffic
 from device_code import Code, Launch
-from generated import GENERATED, put_in
+from generated import AROUND, GENERATED, put_in
 
 import hfoptim
 from hfoptim.engine import Scope
@@ -120,7 +120,7 @@ def launches_of(case: Case) -> tuple[list[Launch], tuple[float, float] | None]:
     with put_in(), device_code.recorded() as launches:
         optimizer.step()
         launches.clear()
-        with traffic.watched(GENERATED) as seen:
+        with traffic.watched(GENERATED, AROUND) as seen:
             optimizer.step()
     return list(launches), traffic.read_and_written(optimizer, seen)
 

@@ -1,7 +1,8 @@
 """Bytes that a step moves to and from memory, by the engine's own schedule of its kernels.
 
 A pass over a tensor reads and writes each entry once. What has not the parameter's size (a number per row, scalars) is
-not counted, codes count with their scales, and what an optimizer's sums over all tensors read counts, too.
+not counted, nor products of matrices between passes; codes count with their scales, and what an optimizer's sums over
+all tensors read counts, too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def watched(*stepping: Backend) -> Iterator[list[Seen]]:
         return called
 
     with ExitStack() as patches:
-        for backend in stepping or [b for b in vars(backends).values() if isinstance(b, Backend) and b.compiles]:
+        named = [getattr(b, "kernels", b) for b in vars(backends).values() if isinstance(b, Backend)]
+        for backend in stepping or [b for b in named if b.compiles]:
             patches.enter_context(mock.patch.object(backend, "step", seeing(backend.step, False)))
             patches.enter_context(mock.patch.object(backend, "probe", seeing(backend.probe, True)))
         yield seen
@@ -109,6 +111,8 @@ _WITH_REST = ("kahan", "remainder8", "remainder16")
 
 def _size(layout: Layout, index: int, row: TensorSlots) -> int:
     slot = layout.slots[index]
+    if index >= len(layout.slots) - layout.products:
+        return row.param.numel() * getattr(torch, slot.kept).itemsize
     tensors = row.tensors[slot.position : slot.position + (2 if slot.coded else 1)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

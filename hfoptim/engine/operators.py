@@ -124,7 +124,8 @@ def _derived(name: str, formula: Callable[..., Any], **more: Any) -> Operator:
 
 
 _ALL = (
-    Operator("neg", "-{0}", dunders=("__neg__",), aliases=("negative",)),
+    # A product: Triton 3.6 takes -x for 0 - x, which has no -0.
+    Operator("neg", "-{0}", "{0} * -1.0", dunders=("__neg__",), aliases=("negative",)),
     Operator("add", "{0} + {1}", dunders=("__add__", "__radd__"), commutes=True, formula=_scaled(1)),
     Operator("sub", "{0} - {1}", dunders=("__sub__", "__rsub__"), aliases=("subtract",), formula=_scaled(-1)),
     Operator("mul", "{0} * {1}", dunders=("__mul__", "__rmul__"), aliases=("multiply",), commutes=True),

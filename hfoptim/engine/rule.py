@@ -15,10 +15,10 @@ from __future__ import annotations
 import enum
 import math
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -119,6 +119,33 @@ class Probe:
 
     fn: Function
     per_step: PerStep = _nothing
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixFunction:
+    """What a rule of scope MATRIX does with whole matrices, by products of them: a function of its own, in the rule.
+
+    Where a rule calls no others, everything around it is element-wise or a sum, and can be generated kernels; the
+    function is then given all matrices of a bucket together.
+
+    Args:
+        fn: `(stacks, *numbers) -> stacks`. A stack is a tensor of at least two dimensions, of which the last two are a
+            matrix; each result has its shape, and may have another dtype.
+    """
+
+    fn: Callable[..., Sequence[Tensor]]
+    # Whether values go through as they are: where what is around the functions is tried, without them.
+    left_out: ClassVar[bool] = False
+
+    def __call__(self, matrix: Any, *numbers: Any) -> Any:
+        """Of one stack of matrices, or traced."""
+        if isinstance(matrix, Tensor):
+            return self.of([matrix], *numbers)[0]
+        return matrix.given_to(self, *numbers)
+
+    def of(self, stacks: Sequence[Tensor], *numbers: Any) -> Sequence[Tensor]:
+        """Of several stacks."""
+        return stacks if self.left_out else self.fn(stacks, *numbers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import MATRIX, Group, Name, Rule, Scalars, bias_correction, ema, hyper, nonnegative, zeros
+from hfoptim.engine import (
+    MATRIX,
+    Group,
+    MatrixFunction,
+    Name,
+    Rule,
+    Scalars,
+    bias_correction,
+    ema,
+    hyper,
+    nonnegative,
+    zeros,
+)
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple
@@ -55,16 +67,27 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, adapti
             return part * (0.2 * math.sqrt(part.shape[-2] * part.shape[-1]) / size)
         return part * LR_SCALES[scale](*part.shape[-2:])
 
+    @MatrixFunction
+    def orthogonal(stacks: Sequence[Tensor], eps: Any) -> list[Tensor]:
+        made = iteration.each
+        if adaptive:
+            return form.all(lambda parts: list(made(parts, eps)), stacks)
+        return form.all(lambda parts: [sized(part, eps) for part in made(parts, eps)], stacks)
+
+    @MatrixFunction
+    def rescaled(stacks: Sequence[Tensor], eps: Any) -> list[Tensor]:
+        return form.all(lambda parts: [sized(part, eps) for part in parts], stacks)
+
     def fn(grad: Any, param: Any, momentum_buffer: Any, *args: Any) -> tuple[Any, ...]:
         *second, h = args
         momentum_buffer = ema(momentum_buffer, grad, h.alpha)
         update = ema(grad, momentum_buffer, h.momentum) if nesterov else momentum_buffer
+        update = orthogonal(update, h.eps)
         if not adaptive:
-            return form.each(lambda part: sized(iteration(part, h.eps), h.eps), update), momentum_buffer
-        update = form.each(lambda part: iteration(part, h.eps), update)
+            return update, momentum_buffer
         exp_avg_sq = ema(second[0], update * update, h.alpha2)
         update = update / (exp_avg_sq.sqrt() * h.inverse_root + h.eps)
-        return form.each(lambda part: sized(part, h.eps), update), momentum_buffer, exp_avg_sq
+        return rescaled(update, h.eps), momentum_buffer, exp_avg_sq
 
     fn.__name__ = "adamuon" if adaptive else "muon"
     state = {"momentum_buffer": zeros, **({"exp_avg_sq": nonnegative} if adaptive else {})}

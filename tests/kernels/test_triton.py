@@ -44,7 +44,7 @@ LARGE, SMALL = 10**9, 10**3
 @pytest.mark.parametrize("device", ["cuda", "xpu"])
 def test_gpus_that_triton_knows_take_it(device, monkeypatch):
     monkeypatch.setattr(triton, "missing", lambda: None)
-    assert backends.choose(ENGINE_DEFAULTS, device, LARGE) == (backends.MATRIX, backends.TRITON)
+    assert backends.choose(ENGINE_DEFAULTS, device, LARGE) == (backends.MATRIX_TRITON, backends.TRITON)
     assert backends.choose(ENGINE_DEFAULTS, device, SMALL) == (backends.MATRIX, backends.FOREACH)
     assert backends.choose({**ENGINE_DEFAULTS, "fused": True}, device, SMALL)[-1] is backends.TRITON_ASKED
     assert backends.choose({**ENGINE_DEFAULTS, "fused": False}, device, LARGE)[-1] is backends.FOREACH

@@ -166,6 +166,24 @@ def test_equal_shapes_are_orthogonalised_together(monkeypatch):
     assert sorted(seen) == [(6, 9)] * 8 + [(9, 6)] * 4
 
 
+def test_matrices_of_equal_sides_are_orthogonalised_together_elsewhere(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(3, 6, 9), (9, 6), (2, 2, 9, 6), (5, 5), (6, 9)]
+    matrices = [torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes]
+    iteration = newton_schulz.NewtonSchulz(USUAL, None, 1.0)
+    alone = list(iteration.each(matrices, 1e-7))
+    seen = []
+    whole = newton_schulz.orthogonalized
+    monkeypatch.setattr(
+        newton_schulz, "orthogonalized", lambda update, *rest: seen.append(tuple(update.shape)) or whole(update, *rest)
+    )
+    together = iteration.together(matrices, 1e-7)
+    assert sorted(seen) == [(5, 5), (9, 6, 9)]
+    for matrix, mine, other in zip(matrices, together, alone, strict=True):
+        assert mine.shape == matrix.shape
+        torch.testing.assert_close(mine, other, rtol=0.0, atol=1e-12)
+
+
 STACKED = [
     *[(torch.float32, options) for options in ({}, {"foreach": True}, {"fused": True}, {"caution": True})],
     (torch.float32, {"state_dtype": "8bit"}),

@@ -13,13 +13,17 @@ from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.backends.eager_tiled import Tiled
 from hfoptim.engine.backends.foreach import Foreach
 from hfoptim.engine.backends.loop import Loop
-from hfoptim.engine.backends.matrix import Matrix
+from hfoptim.engine.backends.matrix import Matrix, MatrixKernels
 from hfoptim.engine.plan import Plan
 
 LOOP, FOREACH, MATRIX = Tiled(Loop()), Tiled(Foreach()), Matrix()
 # Chosen by the engine, and asked for by the user.
 KERNELS, KERNELS_ASKED = (compiled.Kernels(asked, LOOP, FOREACH) for asked in (False, True))
 TRITON, TRITON_ASKED = (triton.Triton(asked, LOOP, FOREACH) for asked in (False, True))
+# Rules of whole matrices: what is around their products by Triton, too.
+MATRIX_TRITON, MATRIX_TRITON_ASKED = (
+    MatrixKernels(triton.Triton(asked, LOOP, MATRIX), MATRIX) for asked in (False, True)
+)
 
 # The size, by `size_of`, from which compiling is worth it: half a second on a CPU, once on a machine, which AdamW's
 # steps have earned after a thousand, Adafactor's after two hundred (measured from 1 k to 100 M entries in 1 to 3000
@@ -56,11 +60,12 @@ def choose(group: Mapping[str, Any], device_type: str, size: int) -> tuple[Backe
     large = size >= COMPILE_FROM.get(device_type, COMPILE_FROM["default"])
     if not asked and (group["foreach"] or asked is False or not large):
         return (MATRIX, FOREACH)
-    backend: Backend
+    found: tuple[Backend, ...]
     if device_type == "cpu":
-        backend, lacking = KERNELS_ASKED if asked else KERNELS, compiled.missing()
+        found, lacking = (MATRIX, KERNELS_ASKED if asked else KERNELS), compiled.missing()
     elif device_type in triton.DEVICES:
-        backend, lacking = TRITON_ASKED if asked else TRITON, triton.missing()
+        found = (MATRIX_TRITON_ASKED, TRITON_ASKED) if asked else (MATRIX_TRITON, TRITON)
+        lacking = triton.missing()
     elif asked:
         raise RuntimeError(
             f"fused=True has kernels for CPUs and for GPUs that Triton knows, not for {device_type}; use fused=None or "
@@ -69,7 +74,7 @@ def choose(group: Mapping[str, Any], device_type: str, size: int) -> tuple[Backe
     else:
         return (MATRIX, FOREACH)
     if lacking is None:
-        return (MATRIX, backend)
+        return found
     if asked:
         raise RuntimeError(f"fused=True needs {lacking}, missing on this machine; use fused=None or foreach=True")
     if size >= TELL_FROM:

@@ -18,7 +18,7 @@ from hfoptim.engine.codegen import build, native
 from hfoptim.engine.codegen.trace import Untraceable, Unwalkable
 from hfoptim.engine.memory import alike, contiguous
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.rule import Function, Rule
+from hfoptim.engine.rule import Function, Rule, Scope
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
@@ -96,12 +96,15 @@ class Generated(Backend):
 
     def _sort(self, bucket: Bucket, scalars: tuple[Any, ...], function: Function | None) -> _Sorted:
         plan = bucket.plan
-        calls: dict[int, Any] = {}
+        calls: dict[int, list[Any]] = {}
         unwalkable: list[int] = []
         others: list[int] = []
         kernel, left, lasts = None, unwalkable, True
-        for index, row in enumerate(bucket.rows):
-            if index == 0 or not native.shapeless(plan, function):
+        rows = list(enumerate(bucket.rows))
+        if plan.scope is Scope.MATRIX:
+            rows.sort(key=lambda each: tuple(each[1].param.shape))  # what is alike is stepped together
+        for place, (index, row) in enumerate(rows):
+            if place == 0 or not native.shapeless(plan, function):
                 try:
                     kernel, left = self.kernel(bucket, row, function), unwalkable
                 except Unwalkable as error:
@@ -127,11 +130,11 @@ class Generated(Backend):
                 left.append(index)
                 lasts = lasts and kernel is None
                 continue
-            call = calls.get(id(kernel.step))
-            if call is None:
-                call = calls[id(kernel.step)] = self.call(kernel, plan)
-            call.add(kernel, row, index)
-        return _Sorted(scalars, list(calls.values()), unwalkable, others, lasts)
+            same = calls.setdefault(id(kernel.step), [])
+            if not same or same[-1].is_full(row):
+                same.append(self.call(kernel, plan))
+            same[-1].add(kernel, row, index)
+        return _Sorted(scalars, [call for same in calls.values() for call in same], unwalkable, others, lasts)
 
 
 class Kernels(Generated):
@@ -180,6 +183,8 @@ def _takes(kernel: Any, bucket: Bucket, row: TensorSlots) -> bool:
     tensors = row.tensors
     if contiguous(tensors):
         return True
+    if kernel.program.products:
+        return False
     # State of other shapes (a number per tensor) is read whole.
     walked = [t for t in tensors if t.shape == row.param.shape]
     return kernel.program.flat and not bucket.plan.ordered and alike(walked)

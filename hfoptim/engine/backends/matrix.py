@@ -1,7 +1,8 @@
 """The backend of rules that look at whole matrices: parameters of equal shape are stacked and take one step together.
 
 A rule of scope MATRIX works on the last two dimensions of what it gets, so a stack of matrices costs it as many calls
-as one: products of small matrices become batched ones, and a GPU is asked for one large piece of work.
+as one: products of small matrices become batched ones, and a GPU is asked for one large piece of work. Where the rule's
+products are in functions of their own (`MatrixFunction`), generated kernels do all that is around them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from hfoptim.engine import storage
 from hfoptim.engine.apply import moved, step_in_place
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope
 
@@ -39,6 +42,29 @@ class Matrix(Backend):
                 step_in_place(bucket.plan, h, stack.rows[0], seeds[0])
             else:
                 _together(stack, h, seeds)
+
+
+class MatrixKernels(Matrix):
+    """Generated kernels for all but the products of matrices, if these are in functions of their own.
+
+    Args:
+        kernels: the backend with these.
+        other: that of rules which cannot be traced.
+    """
+
+    def __init__(self, kernels: Backend, other: Matrix) -> None:
+        self.kernels, self.other = kernels, other
+
+    def step(self, bucket: Bucket) -> None:
+        (self.kernels if _traceable(bucket) else self.other).step(bucket)
+
+
+def _traceable(bucket: Bucket) -> bool:
+    try:
+        native.traced(bucket.plan, tuple(bucket.scalars), bucket.rows[0])
+    except Untraceable:
+        return False
+    return True
 
 
 def _together(stack: Bucket, h: Any, seeds: list[int]) -> None:

@@ -32,6 +32,10 @@ class Rows:
         self.places.append(place)
         self.tensors += row.tensors
 
+    def is_full(self, row: TensorSlots) -> bool:
+        """Whether another row must go elsewhere."""
+        return False
+
     def take_gradients(self) -> bool:
         """Take the rows' gradients of this step; says whether no tensor has gaps or another order in memory."""
         if self.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Parameter and gradient among the values of a rule, before its states; and among the addresses a kernel is given.
 PARAM, GRAD = 0, 1
@@ -40,12 +40,21 @@ class Layout:
         rounding: how the new parameter gets into its dtype: "nearest", "kahan", "stochastic", "remainder8" or
             "remainder16"; Kahan's term or the remainder is the last tensor of the row.
         tensors: how many tensors a row has.
+        products: how many of the slots, the last ones, are for functions of whole matrices: tensors that are there for
+            the time of a step, behind those of the states.
     """
 
     compute: str
     slots: tuple[Slot, ...]
     rounding: str
     tensors: int
+    products: int = 0
+
+    def with_products(self, count: int) -> Layout:
+        """The same with slots for so many products."""
+        first = self.tensors - (self.rounding not in ("nearest", "stochastic"))
+        more = tuple([Slot(first + place, self.compute) for place in range(count)])
+        return replace(self, slots=self.slots + more, tensors=self.tensors + count, products=count)
 
     @property
     def coded(self) -> bool:

@@ -158,6 +158,8 @@ def kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Funct
 
 def _kernel(plan: Plan, names: tuple[str, ...], row: TensorSlots, function: Function | None) -> Kernel:
     program, layout, results = traced(plan, names, row, function)
+    if program.products:
+        raise Untraceable("functions of whole matrices between passes, which are called where Triton is launched")
     if _uses_float16(program, layout) and not build.has_float16():
         raise RuntimeError("the C++ compiler does not know float16, _Float16 in C++")
     return Kernel(build.load(cpp.generate(program, layout, names, _codebook)), program, names, results)
@@ -185,7 +187,7 @@ def program_of(
         Untraceable: the rule does what no kernel is generated for.
     """
     layout = layout_of(plan, row)
-    graph = Graph(plan.dtype)
+    graph = Graph(plan.dtype, len(layout.slots))
     h = hyper_type(names)(*[graph.add("scalar", (), (), name) for name in names])
     shapes = labels(plan, row, shapeless(plan, function))
     param, grad, *state = [graph.add("load", (), shape, index) for index, shape in enumerate(shapes)]
@@ -193,6 +195,7 @@ def program_of(
     results = [_symbol(value).index for value in sums.values()]
     outputs = {i + 1 if i else 0: _symbol(value).index for i, value in enumerate(new) if value is not None}
     program = schedule(graph, outputs, layout.exact(), results)
+    layout = layout.with_products(len(program.products))
     loads = {node.value: program.kinds[i] for i, node in enumerate(program.nodes) if node.op == "load"}
     if any(program.kinds[store.node] != loads[store.position] for store in program.stores):
         raise Unwalkable("a new state of another shape than the old")

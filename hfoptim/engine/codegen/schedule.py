@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from hfoptim.engine.codegen.trace import REDUCTIONS, Graph, Node, Untraceable, Unwalkable
+from hfoptim.engine.codegen.trace import REDUCTIONS, Graph, Node, Product, Untraceable, Unwalkable
 
 Time = tuple[int, int]  # phase, sub
 _START: Time = (0, 0)
@@ -44,6 +44,7 @@ class Program:
         early: full nodes that are stored exactly, and so can be read from memory after their store.
         live: nodes that something needs.
         results: scalars that are added up over all tensors and handed back.
+        products: functions of whole matrices, each called once a pass has stored what it is given.
     """
 
     nodes: list[Node]
@@ -55,6 +56,7 @@ class Program:
     early: dict[int, Store] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
     results: list[int] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
 
     @property
     def phases(self) -> int:
@@ -151,19 +153,21 @@ def schedule(graph: Graph, outputs: dict[int, int], exact: set[int], results: It
         Untraceable: a probe gives tensors.
     """
     nodes, alias = _without_same(graph)
+    products = [replace(product, given=alias[product.given]) for product in graph.products]
     outputs = {position: alias[i] for position, i in outputs.items()}
+    outputs |= {product.index: product.given for product in products}
     handed = [alias[i] for i in results]
     live = _live(nodes, [*outputs.values(), *handed])
     merged = _merge(nodes, live)
     kinds = [_kind(node, merged) for node in nodes]
     times = _times(nodes, kinds, live)
-    program = Program(nodes, kinds, len(merged), merged, [], times, live=live, results=handed)
+    program = Program(nodes, kinds, len(merged), merged, [], times, live=live, results=handed, products=products)
     if any(kinds[i] != "scalar" for i in handed):
         raise Untraceable("a probe that gives something else than numbers")
     program.stores = [Store(position, i, times[i]) for position, i in outputs.items()]
     full = [s for s in program.stores if kinds[s.node] == "full"]
     program.early = {s.node: s for s in full if s.position in exact}
-    _settle(program, full)
+    _settle(program, [s for s in full if s.position not in {product.index for product in products}])
     return program
 
 
@@ -220,6 +224,8 @@ def _times(nodes: list[Node], kinds: list[str], live: set[int]) -> list[Time]:
     times: list[Time] = []
     for i, node in enumerate(nodes):
         time = max((times[a] for a in node.args), default=_START)
+        if node.op == "load" and node.args:
+            time = (time[0] + 1, 0)
         if node.op in REDUCTIONS and i in live:
             step = kinds[node.args[0]], kinds[i]
             if step == ("full", "row"):

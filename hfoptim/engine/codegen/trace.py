@@ -33,7 +33,7 @@ class Node:
     """One operation.
 
     Args:
-        op: "load" (a tensor of the row), "scalar" (an entry of h), "number", "size" (how many entries the labels in
+        op: "load" (a tensor of the row; with an argument, what a `Product` has made of that), "scalar" (an entry of h), "number", "size" (how many entries the labels in
             `value` span), "sum" or "amax" (over the labels in `value`), "cast" (to the dtype in `value` and back), or
             the name of an operator.
         args: the nodes it reads.
@@ -51,16 +51,36 @@ class Node:
         return frozenset(label for label in self.shape if label is not None)
 
 
+@dataclass(frozen=True)
+class Product:
+    """A function of whole matrices, which no kernel is generated for: it is called between two passes.
+
+    Args:
+        function: the rule's `MatrixFunction`.
+        numbers: what it is given beside the matrices: numbers, or names of entries of h.
+        given: the node it is given.
+        index: of the value in memory that has this first, and then what the function makes of it.
+    """
+
+    function: Any
+    numbers: tuple[Any, ...]
+    given: int
+    index: int
+
+
 @dataclass
 class Graph:
     """Operations in an order in which they can be computed; equal ones are there once.
 
     Args:
         dtype: what they are computed in.
+        values: how many values the rule is given: parameter, gradient, states.
     """
 
     dtype: torch.dtype = torch.float32
+    values: int = 0
     nodes: list[Node] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     _known: dict[Node, int] = field(default_factory=dict)
 
     def add(self, op: str, args: Sequence[Symbol] = (), shape: Shape = (), value: Any = None) -> Symbol:
@@ -162,6 +182,16 @@ class Symbol:
         if self.node.shape[place] is not None:
             raise Untraceable("it squeezes a dimension larger than 1")
         return self._reshaped((*self.node.shape[:place], *self.node.shape[place + 1 :]))
+
+    def given_to(self, function: Any, *numbers: Any) -> Symbol:
+        """What a function of whole matrices makes of it."""
+        names = [self.graph.nodes[n.index] if isinstance(n, Symbol) else n for n in numbers]
+        if any(isinstance(n, Node) and n.op != "scalar" for n in names):
+            raise Untraceable("it computes with numbers of h before it gives them to a function of matrices")
+        index = self.graph.values + len(self.graph.products)
+        given = tuple([n.value if isinstance(n, Node) else n for n in names])
+        self.graph.products.append(Product(function, given, self.index, index))
+        return self.graph.add("load", [self], self.node.shape, index)
 
     # -- how nodes are made -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 from functools import cache
 from typing import Any, NamedTuple
@@ -37,10 +37,15 @@ class Form(NamedTuple):
 
     def each(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
         """A function of every part, put together again."""
+        return self.all(lambda parts: [function(part) for part in parts], [matrix])[0]
+
+    def all(self, function: Callable[[Sequence[Tensor]], Sequence[Tensor]], matrices: Sequence[Tensor]) -> list[Tensor]:
+        """A function of the parts of several, put together again."""
         if not self.parts:
-            return function(matrix)
-        dim = -1 if self.across else -2
-        return torch.cat([function(part) for part in matrix.split(self.parts, dim)], dim)
+            return list(function(matrices))
+        dim, count = -1 if self.across else -2, len(self.parts)
+        done = function([part for matrix in matrices for part in matrix.split(self.parts, dim)])
+        return [torch.cat(list(done[i : i + count]), dim) for i in range(0, len(done), count)]
 
     @property
     def shape(self) -> Callable[[torch.Size], tuple[int, ...]] | None:

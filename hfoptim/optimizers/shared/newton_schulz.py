@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +72,8 @@ def orthogonalized(
     """
     rows, columns = matrix.shape[-2:]
     norm = matrix.norm(dim=(-2, -1), keepdim=True) * safety_factor
-    x = (matrix / norm.clamp(min=eps)).to(dtype).reshape(math.prod(matrix.shape[:-2]), rows, columns)
+    x = torch.div(matrix, norm.clamp(min=eps), out=torch.empty_like(matrix, dtype=dtype))
+    x = x.reshape(math.prod(matrix.shape[:-2]), rows, columns)
     x = x.mT if rows > columns else x  # A is the smaller of both products
     # The other way takes fewer operations from this shape on. With coarser products its A is too coarse.
     long = 2 * max(rows, columns) > 3 * min(rows, columns)
@@ -124,6 +125,29 @@ class NewtonSchulz(NamedTuple):
         kept = matrix.device.type == "cpu" or matrix.dtype is torch.float64
         dtype = self.dtype or (matrix.dtype if kept else torch.bfloat16)
         return orthogonalized(matrix, self.coefficients, eps, dtype, self.safety_factor)
+
+    def each(self, matrices: Sequence[Tensor], eps: Any) -> Iterator[Tensor]:
+        """Of several matrices or stacks; together where they may be, but on a CPU, which gains nothing from that."""
+        alone = matrices[0].device.type == "cpu"
+        yield from (self(matrix, eps) for matrix in matrices) if alone else self.together(matrices, eps)
+
+    def together(self, matrices: Sequence[Tensor], eps: Any) -> list[Tensor]:
+        """Of several matrices or stacks, those of equal sides in one."""
+        wide = [matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix for matrix in matrices]
+        alike: dict[torch.Size, list[int]] = {}
+        for place, matrix in enumerate(wide):
+            alike.setdefault(matrix.shape[-2:], []).append(place)
+        done = list(matrices)
+        for sides, places in alike.items():
+            if len(places) == 1:
+                done[places[0]] = self(matrices[places[0]], eps)
+                continue
+            stacks = [wide[place].reshape(-1, *sides) for place in places]
+            parts = self(torch.cat(stacks), eps).split([len(stack) for stack in stacks])
+            for place, part in zip(places, parts, strict=True):
+                part = part.reshape(wide[place].shape)
+                done[place] = part if wide[place] is matrices[place] else part.mT
+        return done
 
 
 def iterations(given: Any, steps: int) -> tuple[Triple, ...]:

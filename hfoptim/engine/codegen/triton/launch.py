@@ -24,6 +24,8 @@ OPTIONS = {"enable_fp_fusion": True}
 # What is kept on devices for calls like earlier ones: so many calls, and so many bytes.
 KEPT_CALLS = 256
 KEPT_BYTES = 1 << 27
+# Entries that are given to functions of whole matrices at once, which take up to 16 bytes for each in between.
+MATRICES = 22 << 20
 
 
 def start(function: Any, grid: int, arguments: Sequence[Any], warps: int) -> None:
@@ -41,16 +43,29 @@ class Call(Rows):
 
     Attributes:
         shapes: for each row (batches, rows, columns), as `Writer.cut` takes them.
+        entries: of all rows.
     """
 
     kernel: Kernel
     shapes: list[tuple[int, int, int]] = field(default_factory=list)
+    entries: int = 0
+
+    @property
+    def _width(self) -> int:
+        return self.kernel.source.tensors
+
+    def is_full(self, row: TensorSlots) -> bool:
+        """Whether a row is too much: functions of whole matrices take a limited number of entries at once."""
+        return bool(self.kernel.source.products and self.rows and self.entries + row.param.numel() > MATRICES)
 
     def add(self, kernel: Kernel, row: TensorSlots, place: int) -> None:
         """Take a row, and its place in the bucket; one without entries has nothing to be done."""
         if row.param.numel():
             self.take(row, place)
+            for position in sorted(self.kernel.source.products.values()):
+                self.tensors.insert(self._width * (len(self.rows) - 1) + position, row.param)
             self.shapes.append(kernel.shape(row))
+            self.entries += row.param.numel()
 
     def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> dict[str, Tensor]:
         """Step the rows; or probe them, and give the sums. Nothing waits for the device.
@@ -64,15 +79,46 @@ class Call(Rows):
         kernel, count, device = self.kernel, len(self.rows), self.rows[0].param.device
         source = kernel.source
         with _on(device):
+            stacks = {index: self._stacks(position) for index, position in source.products.items()}
             memory = _memory(kernel, self.shapes, self.addresses(), device)
+            for position in source.products.values():
+                self.tensors[position :: self._width] = [row.param for row in self.rows]
             memory.send([scalars[name] for name in kernel.names], self.drawn(seeds))
             found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
             arguments = {**memory.tensors, "results": found, "rows": count}
             grids = {"block": memory.blocks, "row": count, "line": memory.lines, "all": 1}
             for launch in source.launches:
+                if launch.grid == "product":
+                    self._product(launch.name, stacks, scalars)
+                    continue
                 given = [arguments[name] for name in launch.arguments]
                 start(getattr(kernel.step, launch.name), grids[launch.grid], given, launch.warps)
         return dict(zip(kernel.results, found, strict=True))
+
+    def _stacks(self, position: int) -> list[Tensor]:
+        """Memory for what a function of matrices is given and gives: rows of one shape are a stack.
+
+        It is there for one step; between steps the parameters are in its place among the tensors.
+        """
+        alike: dict[torch.Size, list[int]] = {}
+        for number, row in enumerate(self.rows):
+            alike.setdefault(row.param.shape, []).append(number)
+        dtype, device = getattr(torch, self.kernel.source.compute), self.rows[0].param.device
+        stacks = []
+        for shape, numbers in alike.items():
+            stacks.append(torch.empty((len(numbers), *shape), dtype=dtype, device=device))
+            for number, part in zip(numbers, stacks[-1].unbind(), strict=True):
+                self.tensors[number * self._width + position] = part
+        return stacks
+
+    def _product(self, name: str, stacks: Mapping[int, list[Tensor]], scalars: Mapping[str, Any]) -> None:
+        """Call a function of matrices; what it gives goes where it was given them."""
+        (product,) = [p for p in self.kernel.program.products if f"product{p.index}" == name]
+        numbers = [scalars[n] if isinstance(n, str) else n for n in product.numbers]
+        own = stacks[product.index]
+        for stack, result in zip(own, product.function.of(own, *numbers), strict=True):
+            if result is not stack:
+                stack.copy_(result)
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -57,11 +57,12 @@ from hfoptim.engine.codegen.triton.runtime import *
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a step.
+    """One launch of a step; or what is called between two, which has no arguments.
 
     Args:
         name: of the function in the source.
-        grid: "block", "row", "line" or "all": what one program takes.
+        grid: "block", "row", "line" or "all": what one program takes; "product" where there is none, but a function of
+            whole matrices.
         arguments: names of its arguments, keys of `TYPES`.
         warps: how many warps a program has.
     """
@@ -96,6 +97,7 @@ class Source:
     Args:
         text: the module.
         launches: in order, all of one step.
+        products: positions in the row of the tensors for functions of whole matrices, by the index of their value.
         tensors: how many addresses a row has.
         block: entries of a program; of coded state, a whole number of its blocks.
         codes: the kinds of codes there are, in the order in which `books` and `cells` have them.
@@ -108,6 +110,7 @@ class Source:
 
     text: str
     launches: tuple[Launch, ...]
+    products: dict[int, int]
     tensors: int
     block: int
     codes: tuple[str, ...]
@@ -151,12 +154,16 @@ class Writer(Places):
         lines: list[str] = []
         for phase in range(self.program.phases):
             lines += self._phase(phase)
+            stored = [s.position for s in self._stores((phase,), "full")]
+            called = [p for p in self.program.products if p.index in stored]
+            self.launches += [Launch(f"product{p.index}", "product", ()) for p in called]
         if self.program.results:
             lines += self._function("total", "all", self._total())
         layout = self.layout
         return Source(
             text=_HEAD + "\n".join(lines) + "\n",
             launches=tuple(self.launches),
+            products={p.index: layout.slots[p.index].position for p in self.program.products},
             tensors=layout.tensors,
             block=BLOCK,
             codes=self.codes,
