@@ -16,6 +16,7 @@ import torch
 from hfoptim.engine import backends
 from hfoptim.engine.backends import trial, triton
 from hfoptim.engine.backends.backend import Backend
+from hfoptim.engine.backends.matrix import MatrixKernels
 from hfoptim.engine.plan import Plan
 
 
@@ -29,7 +30,7 @@ class Anywhere(triton.Triton):
 GENERATED = Anywhere(False, backends.LOOP, backends.FOREACH)
 # Around the products of matrices.
 AROUND = Anywhere(False, backends.LOOP, backends.MATRIX)
-MATRIX = backends.MatrixKernels(AROUND, backends.MATRIX)
+MATRIX = MatrixKernels(AROUND, backends.MATRIX)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from operator_cases import (
 from rows import assert_near, bucket_of, by_loop, copied
 from test_native import SHAPES as ALL_SHAPES
 from test_native import made
-from triton.runtime import interpreter
+from triton.runtime import interpreter  # type: ignore[import-untyped]
 
 import hfoptim
 from hfoptim.engine import ELEMENT, MATRIX, MatrixFunction, Rule, backends, storage

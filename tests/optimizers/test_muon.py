@@ -179,8 +179,8 @@ def test_matrices_of_equal_sides_are_orthogonalised_together_elsewhere(monkeypat
     )
     together = iteration.together(matrices, 1e-7)
     assert sorted(seen) == [(5, 5), (9, 6, 9)]
-    for matrix, mine, other in zip(matrices, together, alone, strict=True):
-        assert mine.shape == matrix.shape
+    for given, mine, other in zip(matrices, together, alone, strict=True):
+        assert mine.shape == given.shape
         torch.testing.assert_close(mine, other, rtol=0.0, atol=1e-12)
 
 

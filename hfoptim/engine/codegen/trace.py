@@ -33,9 +33,9 @@ class Node:
     """One operation.
 
     Args:
-        op: "load" (a tensor of the row; with an argument, what a `Product` has made of that), "scalar" (an entry of h), "number", "size" (how many entries the labels in
-            `value` span), "sum" or "amax" (over the labels in `value`), "cast" (to the dtype in `value` and back), or
-            the name of an operator.
+        op: "load" (a tensor of the row; with an argument, what a `Product` has made of that), "scalar" (an entry of h),
+            "number", "size" (how many entries the labels in `value` span), "sum" or "amax" (over the labels in
+            `value`), "cast" (to the dtype in `value` and back), or the name of an operator.
         args: the nodes it reads.
         shape: one label per dimension.
         value: what the operation needs besides.
