@@ -59,7 +59,7 @@ SIGNATURES = {
     "Adopt": "lr=0.001, betas=(0.9, 0.9999), eps=1e-06, clip_exp=0.333, weight_decay=0.0, decoupled=False",
     "Lamb": (
         "lr=0.001, bias_correction=True, betas=(0.9, 0.999), eps=1e-06, weight_decay=0.01, grad_averaging=True, "
-        "max_grad_norm=1.0, trust_clip=False, always_adapt=False"
+        "max_grad_norm=1.0, trust_clip=False, always_adapt=False, decoupled_decay=False"
     ),
     "Lars": (
         "lr=1.0, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, trust_coeff=0.001, eps=1e-08, "
@@ -71,7 +71,10 @@ SIGNATURES = {
         "eps=1e-07, ns_steps=5, adjust_lr_fn=None, *, betas=(0.9, 0.95), fallback='adamw', fallback_lr_scale=1.0, "
         "use_muon=None, qkv_split=None, stacked=None, safety_factor=1.0, algo='muon', ns_dtype=None"
     ),
-    "NvNovoGrad": "lr=0.001, betas=(0.95, 0.98), eps=1e-08, weight_decay=0.0, grad_averaging=False, amsgrad=False",
+    "NvNovoGrad": (
+        "lr=0.001, betas=(0.95, 0.98), eps=1e-08, weight_decay=0.0, grad_averaging=False, amsgrad=False, "
+        "decoupled_decay=False"
+    ),
     "Prodigy": (
         "lr=1.0, betas=(0.9, 0.999), beta3=None, eps=1e-08, weight_decay=0.0, decouple=True, "
         "use_bias_correction=False, safeguard_warmup=False, d0=1e-06, d_coef=1.0, growth_rate=inf, "

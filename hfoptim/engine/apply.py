@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from hfoptim.engine import storage
-from hfoptim.engine.plan import Decay, Plan
+from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan
 from hfoptim.engine.rule import add_scaled, cautious
 from hfoptim.engine.tensor_slots import TensorSlots
 
@@ -57,7 +59,9 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
     if plan.caution:
         update = cautious(update, grad)
     new = weight - update if plan.rule.returns_step_size else add_scaled(weight, update, -h.lr)
-    if plan.decay in (Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED):
+    if plan.decay in DECOUPLED_PLACES:
         decayed = new if plan.decay is Decay.DECOUPLED_AFTER else weight
+        if plan.cautious_decay:
+            decayed = torch.where(update * weight >= 0.0, decayed, 0.0)
         new = add_scaled(new, decayed, -(size * h.weight_decay) if plan.rule.returns_step_size else -h.decay)
     return (new, *new_state)

@@ -51,6 +51,8 @@ class RuleOptimizer(_Declared):
         foreach: bool | None = None
         fused: bool | None = None
         caution: bool | Literal["momentum"] = False
+        cautious_weight_decay: bool = False
+        corrected_weight_decay: bool = False
         kahan_sum: bool | None = None
         stochastic_rounding: bool = False
         master_weights: Literal[8, 16] | None = None

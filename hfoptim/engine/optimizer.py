@@ -19,7 +19,7 @@ from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, place
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.options import check_options, documentation
-from hfoptim.engine.plan import Decay, Plan, decay_scalars, plan_of
+from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, decay_scalars, plan_of
 from hfoptim.engine.rule import Group, Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
@@ -150,6 +150,22 @@ class EngineOptimizer(Optimizer):
                 f"caution='momentum' is for optimizers whose update is more than a momentum with other lengths; "
                 f"{type(self).__name__} takes caution=True"
             )
+        self._check_decay(group)
+
+    def _check_decay(self, group: dict[str, Any]) -> None:
+        chosen = [name for name in ("cautious_weight_decay", "corrected_weight_decay") if group[name]]
+        place = self.decay_for(group) if "weight_decay" in group else Decay.NONE
+        if chosen and place not in DECOUPLED_PLACES:
+            raise ValueError(
+                f"{chosen[0]}=True needs decoupled weight decay; here it enters {place.value}. Leave it out, or choose "
+                f"the option or the optimizer with decoupled decay"
+            )
+        if group["corrected_weight_decay"] and place is Decay.FULLY_DECOUPLED:
+            raise ValueError("corrected_weight_decay=True and decouple_lr=True exclude each other; give one of them")
+        if group["corrected_weight_decay"] and group["lr"] is None:
+            raise ValueError("corrected_weight_decay=True multiplies by lr / max_lr, and there is no lr; give one")
+        if _needs_peak(group, place) and group.get("max_lr") == 0:
+            raise ValueError("the weight decay divides by the peak learning rate, which is 0 here; give max_lr above 0")
 
     def check_added(self, group: dict[str, Any]) -> None:
         """Raise if a group that is there now, with its parameters, cannot be stepped; it is then taken out again."""
@@ -191,6 +207,10 @@ class EngineOptimizer(Optimizer):
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
             param_group.pop("differentiable", None)
         try:
+            if _needs_peak(param_group, self.decay_for(param_group)) and param_group.get("max_lr") is None:
+                # The lr that the group starts with, as a number of its own: a schedule may change a tensor in place.
+                param_group["max_lr"] = checks.number("lr", param_group["lr"])
+                self.check_group(param_group)
             self.check_added(param_group)
         except Exception:
             self.param_groups.pop()
@@ -450,18 +470,26 @@ class EngineOptimizer(Optimizer):
             group["caution"] is True,
             storage.rounding_of(param.dtype, group),
             storage.storages(rule, param, group),
+            group["cautious_weight_decay"],
         )
 
     def _scalars(self, item: BucketStep, totals: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
         scalars = decay_scalars(item.bucket.plan, item.group)
         scalars |= rule.per_step(item.t, item.group, **{**(totals if rule.probe else {}), **more})
+        if item.group["corrected_weight_decay"]:
+            scalars = corrected(item.bucket.plan, item.group, scalars)
         if "lr" not in scalars:
             scalars["lr"] = float(item.group["lr"])
         return placed(scalars, item.bucket)
 
     def _name_of(self, index: int, position: int) -> str:
         return checks.parameter_name(self.param_groups[index], index, position)
+
+
+def _needs_peak(group: Group, place: Decay) -> bool:
+    """Whether a group's weight decay divides by the peak of its learning rate."""
+    return place is Decay.FULLY_DECOUPLED or bool(group["corrected_weight_decay"])
 
 
 def take_loss(optimizer: Any, of_closure: Any) -> None:

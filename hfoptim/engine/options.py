@@ -68,6 +68,18 @@ OPTIONS = {
         of_run=False,
         values=(False, True, "momentum"),
     ),
+    "cautious_weight_decay": Option(
+        False,
+        "decoupled weight decay of those entries alone that the update does not move away from 0 (Cautious Weight "
+        "Decay, arXiv 2510.12402)",
+        of_run=False,
+    ),
+    "corrected_weight_decay": Option(
+        False,
+        "decoupled weight decay times lr / max_lr, so that it falls with the square of lr (AdamC, arXiv 2506.02285). "
+        "`max_lr` of a group is the peak of its schedule: the lr that it starts with, unless it is given",
+        of_run=False,
+    ),
     "kahan_sum": Option(
         None,
         "keep what rounding takes from float16 and bfloat16 parameters and add it at the next step. None: for such "

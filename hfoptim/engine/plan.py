@@ -30,6 +30,10 @@ class Decay(enum.Enum):
     FULLY_DECOUPLED = "p - lr * u - wd * lr / max_lr * p: wd does not depend on the peak learning rate"
 
 
+# The placements that take a share of the parameter itself.
+DECOUPLED_PLACES = frozenset({Decay.DECOUPLED, Decay.DECOUPLED_AFTER, Decay.FULLY_DECOUPLED})
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """All that fixes the computation of a step, apart from numbers: a compiled kernel is made for one plan.
@@ -43,6 +47,7 @@ class Plan:
         maximize, caution: the options.
         rounding: how new parameters get into their dtype.
         storage: how each of the rule's states is kept.
+        cautious_decay: whether a decoupled decay takes only what agrees in sign with the update.
 
     Attributes:
         kahan: whether a parameter has a residual of Kahan's.
@@ -58,6 +63,7 @@ class Plan:
     caution: bool
     rounding: Rounding
     storage: tuple[Storage, ...]
+    cautious_decay: bool = False
     kahan: bool = field(init=False)
     plain: bool = field(init=False)
     ordered: bool = field(init=False)
@@ -100,9 +106,11 @@ def plan_of(
     caution: bool = False,
     rounding: Rounding = Rounding.NEAREST,
     kept: tuple[Storage, ...] | None = None,
+    cautious_decay: bool = False,
 ) -> Plan:
     """The plan with these options; the same object every time. `kept` None: all states in the compute dtype."""
-    return Plan(rule, decay, dtype, maximize, caution, rounding, storage.full(rule) if kept is None else kept)
+    kept = storage.full(rule) if kept is None else kept
+    return Plan(rule, decay, dtype, maximize, caution, rounding, kept, cautious_decay)
 
 
 def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
@@ -118,3 +126,17 @@ def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
         return {"decay": lr * weight_decay}
     max_lr = float(group["max_lr"])
     return {"decay": weight_decay * lr / max_lr if max_lr else 0.0}
+
+
+def corrected(plan: Plan, group: Mapping[str, Any], scalars: dict[str, Any]) -> dict[str, Any]:
+    """The scalars with the share that a decoupled decay takes multiplied by lr / max_lr (arXiv 2506.02285).
+
+    Raises:
+        ValueError: the option was switched on after the group was made, and nobody gave the peak.
+    """
+    name = "weight_decay" if plan.rule.returns_step_size else "decay"
+    if name not in scalars:
+        return scalars
+    if not group.get("max_lr"):
+        raise ValueError("corrected_weight_decay divides by the peak learning rate; give the group max_lr above 0")
+    return {**scalars, name: scalars[name] * (float(group["lr"]) / group["max_lr"])}

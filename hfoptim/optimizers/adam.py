@@ -79,6 +79,18 @@ class Adam(FullyDecoupling):
             "Adam with caution and decoupled weight decay",
             options={"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "caution": True},
         ),
+        Name(
+            "adamc",
+            "AdamW with weight decay that falls with the square of lr",
+            "https://arxiv.org/abs/2506.02285",
+            {"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "corrected_weight_decay": True},
+        ),
+        Name(
+            "cadamc",
+            "adamc with caution",
+            "https://arxiv.org/abs/2506.02285",
+            {"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "caution": True, "corrected_weight_decay": True},
+        ),
     )
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.99), "decay rates of m and v")

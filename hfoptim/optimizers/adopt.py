@@ -60,6 +60,16 @@ class Adopt(RuleOptimizer):
         Name("adoptw", "ADOPT with decoupled weight decay", options={"decoupled": True}),
         Name("cadopt", "ADOPT with caution", options={"caution": True}),
         Name("cadoptw", "ADOPT with caution and decoupled decay", options={"caution": True, "decoupled": True}),
+        Name(
+            "adoptc",
+            "ADOPT with decoupled weight decay that falls with the square of lr",
+            options={"decoupled": True, "corrected_weight_decay": True},
+        ),
+        Name(
+            "cadoptc",
+            "adoptc with caution",
+            options={"caution": True, "decoupled": True, "corrected_weight_decay": True},
+        ),
     )
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.9999), "decay rates of m and v")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine import Group, Name, Scalars, hyper
 from hfoptim.engine.rule import (
     ELEMENT,
     TENSOR,
@@ -22,6 +22,7 @@ from hfoptim.engine.rule import (
     zeros,
 )
 from hfoptim.optimizers.shared.clipping import clip_at, clip_factor, squared_norm
+from hfoptim.optimizers.shared.decoupling import DECOUPLED_DECAY, DecouplingInside
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 from hfoptim.optimizers.shared.trust_ratio import adapts, unless_zero
@@ -51,7 +52,7 @@ def _per_step(t: int, group: Group, grad_sq: Tensor | None = None) -> Scalars:
 
 
 @cache
-def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, masked: bool) -> Rule:
+def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, masked: bool, decoupled: bool) -> Rule:
     """The rule for one kind of group and options.
 
     Args:
@@ -60,6 +61,7 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
         grad_averaging: the new gradient enters the first moment with a weight of 1 - beta1, not of 1.
         trust_clip: trust ratios of 1 at most.
         masked: caution before decay and trust ratio.
+        decoupled: the decay comes before the update, which has none of it; the ratio is that of the decayed parameter.
     """
 
     # Passes over memory, in tensors of the parameter's size:
@@ -75,11 +77,12 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
         exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
         update = exp_avg / (exp_avg_sq.sqrt() + h.eps)
         update = cautious(update, grad) if masked else update
-        return add_scaled(update, param, h.inside) if adapted else update, exp_avg, exp_avg_sq
+        return add_scaled(update, param, h.inside) if adapted and not decoupled else update, exp_avg, exp_avg_sq
 
     def scaled_ratio(param: Any, update: Any, h: Any) -> Any:
         """The trust ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced."""
         weight_norm, update_norm = param.norm(), update.norm()
+        weight_norm = weight_norm * (1.0 - h.decay) if decoupled else weight_norm
         ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
         return ratio.clamp(max=h.scale) if trust_clip else ratio
 
@@ -100,7 +103,7 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
     return Rule(fn, scope, state, _per_step, probe, report=report if adapted else None)
 
 
-class Lamb(RuleOptimizer):
+class Lamb(DecouplingInside):
     """Adam whose update has the norm of the parameter, tensor by tensor: for very large batches.
 
     With G all gradients together, g the gradient, p the parameter, t the step:
@@ -110,6 +113,8 @@ class Lamb(RuleOptimizer):
         v = beta2 v + (1 - beta2) g^2
         u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p
         p = p - lr |p| / |u| u
+
+    or under `decoupled_decay` p = (1 - lr weight_decay) p first, and u without its decay.
 
     The trust ratio |p| / |u| is 1 where one of the norms is 0, and for parameters without weight decay, unless
     `always_adapt`. State: `exp_avg` (m), `exp_avg_sq` (v); a state_dict of timm's Lamb loads.
@@ -127,13 +132,20 @@ class Lamb(RuleOptimizer):
         You et al., arXiv 1904.00962; timm 1.0, `timm.optim.Lamb`.
     """
 
-    decay = Decay.INSIDE
     masks_momentum = True
     peer_flags = TIMM_DECAY
     names = (
         Name("lamb"),
         Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}),
         Name("clamb", "LAMB with caution before decay and trust ratio", options={"caution": "momentum"}),
+        Name("lambw", "LAMB with decoupled weight decay", options={"decoupled_decay": True}),
+        Name("lambcw", "LAMBC with decoupled decay", options={"trust_clip": True, "decoupled_decay": True}),
+        Name("clambw", "LAMB with caution, decoupled", options={"caution": "momentum", "decoupled_decay": True}),
+        Name(
+            "lambcd",
+            "LAMB with decoupled weight decay that falls with the square of lr",
+            options={"decoupled_decay": True, "corrected_weight_decay": True},
+        ),
     )
     lr: float = hyper(1e-3, "learning rate: the relative change of a tensor per step")
     bias_correction: bool = hyper(True, "False leaves out both bias corrections")
@@ -144,8 +156,10 @@ class Lamb(RuleOptimizer):
     max_grad_norm: float | None = clip_at(1.0, "norm of all gradients together")
     trust_clip: bool = hyper(False, "trust ratios of 1 at most (LAMBC)")
     always_adapt: bool = hyper(False, "a trust ratio for parameters without weight decay, too")
+    decoupled_decay: bool = DECOUPLED_DECAY
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         clipped = group["max_grad_norm"] is not None
         masked = group["caution"] == "momentum"
-        return lamb(adapts(group), clipped, group["grad_averaging"], group["trust_clip"], masked)
+        decoupled = group["decoupled_decay"] and group["weight_decay"] != 0
+        return lamb(adapts(group), clipped, group["grad_averaging"], group["trust_clip"], masked, decoupled)

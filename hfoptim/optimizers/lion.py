@@ -29,7 +29,12 @@ class Lion(FullyDecoupling):
     """
 
     rule = lion
-    names = (Name("lion"), Name("clion", "Lion with caution", options={"caution": True}))
+    names = (
+        Name("lion"),
+        Name("clion", "Lion with caution", options={"caution": True}),
+        Name("lionc", "Lion with decay that falls with the square of lr", options={"corrected_weight_decay": True}),
+        Name("clionc", "lionc with caution", options={"caution": True, "corrected_weight_decay": True}),
+    )
     lr: float = hyper(1e-4, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.99), "interpolation weights of the update and of the momentum")
     weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine import Group, Name, Scalars, hyper
 from hfoptim.engine.rule import TENSOR, Rule, add_scaled, ema, scalar, zeros
+from hfoptim.optimizers.shared.decoupling import DECOUPLED_DECAY, DecouplingInside
 from hfoptim.optimizers.shared.moments import moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
@@ -23,7 +24,7 @@ def _per_step(t: int, group: Group) -> Scalars:
         "beta1": group["betas"][0],
         "eps": group["eps"],
         "weight": weight,
-        "inside": weight * float(group["weight_decay"]),
+        "inside": 0.0 if group["decoupled_decay"] else weight * float(group["weight_decay"]),
     }
 
 
@@ -49,7 +50,7 @@ def novograd(amsgrad: bool) -> Rule:
     return Rule(fn, TENSOR, {**state, "max_exp_avg_sq": scalar} if amsgrad else state, _per_step)
 
 
-class NvNovoGrad(RuleOptimizer):
+class NvNovoGrad(DecouplingInside):
     """Momentum of gradients divided by their norm: Adam with one second moment per tensor.
 
     With g the gradient, p the parameter:
@@ -57,7 +58,7 @@ class NvNovoGrad(RuleOptimizer):
         v = beta2 v + (1 - beta2) |g|^2                 (first step: v = |g|^2)
         u = g / (sqrt(v) + eps) + weight_decay p        (with amsgrad the largest v so far)
         m = beta1 m + u, or with grad_averaging beta1 m + (1 - beta1) u
-        p = p - lr m
+        p = p - lr m                                    (decoupled_decay: - lr weight_decay p, and u without it)
 
     State: `exp_avg` (m, as large as the parameter), `exp_avg_sq` (v, one number), `max_exp_avg_sq` with amsgrad; a
     state_dict of timm's NvNovoGrad loads.
@@ -72,15 +73,23 @@ class NvNovoGrad(RuleOptimizer):
         Ginsburg et al., arXiv 1905.11286; NVIDIA/DeepLearningExamples, Jasper; timm 1.0, `timm.optim.NvNovoGrad`.
     """
 
-    decay = Decay.INSIDE
     peer_flags = TIMM_DECAY
-    names = (Name("novograd", aliases=("nvnovograd",)),)
+    names = (
+        Name("novograd", aliases=("nvnovograd",)),
+        Name("novogradw", "NovoGrad with decoupled weight decay", options={"decoupled_decay": True}),
+        Name(
+            "novogradc",
+            "NovoGrad with decoupled weight decay that falls with the square of lr",
+            options={"decoupled_decay": True, "corrected_weight_decay": True},
+        ),
+    )
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.95, 0.98), "decay rates of m and v")
     eps: float = hyper(1e-8, "added to the root of v")
     weight_decay: float = hyper(0.0, "weight decay, through the momentum")
     grad_averaging: bool = hyper(False, "what enters the momentum is multiplied by 1 - beta1")
     amsgrad: bool = hyper(False, "divide by the largest v so far")
+    decoupled_decay: bool = DECOUPLED_DECAY
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return novograd(group["amsgrad"])

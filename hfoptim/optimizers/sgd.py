@@ -46,6 +46,18 @@ class SGD(Momentum, FullyDecoupling):
             "https://doi.org/10.1016/0041-5553(64)90137-5",
             {"momentum": 0.9, "nesterov": False},
         ),
+        Name(
+            "sgdc",
+            "SGD with Nesterov momentum and decoupled weight decay that falls with the square of lr",
+            "https://arxiv.org/abs/2506.02285",
+            {"momentum": 0.9, "nesterov": True, "decouple_wd": True, "corrected_weight_decay": True},
+        ),
+        Name(
+            "csgdc",
+            "sgdc with caution",
+            "https://arxiv.org/abs/2506.02285",
+            {"momentum": 0.9, "nesterov": True, "decouple_wd": True, "corrected_weight_decay": True, "caution": True},
+        ),
     )
     lr: float = hyper(1e-3, "learning rate")
     momentum: float = hyper(0.0, "decay rate of the buffer")

@@ -101,6 +101,8 @@ def _match_group(optimizer: EngineOptimizer, index: int, saved: dict[str, Any]) 
             # torch.distributed.checkpoint makes lists of tuples.
             tupled = isinstance(value, list) and isinstance(current.get(name), tuple)
             group[name] = tuple(value) if tupled else deepcopy(value)
+    if group["corrected_weight_decay"] and not group.get("max_lr") and "max_lr_snapshot" in saved:
+        group["max_lr"] = saved["max_lr_snapshot"]  # timm's name for it
     if "param_names" in saved:
         group["param_names"] = saved["param_names"]
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from hfoptim.engine import Decay, RuleOptimizer, hyper
-from hfoptim.engine.checks import number
 
 # The two options, for optimizers to declare where their signature has them.
 DECOUPLE_LR = hyper(
@@ -20,6 +19,10 @@ MAX_LR: float | None = hyper(
 )
 
 
+# timm's name for the choice between a decay inside of the rule and a decoupled one.
+DECOUPLED_DECAY = hyper(False, "decoupled weight decay")
+
+
 class FullyDecoupling(RuleOptimizer):
     """An optimizer with optimi's options `decouple_lr` and `max_lr`, and perhaps its `decouple_wd`.
 
@@ -27,18 +30,14 @@ class FullyDecoupling(RuleOptimizer):
     but it does not depend on the peak. So it wants a much smaller `weight_decay`, about lr times the usual one.
     """
 
-    def check_added(self, group: dict[str, Any]) -> None:
-        if group["decouple_lr"] and group["max_lr"] is None:
-            # The lr that the group starts with, as a number of its own: a schedule may change a tensor lr in place.
-            group["max_lr"] = number("lr", group["lr"])
-            self.check_group(group)
-
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        if group["max_lr"] == 0 and group["decouple_lr"]:
-            raise ValueError("decouple_lr divides by the peak learning rate, which is 0 here; give max_lr above 0")
-
     def decay_for(self, group: dict[str, Any]) -> Decay:
         if group["decouple_lr"]:
             return Decay.FULLY_DECOUPLED
         return Decay.DECOUPLED if group.get("decouple_wd") else self.decay
+
+
+class DecouplingInside(RuleOptimizer):
+    """An optimizer with timm's option `decoupled_decay`; without it the rule has the decay inside."""
+
+    def decay_for(self, group: dict[str, Any]) -> Decay:
+        return Decay.DECOUPLED if group["decoupled_decay"] else Decay.INSIDE

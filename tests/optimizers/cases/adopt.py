@@ -15,7 +15,7 @@ ADOPT = Entry(
     "adopt",
     hfoptim.Adopt,
     variants={
-        "decoupled": Variant({"weight_decay": 0.1, "decoupled": True}, compiled=True),
+        "decoupled": Variant({"weight_decay": 0.1, "decoupled": True, "cautious_weight_decay": True}, compiled=True),
         "unclipped": Variant({"weight_decay": 0.1, "clip_exp": None}),
         "caution": Variant({"caution": True}, complex=False),
     },

@@ -9,6 +9,7 @@ _LAMB = (
     + grid(lr=[1e-2], grad_averaging=[False], trust_clip=[False, True], weight_decay=[0.25])
     + grid(lr=[1e-2], trust_clip=[True], max_grad_norm=[0.1], eps=[1e-2], weight_decay=[0.25])
     + grid(lr=[1e-2], caution=["momentum"], weight_decay=[0.0, 0.25], trust_clip=[False, True])
+    + grid(lr=[1e-2], decoupled_decay=[True], weight_decay=[0.0, 0.25], trust_clip=[False, True])
     # Where nothing is adapted, timm masks the finished update, too.
     + grid(lr=[1e-2], caution=[True], weight_decay=[0.0])
 )
@@ -31,7 +32,10 @@ LAMB = Entry(
             compiled=True,
             layouts=("vector", "row", "large"),
         ),
-        "unclipped": Variant({"max_grad_norm": None, "trust_clip": True, "grad_averaging": False}, complex=False),
+        "unclipped": Variant(
+            {"max_grad_norm": None, "grad_averaging": False, "decoupled_decay": True, "weight_decay": 0.1},
+            complex=False,
+        ),
         "not_adapted": Variant({"weight_decay": 0.0, "max_grad_norm": None}),
         "caution": Variant({"weight_decay": 0.1, "caution": "momentum"}, complex=False, alone=False),
     },

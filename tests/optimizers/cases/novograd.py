@@ -27,13 +27,17 @@ NOVOGRAD = Entry(
     hfoptim.NvNovoGrad,
     variants={
         "decay": Variant({"weight_decay": 0.1}, complex=False, compiled=True, layouts=("vector", "row", "large")),
-        "amsgrad": Variant({"amsgrad": True, "grad_averaging": True}, complex=False),
+        "amsgrad": Variant(
+            {"amsgrad": True, "grad_averaging": True, "weight_decay": 0.1, "decoupled_decay": True}, complex=False
+        ),
         "caution": Variant({"caution": True}, complex=False),
     },
     references=[
         Reference(
             "timm.optim.nvnovograd.NvNovoGrad",
-            _NOVOGRAD + grid(lr=[1e-2], grad_averaging=[False, True], amsgrad=[False, True], weight_decay=[0.25]),
+            _NOVOGRAD
+            + grid(lr=[1e-2], weight_decay=[0.25], decoupled_decay=[True], grad_averaging=[False, True])
+            + grid(lr=[1e-2], grad_averaging=[False, True], amsgrad=[False, True], weight_decay=[0.25]),
             make=_timm,
         ),
         # It takes the first gradient whole, so with grad_averaging it differs.
