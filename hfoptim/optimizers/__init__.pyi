@@ -7,15 +7,24 @@ from hfoptim.optimizers.adafactor import AdafactorSchedule as AdafactorSchedule
 from hfoptim.optimizers.adafactor import get_adafactor_schedule as get_adafactor_schedule
 from hfoptim.optimizers.adagrad import Adagrad as Adagrad
 from hfoptim.optimizers.adahessian import Adahessian as Adahessian
+from hfoptim.optimizers.adai import Adai as Adai
+from hfoptim.optimizers.adai import AdaiV2 as AdaiV2
 from hfoptim.optimizers.adam import Adam as Adam
 from hfoptim.optimizers.adam import AdamW as AdamW
 from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
 from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
 from hfoptim.optimizers.adamod import AdaMod as AdaMod
 from hfoptim.optimizers.adan import Adan as Adan
+from hfoptim.optimizers.adasmooth import AdaSmooth as AdaSmooth
 from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
 from hfoptim.optimizers.adopt import Adopt as Adopt
+from hfoptim.optimizers.aida import Aida as Aida
+from hfoptim.optimizers.ano import Ano as Ano
+from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
+from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
+from hfoptim.optimizers.dual_adam import DualAdam as DualAdam
+from hfoptim.optimizers.kate import Kate as Kate
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
@@ -25,22 +34,36 @@ from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.muon import Muon as Muon
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
 from hfoptim.optimizers.padam import Padam as Padam
+from hfoptim.optimizers.pnm import PNM as PNM
+from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.sgd import SGD as SGD
+from hfoptim.optimizers.tam import TAM as TAM
+from hfoptim.optimizers.tam import AdaTAM as AdaTAM
+from hfoptim.optimizers.vsgd import VSGD as VSGD
 from hfoptim.optimizers.yogi import Yogi as Yogi
 
 __all__ = [
+    "BCOS",
     "MADGRAD",
+    "PNM",
     "SGD",
+    "TAM",
+    "VSGD",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaMod",
+    "AdaPNM",
+    "AdaSmooth",
+    "AdaTAM",
     "Adafactor",
     "AdafactorSchedule",
     "Adagrad",
     "Adahessian",
+    "Adai",
+    "AdaiV2",
     "Adam",
     "AdamMini",
     "AdamW",
@@ -48,7 +71,12 @@ __all__ = [
     "AdamWeightDecay",
     "Adan",
     "Adopt",
+    "Aida",
+    "Ano",
+    "AvaGrad",
     "DiffGrad",
+    "DualAdam",
+    "Kate",
     "LaProp",
     "Lamb",
     "Lars",

@@ -22,14 +22,11 @@ def stub() -> str:
             "from hfoptim.engine.discovery import FoundModule",
             *(
                 f"from {public[name]} import {name} as {name}"
-                for name in sorted(public, key=lambda name: (public[name], name))
+                for name in sorted(public, key=lambda name: (public[name], *_ruffs_order(name)))
             ),
             "",
             "__all__ = [",
-            *(
-                f'    "{name}",'
-                for name in sorted(public, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
-            ),
+            *(f'    "{name}",' for name in sorted(public, key=_ruffs_order)),
             "]",
             "",
             "def found() -> tuple[FoundModule, ...]: ...",
@@ -37,6 +34,10 @@ def stub() -> str:
             "",
         ]
     )
+
+
+def _ruffs_order(name: str) -> tuple[bool, bool, str]:
+    return not name.isupper(), not name[0].isupper(), name
 
 
 def main(arguments: list[str]) -> int:

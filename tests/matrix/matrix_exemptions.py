@@ -95,7 +95,17 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_complex_parameters_step_like_pairs_of_reals",),
-        ("adafactor", "adam_mini", "lamb", "lambc", "novograd", *MUON),
+        (
+            "adafactor",
+            "adam_mini",
+            "adatam",
+            "aida",
+            "lamb",
+            "lambc",
+            "novograd",
+            "tam",
+            *MUON,
+        ),
         TypeError,
         "its rule works on whole tensors or matrices, where a complex number is not a pair: refused",
     ),
@@ -140,7 +150,7 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_parameters_of_two_devices_step_in_one_optimizer",),
-        ("lamb", "lambc", "prodigy", *SAM),
+        ("adai", "adaiv2", "avagrad", "avagradw", "lamb", "lambc", "prodigy", *SAM),
         NotImplementedError,
         "sums over all gradients cannot leave the device without memory",
     ),
