@@ -116,16 +116,30 @@ def placed(scalars: dict[str, Any], bucket: Bucket) -> dict[str, Any]:
     return {name: value.to(device, dtype) if isinstance(value, Tensor) else value for name, value in scalars.items()}
 
 
-def totals_of(work: list[BucketStep]) -> dict[str, Tensor]:
-    """The rules' probes, summed over all tensors and ranks, on the device of the first of them."""
-    sums: dict[dtensor.Groups, dict[str, Tensor]] = {}
+def probe_scalars(work: list[BucketStep]) -> list[dict[str, Any]]:
+    """What the rule's probe is called with, for each bucket; nothing without one."""
+    found: list[dict[str, Any]] = []
     for item in work:
-        plan = item.bucket.plan
-        probe = plan.rule.probe
+        plan, probe = item.bucket.plan, item.bucket.plan.rule.probe
+        found.append({})
+        if probe is not None:
+            found[-1] |= {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
+    return found
+
+
+def totals_of(work: list[BucketStep], scalars: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The rules' probes, summed over all tensors and ranks, on the device of the first of them.
+
+    Args:
+        work: the buckets.
+        scalars: what `probe_scalars` gives.
+    """
+    sums: dict[dtensor.Groups, dict[str, Tensor]] = {}
+    for item, numbers in zip(work, scalars, strict=True):
+        probe = item.bucket.plan.rule.probe
         if probe is None:
             continue
-        scalars = {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
-        bucket, groups = item.probed(placed(scalars, item.bucket)), item.groups
+        bucket, groups = item.probed(placed(numbers, item.bucket)), item.groups
         if item.whole:
             for found, left in sharded.evaluate(bucket, probe.fn, item.backend.evaluate):
                 add_sums(sums.setdefault(left, {}), {name: torch.stack(each).sum() for name, each in found.items()})

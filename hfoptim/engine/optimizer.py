@@ -11,11 +11,19 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from hfoptim.engine import backends, bucket_cache, checks, inputs, peer_options, storage
+from hfoptim.engine import backends, bucket_cache, checks, device_numbers, inputs, peer_options, storage
 from hfoptim.engine.ambient import leave_undisturbed, undisturbed
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.bucket_step import BucketStep, add_sums, ensure_state, placed, row_of, totals_of
+from hfoptim.engine.bucket_step import (
+    BucketStep,
+    add_sums,
+    ensure_state,
+    placed,
+    probe_scalars,
+    row_of,
+    totals_of,
+)
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.options import check_options, documentation
@@ -330,17 +338,43 @@ class EngineOptimizer(Optimizer):
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
             last, work = None, self._collect(entries)
-        totals = totals_of(work)
-        self._run(work, totals, self._begin(totals, loss))
+        self._advance(work, loss)
+        self._run(work)
         if last is None and work and bucket_cache.can_be_kept(work):
             last = bucket_cache.LastStep(entries, work, self.state, self._options_now())
         if last is not None:
             last.drop_gradients()
         self._last_step = last
 
-    def _begin(self, totals: dict[str, Tensor], loss: Tensor | None = None) -> dict[int, dict[str, Any]]:
-        """Advance the run state; what the `per_step` of each group is handed beside the totals, by the group's id."""
-        found = self.run_state.step(self.param_groups, totals, loss)
+    def _advance(self, work: list[BucketStep], loss: Tensor | None) -> None:
+        """Sum what is summed over all tensors, advance the run state, and give each bucket its scalars."""
+        groups, names = self.param_groups, self.run_state.init
+        totals = totals_of(work, device_numbers.computed(lambda _: probe_scalars(work), work, groups, names))
+
+        def scalars(of: Callable[[Any], Any] | None) -> list[dict[str, Any]]:
+            more = self._begin(totals, loss, of)
+            known = totals if of is None else {name: of(total) for name, total in totals.items()}
+            return [self._scalars(item, known, more.get(id(item.group), {})) for item in work]
+
+        for item, found in zip(work, device_numbers.computed(scalars, work, groups, names), strict=True):
+            item.bucket.scalars = found
+
+    def _begin(
+        self, totals: dict[str, Tensor], loss: Tensor | None = None, of: Callable[[Any], Any] | None = None
+    ) -> dict[int, dict[str, Any]]:
+        """Advance the run state.
+
+        Args:
+            totals: sums over all tensors.
+            loss: of the step.
+            of: makes symbols of tensors, where this is traced.
+
+        Returns:
+            What the `per_step` of each group is handed beside the totals, by the group's id.
+        """
+        if of is not None and loss is not None:
+            loss = of(loss)
+        found = self.run_state.step(self.param_groups, totals, loss, *(() if of is None else (of,)))
         if loss is None:
             return found
         return {id(group): {"loss": loss, **found.get(id(group), {})} for group in self.param_groups}
@@ -369,9 +403,8 @@ class EngineOptimizer(Optimizer):
     def _options_now(self) -> list[list[Any]]:
         return bucket_cache.options_of(self.param_groups, self.per_step_options | self.run_state.init.keys())
 
-    def _run(self, work: list[BucketStep], totals: dict[str, Tensor], more: dict[int, dict[str, Any]]) -> None:
+    def _run(self, work: list[BucketStep]) -> None:
         for item in work:
-            item.bucket.scalars = self._scalars(item, totals, more.get(id(item.group), {}))
             if self.report is not None:
                 self.report.take(item)
             if item.whole:

@@ -83,7 +83,11 @@ class RunState:
         group.update({name: first[name] for name in self.init})
 
     def step(
-        self, groups: Sequence[dict[str, Any]], totals: Mapping[str, Tensor], loss: Tensor | None = None
+        self,
+        groups: Sequence[dict[str, Any]],
+        totals: Mapping[str, Tensor],
+        loss: Any = None,
+        number: Callable[[Tensor], Any] = precise,
     ) -> dict[int, dict[str, Any]]:
         """Advance the numbers in the groups.
 
@@ -91,6 +95,7 @@ class RunState:
             groups: all parameter groups.
             totals: sums over the parameters that this process knows to be divided among ranks.
             loss: the loss of the step, if the optimizer needs it.
+            number: makes of a total what it is advanced from: a tensor in double precision, or a symbol of one.
 
         Returns:
             What the `per_step` of each group is to be handed, by the group's id.
@@ -102,7 +107,7 @@ class RunState:
             totals = flattened.sum_over_ranks(groups, totals, self.totals)
             if not totals.keys() >= {*self.totals}:
                 return {}
-            seen = {name: precise(totals[name]) for name in self.totals}
+            seen = {name: number(totals[name]) for name in self.totals}
         if loss is not None:
             seen["loss"] = loss
         if not self.shared:
@@ -133,8 +138,10 @@ def _put(found: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, A
     return {name: value for name, value in found.items() if name not in groups[0]}
 
 
-def _like(one: Tensor, value: Any) -> Tensor:
-    """A number as a tensor like another, made on its device."""
+def _like(one: Any, value: Any) -> Any:
+    """A number as a tensor like another, made on its device; as a symbol, where the other is one."""
+    if not isinstance(one, Tensor):
+        return one.like(value)
     return value.to(one) if isinstance(value, Tensor) else torch.full_like(one, value)
 
 

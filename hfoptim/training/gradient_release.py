@@ -69,7 +69,10 @@ class Release:
                 optimizer.check_ready()
                 self._more = optimizer._begin({})
                 self._survey = survey
-            optimizer._run(optimizer._collect([(index, param, grad)], survey), {}, self._more)
+            work = optimizer._collect([(index, param, grad)], survey)
+            for item in work:
+                item.bucket.scalars = optimizer._scalars(item, {}, self._more.get(id(item.group), {}))
+            optimizer._run(work)
             self._stepped.add(param)
             param.grad = None
 

@@ -22,10 +22,11 @@ from test_native import made
 from triton.runtime import interpreter  # type: ignore[import-untyped]
 
 import hfoptim
-from hfoptim.engine import ELEMENT, MATRIX, MatrixFunction, Rule, backends, storage
+from hfoptim.engine import ELEMENT, MATRIX, MatrixFunction, Probe, Rule, RunState, backends, storage
 from hfoptim.engine.backends import compiled, trial, triton
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.codegen.triton import kernel, launch
+from hfoptim.engine.codegen.triton import kernel, launch, scalars
+from hfoptim.engine.codegen.triton.scalars import Arithmetic
 from hfoptim.engine.optimizer import EngineOptimizer
 from hfoptim.engine.plan import Decay, plan_of
 from hfoptim.engine.rule import nonnegative, scalar, zeros
@@ -368,10 +369,10 @@ def started(monkeypatch):
         ("adamw", {}, ["pass0"]),
         ("adamw", {"caution": True}, ["pass0", "end0", "pass1"]),
         ("lamb", {"max_grad_norm": None, "weight_decay": 0.1}, ["pass0", "end0", "pass1"]),
-        ("lamb", {"weight_decay": 0.1}, ["pass0", "end0", "total", "pass0", "end0", "pass1"]),
+        ("lamb", {"weight_decay": 0.1}, ["pass0", "end0", "total", "numbers", "pass0", "end0", "pass1"]),
         ("lars", {"weight_decay": 0.1}, ["pass0", "end0", "pass1"]),
         ("novograd", {}, ["pass0", "end0", "pass1"]),
-        ("prodigy", {}, ["pass0", "end0", "total", "pass0"]),
+        ("prodigy", {}, ["numbers", "pass0", "end0", "total", "numbers", "pass0"]),
     ],
     ids=str,
 )
@@ -388,7 +389,7 @@ def test_a_step_takes_so_many_launches_whatever_the_number_of_tensors(name, opti
 
 def test_what_has_not_changed_is_not_sent_again(on_cpus, monkeypatch):
     sent = []
-    real = launch._upload
+    real = launch.upload
 
     def upload(numbers, dtype, to):
         sent.append(dtype)
@@ -398,7 +399,7 @@ def test_what_has_not_changed_is_not_sent_again(on_cpus, monkeypatch):
     optimizer = hfoptim.AdamW([param], lr=0.1, fused=True)
     param.grad = torch.ones_like(param)
     optimizer.step()
-    monkeypatch.setattr(launch, "_upload", upload)
+    monkeypatch.setattr(launch, "upload", upload)
     optimizer.step()
     assert sent == [torch.float64], "numbers that change in every step, once; no addresses"
     sent.clear()
@@ -417,6 +418,99 @@ def test_what_is_kept_on_the_device_is_bounded(on_cpus, monkeypatch):
         hfoptim.SGD([param], lr=0.1, fused=True).step()
         assert len(launch._kept) <= 3
     assert all(torch.allclose(param, torch.full((5,), 0.9)) for param in params)
+
+
+# -- numbers on the device -------------------------------------------------------------------------------------------
+
+
+def several(x, y, n):
+    root = (x.square() + n).sqrt()
+    return {
+        "root": root,
+        "chosen": torch.where(x > y, torch.minimum(root, x), 0.5) * (n / y),
+        "larger": x > y,
+        "clipped": n / y.clamp(min=n),
+        "infinite": x * float("inf"),
+    }
+
+
+@pytest.fixture
+def no_functions(monkeypatch):
+    monkeypatch.setattr(scalars, "_functions", {})
+    scalars._tell.cache_clear()
+    yield
+    scalars._tell.cache_clear()
+
+
+def test_numbers_on_the_device_are_worked_out_in_one_launch(no_functions, started):
+    for n in (0.25, 1.0, 2.0, 0.25):  # 1 and 2 are among the numbers of the code, too
+        x, y = torch.tensor(3.0), torch.tensor(-1.5, dtype=torch.float64)
+        arithmetic, known = Arithmetic(), bool(scalars._functions)
+        found = several(arithmetic.of(x), arithmetic.of(y), n)
+        started.clear()
+        arithmetic.resolve(
+            [(found, torch.float64), (other := {"sum": arithmetic.of(x) + arithmetic.of(y)}, torch.float32)]
+        )
+        assert started == ["numbers"] * (1 if known else 2), "once more where it is tried"
+        assert other["sum"].dtype is torch.float32
+        assert float(other["sum"]) == 1.5
+        for name, value in several(x.double(), y, n).items():
+            torch.testing.assert_close(found[name], value.double(), rtol=1e-12, atol=0.0)
+    assert len(scalars._functions) == 1, "the same function whatever the numbers"
+
+
+def test_numbers_that_a_kernel_gets_wrong_are_torchs(no_functions, monkeypatch):
+    monkeypatch.setattr(scalars, "load", lambda text: kernel.load(text.replace("rooted", "tl.exp")))
+    for _ in range(2):
+        x = torch.tensor(3.0)
+        arithmetic = Arithmetic()
+        found = {"root": arithmetic.of(x).sqrt()}
+        if not scalars._functions:
+            with pytest.warns(UserWarning, match="gave other numbers than torch on cpu"):
+                arithmetic.resolve([(found, torch.float64)])
+        else:
+            arithmetic.resolve([(found, torch.float64)])
+        assert float(found["root"]) == 3.0**0.5
+
+
+class Halved(hfoptim.SGD):
+    """SGD with a step size that half of a sum decides; in a way that no symbol goes."""
+
+    branch = False
+    run_state = RunState(
+        {"size": 1.0}, lambda state, totals, group: {"size": Halved.halved(totals["total"])}, ("total",)
+    )
+
+    @staticmethod
+    def halved(total):
+        return total / 2 if not Halved.branch or total > 0 else total
+
+    def rule_for(self, param, group):
+        return HALVED
+
+
+HALVED = Rule(
+    sgd_rule,
+    ELEMENT,
+    {},
+    lambda t, group, total: {"lr": group["size"] + total},
+    Probe(lambda grad, param, h: {"total": grad.sum() * h.one}, lambda t, group: {"one": group["size"] * 0.0 + 1.0}),
+)
+
+
+@pytest.mark.parametrize("branch", [False, True])
+def test_what_cannot_be_traced_is_worked_out_by_torch(branch, on_cpus, started, monkeypatch):
+    monkeypatch.setattr(Halved, "branch", branch)
+    params = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    optimizer = Halved([{"params": params[:1]}, {"params": params[1:]}], lr=1.0, fused=True)
+    for size in (1.0, 2.0):
+        for param in params:
+            param.grad = torch.full_like(param, size)
+        started.clear()
+        optimizer.step()
+        assert ("numbers" in started) is not branch
+        assert [float(group["size"]) for group in optimizer.param_groups] == [3.5 * size] * 2
+    assert torch.equal(params[0], torch.full((3,), -10.5 - 2 * 21.0))
 
 
 # -- the trial -------------------------------------------------------------------------------------------------------

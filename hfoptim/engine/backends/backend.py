@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Backend:
 
     # By which messages and the table of options call it.
     name: str
+    # Traces what is computed from numbers on a device between kernels, and computes it; None: torch's operations do.
+    arithmetic: type[Any] | None = None
     # Whether it makes code for each plan, so that plans that differ needlessly cost a compilation.
     compiles = False
 

@@ -53,7 +53,7 @@ class MatrixKernels(Matrix):
     """
 
     def __init__(self, kernels: Backend, other: Matrix) -> None:
-        self.kernels, self.other = kernels, other
+        self.kernels, self.other, self.arithmetic = kernels, other, kernels.arithmetic
 
     def step(self, bucket: Bucket) -> None:
         (self.kernels if _traceable(bucket) else self.other).step(bucket)

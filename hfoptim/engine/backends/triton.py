@@ -18,6 +18,7 @@ from hfoptim.engine.backends.compiled import Generated
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.codegen.triton import kernel as kernels
 from hfoptim.engine.codegen.triton import launch
+from hfoptim.engine.codegen.triton.scalars import Arithmetic
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Function
 from hfoptim.engine.tensor_slots import TensorSlots
@@ -34,6 +35,7 @@ class Triton(Generated):
     """
 
     name = "triton"
+    arithmetic = Arithmetic
 
     def supports(self, plan: Plan, device: torch.device) -> str | None:
         return None if device.type in DEVICES else f"kernels in Triton run on a GPU, not on {device}"

@@ -152,6 +152,10 @@ class Symbol:
     def clone(self) -> Symbol:
         return self
 
+    def like(self, value: Any) -> Symbol:
+        """A number as a symbol of the same graph."""
+        return _symbols(self, value)[1]
+
     def sum(self, dim: Any = None, keepdim: bool = False) -> Symbol:
         return self._reduce("sum", dim, keepdim)
 

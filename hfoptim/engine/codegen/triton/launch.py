@@ -78,7 +78,7 @@ class Call(Rows):
             return {}
         kernel, count, device = self.kernel, len(self.rows), self.rows[0].param.device
         source = kernel.source
-        with _on(device):
+        with on(device):
             stacks = {index: self._stacks(position) for index, position in source.products.items()}
             memory = _memory(kernel, self.shapes, self.addresses(), device)
             for position in source.products.values():
@@ -121,7 +121,7 @@ class Call(Rows):
                 stack.copy_(result)
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, whatever the tensors' is."""
     if device.type in ("cpu", "meta"):
         return nullcontext()
@@ -179,11 +179,11 @@ class Memory:
         for index, rest in enumerate(self.rests):
             numbers.extend(addresses[index * tensors : (index + 1) * tensors])
             numbers.extend(rest)
-        _upload(numbers, torch.int64, self.tensors["table"])
+        upload(numbers, torch.int64, self.tensors["table"])
 
     def send(self, scalars: list[Any], seeds: list[int]) -> None:
         """Send the scalars and the seeds of a step, of scalars on the device the address."""
-        numbers = array("d", [_bits(s.data_ptr()) if isinstance(s, Tensor) else float(s) for s in scalars])
+        numbers = array("d", [address(s) if isinstance(s, Tensor) else float(s) for s in scalars])
         numbers.extend(seeds)
         content = numbers.tobytes()
         if content == self.sent:
@@ -191,7 +191,7 @@ class Memory:
         self.sent = content
         if "values" not in self.tensors:
             self.tensors["values"] = torch.empty(len(numbers), dtype=torch.float64, device=self.device)
-        _upload(numbers, torch.float64, self.tensors["values"])
+        upload(numbers, torch.float64, self.tensors["values"])
 
 
 def _owners(counts: list[int], device: torch.device) -> Tensor:
@@ -200,13 +200,13 @@ def _owners(counts: list[int], device: torch.device) -> Tensor:
     return numbers.repeat_interleave(torch.tensor(counts, device="cpu")).to(device)
 
 
-def _bits(address: int) -> float:
-    """The number with the bits of an address."""
-    number: float = struct.unpack("d", struct.pack("Q", address))[0]
+def address(tensor: Tensor) -> float:
+    """The number with the bits of a tensor's address."""
+    number: float = struct.unpack("d", struct.pack("Q", tensor.data_ptr()))[0]
     return number
 
 
-def _upload(numbers: array[Any], dtype: torch.dtype, to: Tensor) -> None:
+def upload(numbers: array[Any], dtype: torch.dtype, to: Tensor) -> None:
     """Copy numbers to a device, without waiting for it."""
     source = torch.frombuffer(numbers, dtype=dtype)
     if to.device.type not in ("cpu", "meta"):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from hfoptim.engine.codegen.layout import Layout
 from hfoptim.engine.codegen.schedule import Program, Store, Time
 from hfoptim.engine.codegen.trace import REDUCTIONS
-from hfoptim.engine.codegen.triton.writer import KEPT, Cut, Writer
+from hfoptim.engine.codegen.triton.writer import KEPT, Cut, Writer, expression
 from hfoptim.engine.operators import BOOLEAN
 
 # Entries of a tile at a time.
@@ -116,7 +116,7 @@ class RowWriter(Writer):
         """The value of a row, column or batch: what its operation gives, or a state's entry at its place."""
         node = self.nodes[i]
         if node.op != "load":
-            return self._expression(node, self.real)
+            return expression(node, self.real)
         return f"tl.load({self._memory(self.layout.slots[node.value])} + {place}{mask}).to({self.real})"
 
     def _keep(self, store: Store, place: str, mask: str) -> str:

@@ -48,7 +48,7 @@ COLUMNS = ("entries", "first", "blocks", "line", "vector", "height", "columns", 
 
 KEPT = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
 _RESTS = {"remainder8": "tl.int8", "remainder16": "tl.int16"}
-_HEAD = """\
+HEAD = """\
 import triton
 import triton.language as tl
 from hfoptim.engine.codegen.triton.runtime import *
@@ -161,7 +161,7 @@ class Writer(Places):
             lines += self._function("total", "all", self._total())
         layout = self.layout
         return Source(
-            text=_HEAD + "\n".join(lines) + "\n",
+            text=HEAD + "\n".join(lines) + "\n",
             launches=tuple(self.launches),
             products={p.index: layout.slots[p.index].position for p in self.program.products},
             tensors=layout.tensors,
@@ -219,7 +219,7 @@ class Writer(Places):
         for i in sorted(needed):
             node = self.nodes[i]
             if i in self.uniform:
-                yield f"v{i} = {self._scalar(node.value) if node.op == 'scalar' else self._expression(node, _F64)}"
+                yield f"v{i} = {self._scalar(node.value) if node.op == 'scalar' else expression(node, _F64)}"
             elif i in worked_out:
                 yield f"v{i} = {self._own(i)}"
             else:
@@ -241,7 +241,7 @@ class Writer(Places):
             return f"({self._size(node.value)}).to({_F64})"
         if node.op in REDUCTIONS:
             return self._reduced(i, f"a{i}")
-        return self._expression(node, _F64)
+        return expression(node, _F64)
 
     def _size(self, labels: tuple[int, ...]) -> str:
         """How many entries dimensions have together."""
@@ -409,7 +409,7 @@ class Writer(Places):
         for i, index in reads.items():
             yield f"v{i} = {self._read(index, whole)}"
         for i in program.expand(time, program.roots(time))[0]:
-            yield f"v{i} = {self._expression(self.nodes[i], self.real)}"
+            yield f"v{i} = {expression(self.nodes[i], self.real)}"
         for store in stores:
             yield from self._write(store, whole)
 
@@ -475,17 +475,22 @@ class Writer(Places):
         """The numbers of the block's entries in their tensor."""
         return "base + at"
 
-    # -- expressions --------------------------------------------------------------------------------------------
 
-    def _expression(self, node: Node, real: str) -> str:
-        op, args = node.op, [f"v{a}" for a in node.args]
-        if op == "number":
-            number = repr(float(node.value)) if math.isfinite(node.value) else f"float('{node.value}')"
-            return f"tl.full((), {number}, {real})"
-        if op == "cast":
-            return f"{_rounded(args[0], 'tl.bfloat16' if node.value is torch.bfloat16 else 'tl.float16')}.to({real})"
-        operator = OPERATORS[op]
-        return (operator.triton or operator.cpp).format(*args)
+def expression(node: Node, real: str) -> str:
+    """What an operation computes, in Triton; its operands are `v` and their number.
+
+    Args:
+        node: the operation.
+        real: Triton's name of what is computed in.
+    """
+    op, args = node.op, [f"v{a}" for a in node.args]
+    if op == "number":
+        number = repr(float(node.value)) if math.isfinite(node.value) else f"float('{node.value}')"
+        return f"tl.full((), {number}, {real})"
+    if op == "cast":
+        return f"{_rounded(args[0], 'tl.bfloat16' if node.value is torch.bfloat16 else 'tl.float16')}.to({real})"
+    operator = OPERATORS[op]
+    return (operator.triton or operator.cpp).format(*args)
 
 
 _F64 = "tl.float64"
