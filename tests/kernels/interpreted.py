@@ -5,6 +5,7 @@ test_triton.py runs this file in a process of its own, where TRITON_INTERPRET=1 
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -385,6 +386,25 @@ def test_a_step_takes_so_many_launches_whatever_the_number_of_tensors(name, opti
             param.grad = torch.empty_like(param)
         optimizer.step()
     assert started == expected
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adam_mini", "lamb", "novograd", "adopt"])
+def test_nothing_is_read_or_kept_for_nobody(name, on_cpus, monkeypatch):
+    monkeypatch.setattr(kernel, "_kernels", {})
+    params = [torch.nn.Parameter(torch.empty(size, 70, device="meta")) for size in (1, 40)]
+    optimizer = hfoptim.create_optimizer_v2(params, name, lr=0.1, weight_decay=0.1, fused=True)
+    for param in params:
+        param.grad = torch.empty_like(param)
+    optimizer.step()
+    texts = [made.source.text for _, made in kernel._kernels.values()]
+    assert texts
+    for text in texts:
+        kept, read = (set(re.findall(rf"tl.{verb}\(own \+ .*? \* \d+ \+ (\d+)", text)) for verb in ("store", "load"))
+        assert kept == read
+        for function in text.split("@triton.jit")[1:]:
+            for value in re.findall(r"^ +(v\d+) = tl.load", function, re.M):
+                uses = re.sub(rf"{value} = {value}\.to\(.*", "", function)
+                assert len(re.findall(rf"\b{value}\b", uses)) > 1, (value, function)
 
 
 def test_what_has_not_changed_is_not_sent_again(on_cpus, monkeypatch):

@@ -158,7 +158,8 @@ class RowWriter(Writer):
         used = sorted({position for time in self._subs(phase) for position in self._used(time)})
         for position in used:
             yield f"t{position} = {self._address(position)}"
-        yield from self._scalars_for([*rows, *full, *small], phase)
+        # What is of columns and batches is worked out in the first pass only.
+        yield from self._scalars_for([*rows, *full, *(small if phase == 0 else ())], phase)
         yield from self._seed(phase)
         for i in small:
             if self.kinds[i] == "batch":

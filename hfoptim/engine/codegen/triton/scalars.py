@@ -129,7 +129,8 @@ class Arithmetic(Graph):
 
     def by_torch(self, wanted: list[tuple[int, torch.dtype]]) -> list[Tensor]:
         """The same by torch's operations, one by one."""
-        device, known = self.tensors[0].device, []
+        device = self.tensors[0].device
+        known: list[Tensor] = []
         for node in self.nodes:
             args = [known[a] for a in node.args]
             if node.op == "load":

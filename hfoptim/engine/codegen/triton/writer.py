@@ -141,7 +141,9 @@ class Writer(Places):
         super().__init__(program)
         self.layout, self.scalars, self.tensor_scalars = layout, scalars, tensor_scalars
         self.real = KEPT[layout.compute]
-        self.width = max(1, len(self.own))
+        # Of the tensor's own scalars those that some function reads from memory, and where they are there.
+        self.kept = dict(self.own)
+        self._read_kept: set[int] = set()
         # Of a program that takes a block. With many tensors the entries of a thread do not all find registers; where
         # each has 4 bytes or more, half as many still make an access of 16.
         narrow = layout.coded or layout.rounding in _RESTS or any("16" in slot.kept for slot in layout.slots)
@@ -151,6 +153,31 @@ class Writer(Places):
 
     def source(self) -> Source:
         """The module, and the launches of a step."""
+        self._functions()  # to see what is read
+        self.kept = {i: place for place, i in enumerate(sorted(self._read_kept))}
+        self.launches.clear()
+        text = HEAD + "\n".join(self._functions()) + "\n"
+        layout = self.layout
+        return Source(
+            text=text,
+            launches=tuple(self.launches),
+            products={p.index: layout.slots[p.index].position for p in self.program.products},
+            tensors=layout.tensors,
+            block=BLOCK,
+            codes=self.codes,
+            sums=self.most,
+            own=self._width,
+            scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
+            compute=layout.compute,
+            tile=self.tile,
+            cut=self.cut,
+        )
+
+    @property
+    def _width(self) -> int:
+        return max(1, len(self.kept))
+
+    def _functions(self) -> list[str]:
         lines: list[str] = []
         for phase in range(self.program.phases):
             lines += self._phase(phase)
@@ -159,21 +186,7 @@ class Writer(Places):
             self.launches += [Launch(f"product{p.index}", "product", ()) for p in called]
         if self.program.results:
             lines += self._function("total", "all", self._total())
-        layout = self.layout
-        return Source(
-            text=HEAD + "\n".join(lines) + "\n",
-            launches=tuple(self.launches),
-            products={p.index: layout.slots[p.index].position for p in self.program.products},
-            tensors=layout.tensors,
-            block=BLOCK,
-            codes=self.codes,
-            sums=self.most,
-            own=self.width,
-            scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
-            compute=layout.compute,
-            tile=self.tile,
-            cut=self.cut,
-        )
+        return lines
 
     def cut(self, shape: tuple[int, int, int]) -> Cut:
         """How a tensor is divided.
@@ -223,7 +236,8 @@ class Writer(Places):
             elif i in worked_out:
                 yield f"v{i} = {self._own(i)}"
             else:
-                there = f"tl.load(own + tensor * {self.width} + {self.own[i]})"
+                self._read_kept.add(i)
+                there = f"tl.load(own + tensor * {self._width} + {self.kept[i]})"
                 yield f"v{i} = {there}{' != 0' if node.op in BOOLEAN else ''}"
 
     def _scalar(self, name: str) -> str:
@@ -300,9 +314,10 @@ class Writer(Places):
                 )
                 yield f"    {self._joined(i, part)}"
         now, stores = self._now(phase), self._stores(self._after(phase), "scalar")
-        yield from self._numbers([*now, *(s.node for s in stores)], now)
+        yield from self._numbers([*(i for i in now if i in self.kept), *(s.node for s in stores)], now)
         for i in now:
-            yield f"tl.store(own + tensor * {self.width} + {self.own[i]}, v{i}.to({_F64}))"
+            if i in self.kept:
+                yield f"tl.store(own + tensor * {self._width} + {self.kept[i]}, v{i}.to({_F64}))"
         for store in stores:
             slot = self.layout.slots[store.position]
             yield f"tl.store({self._memory(slot)}, v{store.node}.to({KEPT[slot.kept]}))"
@@ -318,7 +333,8 @@ class Writer(Places):
                 continue
             yield f"a{i} = tl.zeros(({SUMS},), {_F64})"
             yield f"for start in range(0, rows, {SUMS}):"
-            there = f"tl.load(own + (start + at) * {self.width} + {self.own[i]}, mask=start + at < rows, other=0.0)"
+            self._read_kept.add(i)
+            there = f"tl.load(own + (start + at) * {self._width} + {self.kept[i]}, mask=start + at < rows, other=0.0)"
             yield f"    a{i} += {there}"
             yield f"tl.store(results + {place}, tl.sum(a{i}).to({self.real}))"
 
