@@ -71,7 +71,8 @@ def orthogonalized(
         X in the dtype of G. Its singular values are near 1, not all equal to 1.
     """
     rows, columns = matrix.shape[-2:]
-    norm = matrix.norm(dim=(-2, -1), keepdim=True) * safety_factor
+    norm = matrix.norm(dim=(-2, -1), keepdim=True)
+    norm = norm if safety_factor == 1.0 else norm * safety_factor  # a launch on a GPU
     x = torch.div(matrix, norm.clamp(min=eps), out=torch.empty_like(matrix, dtype=dtype))
     x = x.reshape(math.prod(matrix.shape[:-2]), rows, columns)
     x = x.mT if rows > columns else x  # A is the smaller of both products
