@@ -1,5 +1,6 @@
 # Written by `python -m hfoptim.registry.stubs`, which `make lint` runs.
 from hfoptim.engine.discovery import FoundModule
+from hfoptim.optimizers.a2grad import A2Grad as A2Grad
 from hfoptim.optimizers.adabelief import AdaBelief as AdaBelief
 from hfoptim.optimizers.adabound import AdaBound as AdaBound
 from hfoptim.optimizers.adafactor import Adafactor as Adafactor
@@ -15,6 +16,7 @@ from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
 from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
 from hfoptim.optimizers.adamod import AdaMod as AdaMod
 from hfoptim.optimizers.adan import Adan as Adan
+from hfoptim.optimizers.adashift import AdaShift as AdaShift
 from hfoptim.optimizers.adasmooth import AdaSmooth as AdaSmooth
 from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
 from hfoptim.optimizers.adopt import Adopt as Adopt
@@ -51,11 +53,13 @@ __all__ = [
     "SGD",
     "TAM",
     "VSGD",
+    "A2Grad",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaMod",
     "AdaPNM",
+    "AdaShift",
     "AdaSmooth",
     "AdaTAM",
     "Adafactor",

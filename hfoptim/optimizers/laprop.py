@@ -73,7 +73,11 @@ class LaProp(RuleOptimizer):
     absent_from_peers = frozenset({"k", "exp_avg_lr"})
     peer_flags = TIMM_DECAY
     peer_state = {"exp_avg_lr_1": None, "exp_avg_lr_2": None}
-    names = (Name("laprop"), Name("claprop", "Cautious LaProp", options={"caution": True}))
+    names = (
+        Name("laprop"),
+        Name("claprop", "LaProp with caution", options={"caution": True}),
+        Name("lapropc", "LaProp with decay that falls with the square of lr", options={"corrected_weight_decay": True}),
+    )
     lr: float = hyper(4e-4, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-15, "added to the bias-corrected root of v")

@@ -320,7 +320,7 @@ def test_missing_unknown_and_bad_values_are_refused(entry, variant):
 
     assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].update(lr=-1.0)), r"lr=-1\.0")
     assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].update(lr=float("nan"))), "lr=nan")
-    assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].update(rho=0.9)), "rho=0.9")
+    assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].update(radius=0.9)), "radius=0.9")
     assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].pop("weight_decay")), "weight_decay")
     assert_refused(optimizer, params, changed(lambda s: state(s).update(hessian=torch.ones(2))), "hessian")
     if entry.name not in ("sgd", "lars", "adamw_schedule_free", "muon"):  # their peers write no step of a parameter

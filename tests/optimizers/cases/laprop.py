@@ -36,7 +36,7 @@ LAPROP = Entry(
         Reference(
             "timm.optim.laprop.LaProp",
             grid(lr=[1e-2], betas=BETAS, weight_decay=[0.0, 0.25])
-            + grid(lr=[1e-2], eps=[1e-2], weight_decay=[0.25], caution=[False, True]),
+            + grid(lr=[1e-2], eps=[1e-2], weight_decay=[0.25], caution=[False, True], corrected_weight_decay=[True]),
             without(foreach=False),
             make=_timm,
         ),
