@@ -1,8 +1,10 @@
 # Written by `python -m hfoptim.registry.stubs`, which `make lint` runs.
 from hfoptim.engine.discovery import FoundModule
 from hfoptim.optimizers.a2grad import A2Grad as A2Grad
+from hfoptim.optimizers.accsgd import AccSGD as AccSGD
 from hfoptim.optimizers.adabelief import AdaBelief as AdaBelief
 from hfoptim.optimizers.adabound import AdaBound as AdaBound
+from hfoptim.optimizers.adadelta import Adadelta as Adadelta
 from hfoptim.optimizers.adafactor import Adafactor as Adafactor
 from hfoptim.optimizers.adafactor import AdafactorSchedule as AdafactorSchedule
 from hfoptim.optimizers.adafactor import get_adafactor_schedule as get_adafactor_schedule
@@ -15,17 +17,23 @@ from hfoptim.optimizers.adam import AdamW as AdamW
 from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
 from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
 from hfoptim.optimizers.adamod import AdaMod as AdaMod
+from hfoptim.optimizers.adamp import AdamP as AdamP
 from hfoptim.optimizers.adan import Adan as Adan
 from hfoptim.optimizers.adashift import AdaShift as AdaShift
 from hfoptim.optimizers.adasmooth import AdaSmooth as AdaSmooth
 from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
 from hfoptim.optimizers.adopt import Adopt as Adopt
+from hfoptim.optimizers.aggmo import AggMo as AggMo
 from hfoptim.optimizers.aida import Aida as Aida
 from hfoptim.optimizers.ano import Ano as Ano
+from hfoptim.optimizers.asgd import ASGD as ASGD
 from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
 from hfoptim.optimizers.dual_adam import DualAdam as DualAdam
+from hfoptim.optimizers.fromage import Fromage as Fromage
+from hfoptim.optimizers.ftrl import FTRL as FTRL
+from hfoptim.optimizers.grams import Grams as Grams
 from hfoptim.optimizers.kate import Kate as Kate
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
@@ -33,27 +41,47 @@ from hfoptim.optimizers.lars import Lars as Lars
 from hfoptim.optimizers.lion import Lion as Lion
 from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
 from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
+from hfoptim.optimizers.msvag import MSVAG as MSVAG
 from hfoptim.optimizers.muon import Muon as Muon
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
 from hfoptim.optimizers.padam import Padam as Padam
+from hfoptim.optimizers.pid import PID as PID
 from hfoptim.optimizers.pnm import PNM as PNM
 from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
+from hfoptim.optimizers.qhm import QHM as QHM
+from hfoptim.optimizers.qhm import QHAdam as QHAdam
+from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
+from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
+from hfoptim.optimizers.rprop import Rprop as Rprop
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.sgd import SGD as SGD
+from hfoptim.optimizers.sgdp import SGDP as SGDP
+from hfoptim.optimizers.sgdsai import SGDSaI as SGDSaI
+from hfoptim.optimizers.sgdw import SGDW as SGDW
+from hfoptim.optimizers.signsgd import SignSGD as SignSGD
 from hfoptim.optimizers.tam import TAM as TAM
 from hfoptim.optimizers.tam import AdaTAM as AdaTAM
+from hfoptim.optimizers.tiger import Tiger as Tiger
 from hfoptim.optimizers.vsgd import VSGD as VSGD
 from hfoptim.optimizers.yogi import Yogi as Yogi
 
 __all__ = [
+    "ASGD",
     "BCOS",
+    "FTRL",
     "MADGRAD",
+    "MSVAG",
+    "PID",
     "PNM",
+    "QHM",
     "SGD",
+    "SGDP",
+    "SGDW",
     "TAM",
     "VSGD",
     "A2Grad",
+    "AccSGD",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
@@ -62,6 +90,7 @@ __all__ = [
     "AdaShift",
     "AdaSmooth",
     "AdaTAM",
+    "Adadelta",
     "Adafactor",
     "AdafactorSchedule",
     "Adagrad",
@@ -70,16 +99,20 @@ __all__ = [
     "AdaiV2",
     "Adam",
     "AdamMini",
+    "AdamP",
     "AdamW",
     "AdamWScheduleFree",
     "AdamWeightDecay",
     "Adan",
     "Adopt",
+    "AggMo",
     "Aida",
     "Ano",
     "AvaGrad",
     "DiffGrad",
     "DualAdam",
+    "Fromage",
+    "Grams",
     "Kate",
     "LaProp",
     "Lamb",
@@ -90,6 +123,13 @@ __all__ = [
     "NvNovoGrad",
     "Padam",
     "Prodigy",
+    "QHAdam",
+    "RMSprop",
+    "RMSpropTF",
+    "Rprop",
+    "SGDSaI",
+    "SignSGD",
+    "Tiger",
     "Yogi",
     "get_adafactor_schedule",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, State, hyper
+from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, hyper
+from hfoptim.optimizers.shared.filled import filled
 
 
 def _per_step(t: int, group: Group) -> Scalars:
@@ -24,13 +24,7 @@ def adagrad_step(grad: Any, param: Any, total: Any, h: Any) -> tuple[Any, Any]:
 @cache
 def adagrad(initial: float) -> Rule:
     """The rule whose sum of squares begins at `initial`."""
-
-    def init(param: Tensor, dtype: torch.dtype) -> Tensor:
-        # The parts of a complex parameter are two parameters.
-        value = complex(initial, initial) if dtype.is_complex else initial
-        return torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format)
-
-    return Rule(adagrad_step, ELEMENT, {"sum": State(init, signed=False, compressible=True)}, _per_step)
+    return Rule(adagrad_step, ELEMENT, {"sum": filled(initial)}, _per_step)
 
 
 class Adagrad(RuleOptimizer):

@@ -100,7 +100,10 @@ def test_none_is_refused_where_a_number_is_needed(entry, name):
 
 
 @pytest.mark.parametrize(
-    "entry", [e for e in ENTRIES if "betas" in inspect.signature(e.cls).parameters], ids=lambda e: e.name
+    "entry",
+    # AggMo takes any number of them.
+    [e for e in ENTRIES if "betas" in inspect.signature(e.cls).parameters and e.cls is not hfoptim.AggMo],
+    ids=lambda e: e.name,
 )
 def test_betas_are_as_many_numbers_as_the_rule_needs_each_in_0_to_1(entry):
     for betas in WRONG_BETAS:

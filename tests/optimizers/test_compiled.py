@@ -111,6 +111,8 @@ def set_numbers(optimizer, t, lr):
     set_lr(optimizer, t, lr)
     for group in optimizer.param_groups:
         for name, given in MOVING.items():
+            if name == "alpha" and group.get(name, 1.0) < 1.0:  # RMSprop's is a rate, AdEMAMix' a factor
+                continue
             if isinstance(group.get(name), (float, tuple)) and not (name == "eps" and isinstance(group[name], tuple)):
                 value = given[t % len(given)]
                 group[name] = value[: len(group[name])] if isinstance(value, tuple) else value

@@ -14,6 +14,8 @@ NAMES = (
     *("cadafactor", "cadamw", "cadan", "cadanw", "cadopt", "cadoptw", "clamb", "clambw", "clion"),
     *("adamc", "adoptc", "cadamc", "cadoptc", "clionc", "csgdc", "lambcd", "lionc", "novogradc", "sgdc"),
     *("lambcw", "lambw", "larc", "lars", "nlarc", "nlars", "novogradw"),
+    *("rmsprop", "rmsproptf", "rmsproptfw", "rmsproptfc", "crmsproptf"),
+    *("adadelta", "adamp", "cadamp", "sgdp", "csgdp", "sgdw", "csgdw"),
 )
 LAYOUTS = ("scalar", "vector", "matrix", "conv", "wide")
 STEPS = 12

@@ -16,6 +16,11 @@ FIXED_DECAY = hyper(
     False, "decoupled weight decay takes `weight_decay` of a parameter per step, whatever lr is", in_peers=False
 )
 
+# For methods that have no weight decay in their paper: given by name only.
+OWN_DECAY = hyper(
+    0.0, "decoupled weight decay, per step and unit of lr, which the method itself has not", in_peers=False
+)
+
 
 def fixed_decay(group: Group) -> Scalars:
     """The share that `fixed_decay` takes of a parameter, for a `per_step`; nothing without it."""
