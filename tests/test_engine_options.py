@@ -25,7 +25,7 @@ def test_all_values_are_taken_and_others_are_not() -> None:
         with pytest.raises((TypeError, ValueError), match=f"{name}='no such value'"):
             option.checked(name, "no such value")
         with pytest.raises((TypeError, ValueError), match=name):
-            option.checked(name, 1)
+            option.checked(name, 0 if option.numbers else 1)
     assert OPTIONS["master_weights"].checked("master_weights", "16") == 16
 
 
@@ -39,7 +39,7 @@ def test_an_option_of_the_run_is_not_read_from_a_checkpoint(name: str) -> None:
     expected = ENGINE_DEFAULTS[name] if name in OF_THE_RUN else other
     assert loading.param_groups[0][name] == expected
     decays = {"cautious_weight_decay", "corrected_weight_decay"}
-    assert ({*OPTIONS} - OF_THE_RUN) == {"maximize", "caution", *decays}
+    assert ({*OPTIONS} - OF_THE_RUN) == {"maximize", "caution", *decays, "gradient_centralization", "adaptive_clip"}
 
 
 def test_caution_of_the_momentum_is_refused_where_it_is_not_known() -> None:

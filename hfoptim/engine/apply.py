@@ -31,13 +31,34 @@ def step_in_place(plan: Plan, h: Any, row: TensorSlots, seed: int = 0, start: in
 
 
 def entering(plan: Plan, h: Any, grad: Any, param: Any) -> tuple[Any, Any]:
-    """(parameter, gradient) as a rule sees them: in the compute dtype, signed, with coupled decay."""
+    """(parameter, gradient) as a rule sees them: in the compute dtype, signed, and changed as options say.
+
+    Adaptive clipping comes first and compares with the gradient of the loss. Gradient centralisation (arXiv 2004.01461)
+    comes last, as in its authors' code, and takes away the mean of what a coupled decay has added, too.
+    """
     weight, grad = param.to(plan.dtype), grad.to(plan.dtype)
     if plan.maximize:
         grad = -grad
+    if plan.clipped is not None:
+        grad = clipped_by_units(grad, weight, plan.clipped or None, h.adaptive_clip)
     if plan.decay is Decay.COUPLED:
         grad = add_scaled(grad, weight, h.weight_decay)
+    if plan.centralized:
+        grad = grad - grad.mean(plan.centralized, keepdim=True)
     return weight, grad
+
+
+def clipped_by_units(grad: Any, param: Any, dims: tuple[int, ...] | None, factor: Any) -> Any:
+    """The gradient with norms of at most `factor` times the parameter's, unit by unit (arXiv 2102.06171).
+
+    Args:
+        grad, param: tensors of one shape.
+        dims: the dimensions of a unit; None: all are one.
+        factor: the largest ratio of the norms.
+    """
+    most = param.norm(2, dims, dims is not None).clamp(min=1e-3) * factor
+    norm = grad.norm(2, dims, dims is not None).clamp(min=1e-6)
+    return grad * (most / norm).clamp(max=1.0)
 
 
 def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, ...]:

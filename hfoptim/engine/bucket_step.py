@@ -15,7 +15,7 @@ from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.counters import Counters
 from hfoptim.engine.distributed import dtensor, sharded
-from hfoptim.engine.plan import Plan, decay_scalars
+from hfoptim.engine.plan import Plan, option_scalars
 from hfoptim.engine.rule import Scope
 from hfoptim.engine.tensor_slots import TensorSlots
 
@@ -123,7 +123,7 @@ def probe_scalars(work: list[BucketStep]) -> list[dict[str, Any]]:
         plan, probe = item.bucket.plan, item.bucket.plan.rule.probe
         found.append({})
         if probe is not None:
-            found[-1] |= {**decay_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
+            found[-1] |= {**option_scalars(plan, item.group), **probe.per_step(item.t, item.group)}
     return found
 
 

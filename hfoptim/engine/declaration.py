@@ -53,6 +53,8 @@ class RuleOptimizer(_Declared):
         caution: bool | Literal["momentum"] = False
         cautious_weight_decay: bool = False
         corrected_weight_decay: bool = False
+        gradient_centralization: bool = False
+        adaptive_clip: float | None = None
         kahan_sum: bool | None = None
         stochastic_rounding: bool = False
         master_weights: Literal[8, 16] | None = None

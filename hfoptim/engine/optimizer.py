@@ -26,8 +26,9 @@ from hfoptim.engine.bucket_step import (
 )
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
+from hfoptim.engine.distributed.flattened import is_flattened
 from hfoptim.engine.options import check_options, documentation
-from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, decay_scalars, plan_of
+from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit
 from hfoptim.engine.rule import Group, Rule
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
@@ -175,6 +176,18 @@ class EngineOptimizer(Optimizer):
         if _needs_peak(group, place) and group.get("max_lr") == 0:
             raise ValueError("the weight decay divides by the peak learning rate, which is 0 here; give max_lr above 0")
 
+    def _check_units(self, group: dict[str, Any]) -> None:
+        chosen = [name for name in ("gradient_centralization", "adaptive_clip") if group[name]]
+        if not chosen:
+            return
+        if is_flattened([group]):
+            raise ValueError(
+                f"{chosen[0]} looks at whole rows of parameters, which FullyShardedDataParallel (FSDP1) has flattened; "
+                f"take fully_shard (FSDP2), or leave it out"
+            )
+        for param in group["params"]:
+            unit(self.rule_for(param, group), param.shape)
+
     def check_added(self, group: dict[str, Any]) -> None:
         """Raise if a group that is there now, with its parameters, cannot be stepped; it is then taken out again."""
 
@@ -220,6 +233,7 @@ class EngineOptimizer(Optimizer):
                 param_group["max_lr"] = checks.number("lr", param_group["lr"])
                 self.check_group(param_group)
             self.check_added(param_group)
+            self._check_units(param_group)
         except Exception:
             self.param_groups.pop()
             raise
@@ -495,6 +509,8 @@ class EngineOptimizer(Optimizer):
         compiled = any(backend.compiles for backend in tried)
         decays = "weight_decay" in group and (compiled or group["weight_decay"] != 0.0)
         rule = self.rule_for(param, group)
+        clips = group["adaptive_clip"] is not None
+        units = unit(rule, param.shape) if clips or group["gradient_centralization"] else ()
         return plan_of(
             rule,
             self.decay_for(group) if decays else Decay.NONE,
@@ -504,11 +520,13 @@ class EngineOptimizer(Optimizer):
             storage.rounding_of(param.dtype, group),
             storage.storages(rule, param, group),
             group["cautious_weight_decay"],
+            units if group["gradient_centralization"] else (),
+            units if clips else None,
         )
 
     def _scalars(self, item: BucketStep, totals: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
-        scalars = decay_scalars(item.bucket.plan, item.group)
+        scalars = option_scalars(item.bucket.plan, item.group)
         scalars |= rule.per_step(item.t, item.group, **{**(totals if rule.probe else {}), **more})
         if item.group["corrected_weight_decay"]:
             scalars = corrected(item.bucket.plan, item.group, scalars)

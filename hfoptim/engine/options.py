@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,14 @@ class Option:
         of_run: whether it says how a run computes and keeps its numbers, which a checkpoint does not bring along; else
             it belongs to the mathematics, and a checkpoint does.
         values: all that it may be.
+        numbers: whether it may be any other number above 0, too.
     """
 
     default: Any
     doc: str
     of_run: bool = True
     values: tuple[Any, ...] = (True, False)
+    numbers: bool = False
 
     def checked(self, name: str, value: Any) -> Any:
         """`value` as Python's own.
@@ -35,6 +38,8 @@ class Option:
             TypeError: something else than True, False or, where it is one of the values, None.
             ValueError: none of the names or numbers that are known.
         """
+        if self.numbers and value is not None:
+            return checks.number(name, value, math.ulp(0.0))
         if True in self.values and not (isinstance(value, str) and any(isinstance(each, str) for each in self.values)):
             checks.flag(name, value, optional=None in self.values)
             return value
@@ -79,6 +84,20 @@ OPTIONS = {
         "decoupled weight decay times lr / max_lr, so that it falls with the square of lr (AdamC, arXiv 2506.02285). "
         "`max_lr` of a group is the peak of its schedule: the lr that it starts with, unless it is given",
         of_run=False,
+    ),
+    "gradient_centralization": Option(
+        False,
+        "take the mean away from the gradient of each row (output channel) of parameters with two and more dimensions "
+        "(arXiv 2004.01461)",
+        of_run=False,
+    ),
+    "adaptive_clip": Option(
+        None,
+        "largest norm of a row's gradient, as a share of the row's own, vectors whole: 0.01, for example (adaptive "
+        "gradient clipping, arXiv 2102.06171). None does not clip",
+        of_run=False,
+        values=(None, 0.01),
+        numbers=True,
     ),
     "kahan_sum": Option(
         None,

@@ -36,6 +36,8 @@ _CALLED = {
         ("bias_correction", "correct_bias", "use_bias_correction"),
     ),
     "cautious": ("caution",),
+    **dict.fromkeys(("use_gc", "gc", "centralize_gradients"), ("gradient_centralization",)),
+    **dict.fromkeys(("agc", "agc_clipping_value", "agc_clip_val", "clip_factor"), ("adaptive_clip",)),
     **dict.fromkeys(("use_triton", "triton"), ("fused",)),
     **dict.fromkeys(("optim_bits", "bits"), ("state_dtype",)),
     **dict.fromkeys(("trust_coefficient", "trust_coef"), ("trust_coeff",)),
@@ -55,9 +57,6 @@ _ADVICE = {
     **dict.fromkeys(
         ("weight_decouple", "decoupled_weight_decay", "adam_w_mode", *_DECAY),
         "where weight decay enters is fixed here, the equations in the docstring show it; leave it out",
-    ),
-    **dict.fromkeys(
-        ("use_gc", "gc"), "gradients are not centralised here; leave it out, or subtract their means in a step pre-hook"
     ),
     **dict.fromkeys(("is_paged", "percentile_clipping", "block_wise", "min_8bit_size"), _BITSANDBYTES),
     "set_grad_none": "zero_grad() removes gradients",

@@ -48,6 +48,9 @@ class Plan:
         rounding: how new parameters get into their dtype.
         storage: how each of the rule's states is kept.
         cautious_decay: whether a decoupled decay takes only what agrees in sign with the update.
+        centralized: dimensions, from the end, over which the gradient's mean is taken away; none: it stays.
+        clipped: dimensions, from the end, of a unit, by whose norms the gradient is clipped; none of them: the whole
+            tensor is one. None: it is not clipped.
 
     Attributes:
         kahan: whether a parameter has a residual of Kahan's.
@@ -64,6 +67,8 @@ class Plan:
     rounding: Rounding
     storage: tuple[Storage, ...]
     cautious_decay: bool = False
+    centralized: tuple[int, ...] = ()
+    clipped: tuple[int, ...] | None = None
     kahan: bool = field(init=False)
     plain: bool = field(init=False)
     ordered: bool = field(init=False)
@@ -83,8 +88,13 @@ class Plan:
 
     @property
     def scope(self) -> Scope:
-        """The rule's scope; caution needs a mean over the tensor."""
-        return Scope.TENSOR if self.caution and self.rule.scope is Scope.ELEMENT else self.rule.scope
+        """The rule's scope, or `TENSOR` where an option has reductions over the tensor."""
+        return Scope.TENSOR if self.reduces and self.rule.scope is Scope.ELEMENT else self.rule.scope
+
+    @property
+    def reduces(self) -> bool:
+        """Whether an option takes a mean or a norm over entries of the tensor."""
+        return self.caution or bool(self.centralized) or self.clipped is not None
 
     def slots(self, tensors: Iterable[Any]) -> TensorSlots:
         """The slots with these tensors, which are in the order of `TensorSlots.tensors`."""
@@ -107,14 +117,38 @@ def plan_of(
     rounding: Rounding = Rounding.NEAREST,
     kept: tuple[Storage, ...] | None = None,
     cautious_decay: bool = False,
+    centralized: tuple[int, ...] = (),
+    clipped: tuple[int, ...] | None = None,
 ) -> Plan:
     """The plan with these options; the same object every time. `kept` None: all states in the compute dtype."""
     kept = storage.full(rule) if kept is None else kept
-    return Plan(rule, decay, dtype, maximize, caution, rounding, kept, cautious_decay)
+    return Plan(rule, decay, dtype, maximize, caution, rounding, kept, cautious_decay, centralized, clipped)
 
 
-def decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars that `apply.moved` needs for a plan's decay placement."""
+def unit(rule: Rule, shape: torch.Size) -> tuple[int, ...]:
+    """The dimensions, from the end, of what belongs to one index of a parameter's first dimension; none for a vector.
+
+    Raises:
+        ValueError: the rule sees the parameter in a shape that divides or mixes these.
+    """
+    seen = shape if rule.shape is None else rule.shape(shape)
+    if len(shape) < 2:
+        return ()
+    if seen[0] != shape[0]:
+        raise ValueError(
+            f"{rule.name} takes a parameter of shape {tuple(shape)} as {tuple(seen)}, in which its rows are not the "
+            f"units of gradient_centralization and adaptive_clip; leave these out for it"
+        )
+    return tuple(range(1 - len(seen), 0))
+
+
+def option_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars that `apply.moved` needs beside those of the rule."""
+    clip = {} if plan.clipped is None else {"adaptive_clip": float(group["adaptive_clip"])}
+    return {**_decay_scalars(plan, group), **clip}
+
+
+def _decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     decay = plan.decay
     if decay is Decay.NONE:
         return {}

@@ -51,6 +51,7 @@ FORMS = {
     "remainder16": (torch.bfloat16, {"master_weights": 16}),
     "caution": (torch.float32, {"caution": True}),
     "cautious_decay": (torch.float32, {"cautious_weight_decay": True}),
+    "rows": (torch.float32, {"gradient_centralization": True, "adaptive_clip": 0.05}),
     "bfloat16_state": (torch.float32, {"state_dtype": "bfloat16"}),
     "8bit": (torch.float32, {"state_dtype": "8bit"}),
     "4bit": (torch.float32, {"state_dtype": "4bit"}),
@@ -139,7 +140,8 @@ FEW = [
     *(("novograd", form) for form in ("remainder16", "8bit")),
     *((name, "float32") for name in ("lars", "prodigy", "adopt", "ademamix")),
     *(("lion", form) for form in ("caution", "cautious_decay")),
-    ("adafactor", "kahan"),
+    *(("adafactor", form) for form in ("kahan", "rows")),
+    ("adamw", "rows"),
     ("adam_mini", "float32"),
     *((name, "float32") for name in ("muon", "adamuon")),
     ("muon", "8bit"),
@@ -162,7 +164,7 @@ def of_the_engine():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "cautious_decay"])  # not all have such a decay
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("cautious_decay", "rows")])  # not for all
 @pytest.mark.parametrize("name", of_the_engine())
 def test_every_optimizer_follows_the_loop(name, form, request):
     assert_follows(name, form, request)

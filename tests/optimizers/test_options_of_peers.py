@@ -71,7 +71,7 @@ def test_a_flag_stays_refused_after_a_round_trip_of_pickle():
         ("lion", "fixed_decay", "here it is called 'decouple_lr'"),
         ("lamb", "fixed_decay", "decouple_lr=True of adam, adamw, adan, lion and sgd"),
         ("lamb", "decouple_lr", "adam, adamw, adan, lion and sgd have it"),
-        ("lion", "use_gc", "gradients are not centralised here"),
+        ("lion", "use_gc", "here it is called 'gradient_centralization'"),
         ("adamw", "optim_bits", "here it is called 'state_dtype'"),
         ("adamw", "min_8bit_size", "state_dtype='8bit'"),
         ("lion", "cautious", "here it is called 'caution'"),
@@ -109,7 +109,7 @@ def test_fully_decoupled_decay_does_not_depend_on_the_peak(cls):
         decayed[peak] = param.detach().clone()
     torch.testing.assert_close(decayed[1e-2], decayed[1e-1], rtol=1e-12, atol=0)
     torch.testing.assert_close(decayed[1e-2], torch.full((3,), 0.99 * 0.995, dtype=torch.float64), rtol=2e-4, atol=0)
-    with pytest.raises(ValueError, match="decouple_lr divides by the peak learning rate"):
+    with pytest.raises(ValueError, match="the weight decay divides by the peak learning rate"):
         cls([torch.nn.Parameter(torch.ones(2))], lr=0.0, decouple_lr=True)
     with pytest.raises(TypeError, match="decouple_lr=1 is a int"):
         cls([torch.nn.Parameter(torch.ones(2))], decouple_lr=1)

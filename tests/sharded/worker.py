@@ -518,10 +518,36 @@ def making_state(mesh: DeviceMesh) -> None:
             assert all(float(state["step"]) == 1.0 for state in optimizer.state.values()), type(optimizer)
 
 
+def changed_gradients(mesh: DeviceMesh) -> None:
+    """Means and norms of rows, divided between them and along them, are those of one process."""
+    ways = {"gradient_centralization": True, "adaptive_clip": 0.05}
+    named = [(hfoptim.SGD, {"momentum": 0.9, "weight_decay": 0.1}), (hfoptim.Lamb, {}), (hfoptim.Muon, {})]
+    for cls, options in named:
+        for dim in (0, -1):
+            whole = [nn.Parameter(param) for param in parameters(("vector", "matrix", "conv"), torch.float64).values()]
+            divided: list[Any] = [
+                nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(dim % p.ndim)])) for p in whole
+            ]
+            one, many = (
+                cls([(f"layers.{i}.weight", p) for i, p in enumerate(params)], lr=1e-2, **options, **ways)
+                for params in (whole, divided)
+            )
+            for t in range(3):
+                g = torch.Generator().manual_seed(t)
+                for mine, other in zip(whole, divided, strict=True):
+                    mine.grad = torch.randn(mine.shape, generator=g, dtype=torch.float64)
+                    other.grad = distribute_tensor(mine.grad, mesh, other.placements)
+                one.step()
+                many.step()
+            for mine, other in zip(whole, divided, strict=True):
+                torch.testing.assert_close(full(other.detach()), mine.detach(), rtol=TOLERANCE, atol=1e-12)
+
+
 def kinds(folder: Path, few: bool) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     partial_gradients(mesh)
     making_state(mesh)
+    changed_gradients(mesh)
     return {"rules": custom_rules(mesh), "several_meshes": several_meshes(mesh), "precisions": precisions(mesh)}
 
 
