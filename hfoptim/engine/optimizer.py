@@ -169,11 +169,11 @@ class EngineOptimizer(Optimizer):
                 f"{chosen[0]}=True needs decoupled weight decay; here it enters {place.value}. Leave it out, or choose "
                 f"the option or the optimizer with decoupled decay"
             )
-        if group["corrected_weight_decay"] and place is Decay.FULLY_DECOUPLED:
+        if group["corrected_weight_decay"] and group.get("decouple_lr"):
             raise ValueError("corrected_weight_decay=True and decouple_lr=True exclude each other; give one of them")
         if group["corrected_weight_decay"] and group["lr"] is None:
             raise ValueError("corrected_weight_decay=True multiplies by lr / max_lr, and there is no lr; give one")
-        if _needs_peak(group, place) and group.get("max_lr") == 0:
+        if _needs_peak(group) and group.get("max_lr") == 0:
             raise ValueError("the weight decay divides by the peak learning rate, which is 0 here; give max_lr above 0")
 
     def _check_units(self, group: dict[str, Any]) -> None:
@@ -228,7 +228,7 @@ class EngineOptimizer(Optimizer):
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
             param_group.pop("differentiable", None)
         try:
-            if _needs_peak(param_group, self.decay_for(param_group)) and param_group.get("max_lr") is None:
+            if _needs_peak(param_group) and param_group.get("max_lr") is None:
                 # The lr that the group starts with, as a number of its own: a schedule may change a tensor in place.
                 param_group["max_lr"] = checks.number("lr", param_group["lr"])
                 self.check_group(param_group)
@@ -538,9 +538,9 @@ class EngineOptimizer(Optimizer):
         return checks.parameter_name(self.param_groups[index], index, position)
 
 
-def _needs_peak(group: Group, place: Decay) -> bool:
+def _needs_peak(group: Group) -> bool:
     """Whether a group's weight decay divides by the peak of its learning rate."""
-    return place is Decay.FULLY_DECOUPLED or bool(group["corrected_weight_decay"])
+    return bool(group["corrected_weight_decay"] or group.get("decouple_lr"))
 
 
 def take_loss(optimizer: Any, of_closure: Any) -> None:
