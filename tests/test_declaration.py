@@ -34,7 +34,7 @@ SIGNATURES = {
     ),
     "Adam": (
         "lr=0.001, betas=(0.9, 0.99), weight_decay=0.0, eps=1e-06, decouple_wd=False, decouple_lr=False, "
-        "max_lr=None, *, triton=None"
+        "max_lr=None, *, triton=None, amsgrad=False"
     ),
     "AdamMini": (
         "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, model_sharding=None, dim=2048, n_heads=32, "
@@ -42,7 +42,7 @@ SIGNATURES = {
     ),
     "AdamW": (
         "lr=0.001, betas=(0.9, 0.999), eps=1e-06, weight_decay=0.0, correct_bias=True, "
-        "no_deprecation_warning=False, *, decouple_lr=False, max_lr=None"
+        "no_deprecation_warning=False, *, decouple_lr=False, max_lr=None, amsgrad=False"
     ),
     "AdamWScheduleFree": (
         "lr=0.0025, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0"

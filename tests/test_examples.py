@@ -25,7 +25,7 @@ OPTIMIZERS = {  # by a word of the command
     "nesterov": "sgd.SGD",
     "training_arguments.py": "lion.Lion",
     "plain_loop.py": "adam.Adam",
-    "adamw": "adam.AdamW",
+    "adamw": "adam.Adam",
     "accelerate_loop.py": "lion.Lion",
 }
 

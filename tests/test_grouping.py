@@ -354,7 +354,7 @@ def test_the_steps_are_those_of_a_hand_made_optimizer():
         groups.append({"params": [param], "lr": 0.0 if "LayerNorm" in name else lr, "weight_decay": decay})
     start = {name: param.detach().clone() for name, param in model.named_parameters()}
     train(model, optimizer)
-    train(other, hfoptim.AdamW(groups))
+    train(other, hfoptim.get_optimizer_class("adamw")(groups))
     same_params(model, other)
     moved = {name for name, param in model.named_parameters() if not torch.equal(param, start[name])}
     assert moved == {name for name in start if "LayerNorm" not in name}
@@ -372,7 +372,7 @@ def test_a_pattern_gives_its_parameters_to_another_optimizer():
     }
     optimizer = create_optimizer_v2(model, "muon", lr=1e-3, weight_decay=0.1, layer_decay=0.5, param_options=options)
     assert isinstance(optimizer, CombinedOptimizer)
-    assert [type(member) for member in optimizer.optimizers] == [hfoptim.Muon, hfoptim.AdamW, hfoptim.Lion]
+    assert [type(member) for member in optimizer.optimizers] == [hfoptim.Muon, hfoptim.Adam, hfoptim.Lion]
 
     def scale(name):
         depth = 1 + int(name.split(".")[2]) if ".h." in name else (0 if "te" in name.split(".")[1] else 4)
@@ -388,7 +388,7 @@ def test_a_pattern_gives_its_parameters_to_another_optimizer():
             body.append({**group, "use_muon": inside, "momentum": 0.5 if ".h.2." in name else 0.9})
     by_hand = [
         hfoptim.Muon(body, adjust_lr_fn="match_rms_adamw", momentum=0.9),
-        hfoptim.AdamW([("lm_head.weight", other.lm_head.weight)], lr=1e-2, betas=(0.8, 0.9)),
+        hfoptim.get_optimizer_class("adamw")([("lm_head.weight", other.lm_head.weight)], lr=1e-2, betas=(0.8, 0.9)),
         hfoptim.Lion(tables),
     ]
     # timm's signature: a momentum not given is the class's own.
@@ -418,7 +418,7 @@ def test_the_matrices_inside_may_go_to_muon_by_pattern():
         assert flag is name.endswith("weight"), name
         assert lr == (2e-3 if "c_fc" in name else 1e-3), name
     assert set(flags) == {n for n, _ in model.named_parameters() if ".c_fc." in n or ".attn." in n}
-    assert type(adamw) is hfoptim.AdamW
+    assert type(adamw) is hfoptim.Adam
     # What a pattern says of use_muon stays.
     optimizer = create_optimizer_v2(model, "muon", param_options={"*.c_proj.*": {"use_muon": False}})
     assert {n for n, (flag,) in found(optimizer, "use_muon").items() if flag} == {
@@ -432,10 +432,10 @@ def test_one_optimizer_serves_all_patterns_that_name_it():
         "sgd",
         param_options={"*.bias": {"optimizer": "adamw"}, "*.LayerNorm.*": {"optimizer": "AdamW", "lr": 1.0}},
     )
-    assert [type(member) for member in optimizer.optimizers] == [hfoptim.SGD, hfoptim.AdamW]
+    assert [type(member) for member in optimizer.optimizers] == [hfoptim.SGD, hfoptim.Adam]
     # By the main one's own name there is only one.
     optimizer = create_optimizer_v2(bert(), "adamw", param_options={"*.bias": {"optimizer": "adam-w", "lr": 1.0}})
-    assert type(optimizer) is hfoptim.AdamW
+    assert type(optimizer) is hfoptim.Adam
     wrapped = create_optimizer_v2(bert(), "lookahead_lion", lookahead_k=3, param_options={"*.bias": {"lookahead_k": 2}})
     assert {name for name, (k,) in found(wrapped, "lookahead_k").items() if k == 2} == {
         name for name, _ in bert().named_parameters() if name.endswith(".bias")

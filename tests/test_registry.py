@@ -70,7 +70,7 @@ def test_every_listed_name_can_be_used(name):
 
 
 @pytest.mark.parametrize(
-    ("given", "closest"), [("adamv", "adamw"), ("Loin", "lion"), ("ada-factory", "adafactor"), ("sgdd", "sgd")]
+    ("given", "closest"), [("adamww", "adamw"), ("Loin", "lion"), ("ada-factory", "adafactor"), ("sgdd", "sgd")]
 )
 @pytest.mark.parametrize(
     "use",
@@ -176,6 +176,34 @@ def test_bound_defaults():
     assert hfoptim.get_optimizer_class("momentum")(params).defaults["nesterov"] is False
     assert hfoptim.get_optimizer_class("momentum")(params).defaults["momentum"] == 0.9
     assert hfoptim.get_optimizer_class("nesterov")(params).defaults["nesterov"] is True
+
+
+# What a user of torch expects of a name, unless a document says otherwise: "sgd" has Nesterov's momentum, as timm's.
+TORCHS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_a_name_of_torch_has_the_defaults_and_the_numbers_of_torch(name):
+    model, other = tiny().double(), tiny().double()
+    ours, theirs = hfoptim.get_optimizer_class(name)(model.parameters()), TORCHS[name](other.parameters())
+    for option in ("lr", "betas", "eps", "weight_decay", "amsgrad", "lr_decay", "initial_accumulator_value"):
+        assert ours.defaults.get(option) == theirs.defaults.get(option), option
+    start = [param.detach().clone() for param in model.parameters()]
+    train(model, ours, 20)
+    train(other, theirs, 20)
+    for mine, their, begin in zip(model.parameters(), other.parameters(), start, strict=True):
+        moved = (their - begin).abs().max()
+        assert moved > 0
+        assert (mine - their).abs().max() <= 1e-11 * moved
+
+
+def test_adamw_is_torchs_and_adamw_hf_is_the_class_of_that_name():
+    assert hfoptim.get_optimizer_class("adamw_hf") is hfoptim.AdamW
+    assert hfoptim.get_optimizer_class("AdamW", bind_defaults=False) is hfoptim.Adam
+    assert "torch.optim.AdamW" in hfoptim.get_optimizer_info("adamw").description
+    assert "adamw_hf" in hfoptim.get_optimizer_info("adamw").description
+    with pytest.raises(ValueError, match="adamw has no option 'correct_bias'"):
+        hfoptim.create_optimizer_v2(tiny(), "adamw", correct_bias=False)
 
 
 def test_bound_defaults_cannot_leak_into_the_registry():

@@ -17,7 +17,7 @@ FLAGS = {
         "launches"
     ),
     "differentiable": "steps are taken without a gradient; leave it out, or take the class of torch.optim that has it",
-    "amsgrad": "this class keeps no largest second moment; take adam_weight_decay or novograd, or leave it out",
+    "amsgrad": "this class keeps no largest second moment; adam, adamw, adam_weight_decay and novograd have it",
 }
 
 _DECAY = ("decouple_wd", "decouple", "decoupled", "no_prox")

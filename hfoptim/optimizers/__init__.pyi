@@ -14,11 +14,17 @@ from hfoptim.optimizers.adai import Adai as Adai
 from hfoptim.optimizers.adai import AdaiV2 as AdaiV2
 from hfoptim.optimizers.adam import Adam as Adam
 from hfoptim.optimizers.adam import AdamW as AdamW
+from hfoptim.optimizers.adam_atan2 import AdamAtan2 as AdamAtan2
 from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
 from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
+from hfoptim.optimizers.adamax import Adamax as Adamax
+from hfoptim.optimizers.adamg import AdamG as AdamG
 from hfoptim.optimizers.adamod import AdaMod as AdaMod
 from hfoptim.optimizers.adamp import AdamP as AdamP
+from hfoptim.optimizers.adams import AdamS as AdamS
+from hfoptim.optimizers.adamw_sn import AdamWSN as AdamWSN
 from hfoptim.optimizers.adan import Adan as Adan
+from hfoptim.optimizers.adanorm import AdaNorm as AdaNorm
 from hfoptim.optimizers.adashift import AdaShift as AdaShift
 from hfoptim.optimizers.adasmooth import AdaSmooth as AdaSmooth
 from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
@@ -31,10 +37,13 @@ from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
 from hfoptim.optimizers.dual_adam import DualAdam as DualAdam
+from hfoptim.optimizers.exadam import EXAdam as EXAdam
+from hfoptim.optimizers.fadam import FAdam as FAdam
 from hfoptim.optimizers.fromage import Fromage as Fromage
 from hfoptim.optimizers.ftrl import FTRL as FTRL
 from hfoptim.optimizers.grams import Grams as Grams
 from hfoptim.optimizers.kate import Kate as Kate
+from hfoptim.optimizers.kourkoutas import Kourkoutas as Kourkoutas
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
@@ -43,6 +52,8 @@ from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
 from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.msvag import MSVAG as MSVAG
 from hfoptim.optimizers.muon import Muon as Muon
+from hfoptim.optimizers.nadam import NAdam as NAdam
+from hfoptim.optimizers.nadam import NAdamW as NAdamW
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
 from hfoptim.optimizers.padam import Padam as Padam
 from hfoptim.optimizers.pid import PID as PID
@@ -51,6 +62,7 @@ from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
 from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
+from hfoptim.optimizers.radam import RAdam as RAdam
 from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
 from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rprop import Rprop as Rprop
@@ -60,6 +72,8 @@ from hfoptim.optimizers.sgdp import SGDP as SGDP
 from hfoptim.optimizers.sgdsai import SGDSaI as SGDSaI
 from hfoptim.optimizers.sgdw import SGDW as SGDW
 from hfoptim.optimizers.signsgd import SignSGD as SignSGD
+from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
+from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
 from hfoptim.optimizers.tam import TAM as TAM
 from hfoptim.optimizers.tam import AdaTAM as AdaTAM
 from hfoptim.optimizers.tiger import Tiger as Tiger
@@ -86,6 +100,7 @@ __all__ = [
     "AdaBelief",
     "AdaBound",
     "AdaMod",
+    "AdaNorm",
     "AdaPNM",
     "AdaShift",
     "AdaSmooth",
@@ -98,11 +113,16 @@ __all__ = [
     "Adai",
     "AdaiV2",
     "Adam",
+    "AdamAtan2",
+    "AdamG",
     "AdamMini",
     "AdamP",
+    "AdamS",
     "AdamW",
+    "AdamWSN",
     "AdamWScheduleFree",
     "AdamWeightDecay",
+    "Adamax",
     "Adan",
     "Adopt",
     "AggMo",
@@ -111,24 +131,32 @@ __all__ = [
     "AvaGrad",
     "DiffGrad",
     "DualAdam",
+    "EXAdam",
+    "FAdam",
     "Fromage",
     "Grams",
     "Kate",
+    "Kourkoutas",
     "LaProp",
     "Lamb",
     "Lars",
     "Lion",
     "MirrorMADGRAD",
     "Muon",
+    "NAdam",
+    "NAdamW",
     "NvNovoGrad",
     "Padam",
     "Prodigy",
     "QHAdam",
+    "RAdam",
     "RMSprop",
     "RMSpropTF",
     "Rprop",
     "SGDSaI",
     "SignSGD",
+    "SimplifiedAdEMAMix",
+    "StableAdamW",
     "Tiger",
     "Yogi",
     "get_adafactor_schedule",

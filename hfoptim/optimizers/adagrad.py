@@ -36,8 +36,8 @@ class Adagrad(RuleOptimizer):
         s = s + g^2                                     (s begins at initial_accumulator_value)
         p = p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
-    State: `sum` (s). A state_dict of torch.optim.Adagrad loads. The registry's name "adagrad" has eps 1e-8, as timm's.
-    (optax has eps inside the root.) Gradients must be dense.
+    State: `sum` (s). A state_dict of torch.optim.Adagrad loads. (timm's factory gives it eps 1e-8; optax has eps inside
+    the root.) Gradients must be dense.
 
     Raises:
         TypeError: from `step()`, a sparse gradient.
@@ -47,7 +47,7 @@ class Adagrad(RuleOptimizer):
     """
 
     decay = Decay.COUPLED
-    names = (Name("adagrad", options={"eps": 1e-8}),)
+    names = (Name("adagrad"),)
     lr: float = hyper(1e-2, "learning rate")
     lr_decay: float = hyper(0.0, "decay of the learning rate")
     weight_decay: float = hyper(0.0, "L2 penalty")

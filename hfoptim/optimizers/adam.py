@@ -1,17 +1,23 @@
-"""Adam and its weight-decay variants: one step, two rules, two classes."""
+"""Adam and its weight-decay variants: one step, two placements of eps, two classes."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from typing import Any
 
-from hfoptim.engine import ELEMENT, Decay, Name, hyper, nonnegative, rule, zeros
+from torch import Tensor
+
+from hfoptim.engine import ELEMENT, Decay, Name, Rule, hyper
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
-from hfoptim.optimizers.shared.moments import corrected, folded, moments_step
+from hfoptim.optimizers.shared.moments import adam_state, corrected, folded, moments_step
 from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
 
-adam = rule(ELEMENT, per_step=corrected, exp_avg=zeros, exp_avg_sq=nonnegative)(moments_step)
-adamw = rule(ELEMENT, per_step=folded, exp_avg=zeros, exp_avg_sq=nonnegative)(moments_step)
+adam = Rule(moments_step, ELEMENT, adam_state(amsgrad=False), corrected)
+adam_amsgrad = Rule(moments_step, ELEMENT, adam_state(amsgrad=True), corrected)
+adamw = Rule(moments_step, ELEMENT, adam_state(amsgrad=False), folded)
+adamw_amsgrad = Rule(moments_step, ELEMENT, adam_state(amsgrad=True), folded)
+
+_AMSGRAD = hyper(False, "divide by the largest v so far (AMSGrad)", in_peers=False)
 
 
 class AdamW(FullyDecoupling):
@@ -20,22 +26,22 @@ class AdamW(FullyDecoupling):
     With g the gradient, p the parameter, t the step:
 
         m = beta1 m + (1 - beta1) g
-        v = beta2 v + (1 - beta2) g^2
+        v = beta2 v + (1 - beta2) g^2;  with amsgrad, w = max(w, v) takes its place below
         p = p - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
         p = p - lr weight_decay p                               (decouple_lr: - lr / max_lr weight_decay p, with it)
 
     Differs from torch.optim.AdamW in two places: eps is added before the bias correction of v, and the decay sees the
-    parameter after the update. `Adam(decouple_wd=True)` has torch's placement of both. State: `exp_avg` (m),
-    `exp_avg_sq` (v); a state_dict of torch.optim.AdamW or transformers.AdamW loads.
+    parameter after the update. `Adam(decouple_wd=True)` has torch's placement of both, and is what the name "adamw"
+    stands for; this class is "adamw_hf". State: `exp_avg` (m), `exp_avg_sq` (v), `max_exp_avg_sq` (w) with amsgrad; a
+    state_dict of torch.optim.AdamW or transformers.AdamW loads.
 
     Source:
         Loshchilov and Hutter, arXiv 1711.05101; transformers 4.34, `optimization.AdamW`.
     """
 
-    rule = adamw
     decay = Decay.DECOUPLED_AFTER
     peer_flags = TORCH_ADAM
-    names = (Name("adamw"),)
+    names = (Name("adamw_hf"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-6, "added to the root of v")
@@ -47,6 +53,10 @@ class AdamW(FullyDecoupling):
     _: KW_ONLY
     decouple_lr: bool = DECOUPLE_LR
     max_lr: float | None = MAX_LR
+    amsgrad: bool = _AMSGRAD
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return adamw_amsgrad if group["amsgrad"] else adamw
 
 
 class Adam(FullyDecoupling):
@@ -56,40 +66,63 @@ class Adam(FullyDecoupling):
 
         g = g + weight_decay p                                  (L2, the default)
         m = beta1 m + (1 - beta1) g
-        v = beta2 v + (1 - beta2) g^2
+        v = beta2 v + (1 - beta2) g^2;  with amsgrad, w = max(w, v) takes its place below
         u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
         p = p - lr u
         p = p - lr u - lr weight_decay p                        (decouple_wd: AdamW as in torch)
         p = p - lr u - lr / max_lr weight_decay p               (decouple_lr)
 
-    State: `exp_avg` (m), `exp_avg_sq` (v), in torch's form: a state_dict of torch.optim.Adam loads. (optimi keeps m and
-    v divided by their bias corrections: the same parameters, another checkpoint.)
+    By name it has torch's defaults: "adam" those of torch.optim.Adam, "adamw" those of torch.optim.AdamW.
+
+    State: `exp_avg` (m), `exp_avg_sq` (v), `max_exp_avg_sq` (w) with amsgrad, in torch's form: state_dicts of
+    torch.optim.Adam and AdamW load, here and there. (optimi keeps m and v divided by their bias corrections: the same
+    parameters, another checkpoint.)
 
     Source:
-        Kingma and Ba, arXiv 1412.6980; options after optimi.Adam 0.3.
+        Kingma and Ba, arXiv 1412.6980; amsgrad: Reddi, Kale and Kumar, arXiv 1904.09237; options after optimi.Adam 0.3.
     """
 
-    rule = adam
     decay = Decay.COUPLED
     peer_flags = TORCH_ADAM
     names = (
-        Name("adam"),
+        Name("adam", "Adam, with the defaults of torch.optim.Adam", options={"betas": (0.9, 0.999), "eps": 1e-8}),
+        Name(
+            "adamw",
+            "Adam with decoupled weight decay: torch.optim.AdamW (that of transformers is adamw_hf)",
+            "https://arxiv.org/abs/1711.05101",
+            {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "decouple_wd": True},
+            ("adamw_legacy",),
+        ),
         Name(
             "cadamw",
-            "Adam with caution and decoupled weight decay",
-            options={"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "caution": True},
+            "AdamW that drops entries of the update which point against the gradient",
+            "https://arxiv.org/abs/2411.16085",
+            {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "decouple_wd": True, "caution": True},
         ),
         Name(
             "adamc",
             "AdamW with weight decay that falls with the square of lr",
             "https://arxiv.org/abs/2506.02285",
-            {"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "corrected_weight_decay": True},
+            {
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "weight_decay": 1e-2,
+                "decouple_wd": True,
+                "corrected_weight_decay": True,
+            },
         ),
         Name(
             "cadamc",
             "adamc with caution",
             "https://arxiv.org/abs/2506.02285",
-            {"decouple_wd": True, "betas": (0.9, 0.999), "eps": 1e-8, "caution": True, "corrected_weight_decay": True},
+            {
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "weight_decay": 1e-2,
+                "decouple_wd": True,
+                "caution": True,
+                "corrected_weight_decay": True,
+            },
         ),
     )
     lr: float = hyper(1e-3, "learning rate")
@@ -103,6 +136,10 @@ class Adam(FullyDecoupling):
     triton: bool | None = hyper(
         None, "optimi's name for `fused`; on a GPU the compiled kernels are Triton's", in_group=False
     )
+    amsgrad: bool = _AMSGRAD
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return adam_amsgrad if group["amsgrad"] else adam
 
     def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["triton"] is not None and given["fused"] is not None:

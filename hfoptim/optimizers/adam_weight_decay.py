@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, InitVar
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
@@ -22,12 +21,10 @@ from hfoptim.engine import (
     Scalars,
     checks,
     hyper,
-    nonnegative,
-    zeros,
 )
 from hfoptim.optimizers.shared.clipping import clip_at, clip_factor, squared_norm
 from hfoptim.optimizers.shared.exempt_by_name import ExemptByName, exempt_by_patterns, patterns
-from hfoptim.optimizers.shared.moments import folded, moments
+from hfoptim.optimizers.shared.moments import adam_state, folded, moments_step
 from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
 
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -50,18 +47,16 @@ def _per_step(t: int, group: Group, grad_sq: Tensor | None = None) -> Scalars:
 def adam_weight_decay(clip: str | None, amsgrad: bool) -> Rule:
     """The rule for one way of clipping (one of `CLIPS`, None), with or without AMSGrad."""
 
-    def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, *args: Any) -> tuple[Any, ...]:
-        *largest, h = args
+    def fn(grad: Any, *args: Any) -> tuple[Any, ...]:
+        h = args[-1]
         if clip == "clipvalue":
             grad = grad.clamp(min=-h.clip, max=h.clip)
         elif clip is not None:
             grad = grad * (clip_factor(grad.square().sum(), h.clip) if clip == "clipnorm" else h.clip)
-        exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
-        largest = [torch.maximum(each, exp_avg_sq) for each in largest]
-        return (exp_avg / ((*largest, exp_avg_sq)[0].sqrt() + h.eps), exp_avg, exp_avg_sq, *largest)
+        return moments_step(grad, *args)
 
     fn.__name__ = "adam_weight_decay"
-    state = {"exp_avg": zeros, "exp_avg_sq": nonnegative, **({"max_exp_avg_sq": nonnegative} if amsgrad else {})}
+    state = adam_state(amsgrad)
     scope = TENSOR if clip == "clipnorm" else ELEMENT
     return Rule(fn, scope, state, _per_step, Probe(squared_norm) if clip == "global_clipnorm" else None)
 

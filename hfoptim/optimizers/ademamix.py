@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from hfoptim.engine import Group, Name, RuleOptimizer, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, add_scaled, bias_correction, ema, nonnegative, rule, zeros
+from hfoptim.optimizers.shared.half_lives import check_warmup, slower_beta
 from hfoptim.optimizers.shared.moments import corrected
-
-# The author's code adds this to a beta before taking its logarithm.
-_LOG_EPS = 1e-8
-
-
-def slow_beta(beta1: float, beta3: float, share: float) -> float:
-    """beta3 on its way from beta1, after a share of the warm-up: the time in which an average halves grows linearly."""
-    return math.exp(1.0 / ((1.0 - share) / math.log(beta1 + _LOG_EPS) + share / math.log(beta3 + _LOG_EPS)))
 
 
 def _per_step(t: int, group: Group) -> Scalars:
@@ -26,7 +18,7 @@ def _per_step(t: int, group: Group) -> Scalars:
     beta1, beta2, beta3 = group["betas"]
     alpha, warmup = group["alpha"], group["t_alpha_beta3"]
     if warmup is not None and t < warmup:
-        alpha, beta3 = alpha * t / warmup, slow_beta(beta1, beta3, t / warmup)
+        alpha, beta3 = alpha * t / warmup, slower_beta(beta1, beta3, t / warmup)
     scalars = corrected(t, {**group, "betas": (beta1, beta2)})
     return {**scalars, "alpha3": 1.0 - beta3, "mix": alpha * bias_correction(beta1, t)}
 
@@ -90,9 +82,5 @@ class AdEMAMix(RuleOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        for i in (0, 2) if group["t_alpha_beta3"] is not None else ():
-            if group["betas"][i] + _LOG_EPS >= 1.0:
-                raise ValueError(
-                    f"betas[{i}]={group['betas'][i]!r} is too close to 1 for a warm-up, which takes its logarithm; "
-                    f"give less than {1.0 - _LOG_EPS!r} or t_alpha_beta3=None"
-                )
+        if group["t_alpha_beta3"] is not None:
+            check_warmup({f"betas[{i}]": group["betas"][i] for i in (0, 2)}, "t_alpha_beta3")

@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
+from tiers import sums_over_all, works_on_whole_tensors
+
+import hfoptim
 
 
 class Exemption(NamedTuple):
@@ -95,26 +98,7 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_complex_parameters_step_like_pairs_of_reals",),
-        (
-            "a2grad",
-            "a2grad_exp",
-            "a2grad_inc",
-            "adafactor",
-            "adam_mini",
-            "adamp",
-            "adashift",
-            "adatam",
-            "aida",
-            "fromage",
-            "lamb",
-            "lambc",
-            "novograd",
-            "sgdp",
-            "sgdsai",
-            "tam",
-            "tiger",
-            *MUON,
-        ),
+        tuple(name for name in map(str, hfoptim.list_optimizers()) if works_on_whole_tensors(name)),
         TypeError,
         "its rule works on whole tensors or matrices, where a complex number is not a pair: refused",
     ),
@@ -169,7 +153,7 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_parameters_of_two_devices_step_in_one_optimizer",),
-        ("adai", "adaiv2", "avagrad", "avagradw", "lamb", "lambc", "prodigy", *SAM),
+        (*(name for name in map(str, hfoptim.list_optimizers()) if sums_over_all(name)), *SAM),
         NotImplementedError,
         "sums over all gradients cannot leave the device without memory",
     ),

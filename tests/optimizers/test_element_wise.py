@@ -48,8 +48,6 @@ def test_names_bind_where_the_decay_enters():
         assert hfoptim.create_optimizer_v2(params.values(), name).defaults[option] is True
         assert hfoptim.create_optimizer_v2(params.values(), plain).defaults[option] is False
         assert hfoptim.get_optimizer_class(plain) is hfoptim.get_optimizer_class(name, bind_defaults=False)
-    assert hfoptim.create_optimizer_v2(params.values(), "adagrad").defaults["eps"] == 1e-8
-    assert hfoptim.Adagrad(params.values()).defaults["eps"] == 1e-10
 
 
 def test_adans_proximal_decay_minimises_what_it_should():

@@ -22,7 +22,7 @@ def named():
     [
         ("capturable", "CUDA graph.*leave it out, and take fused=True"),
         ("differentiable", "without a gradient; leave it out, or take the class of torch"),
-        ("amsgrad", "take adam_weight_decay or novograd, or leave it out"),
+        ("amsgrad", "adam, adamw, adam_weight_decay and novograd have it"),
     ],
 )
 @every_kind_of_entry
@@ -67,7 +67,7 @@ def test_a_flag_stays_refused_after_a_round_trip_of_pickle():
         ("adopt", "decouple", "here it is called 'decoupled'"),
         ("adan", "adam_wd", "here it is called 'no_prox'"),
         ("adan", "weight_decouple", "here it is called 'no_prox'"),
-        ("adamw", "weight_decouple", "where weight decay enters is fixed here"),
+        ("adamw_hf", "weight_decouple", "where weight decay enters is fixed here"),
         ("lion", "fixed_decay", "here it is called 'decouple_lr'"),
         ("lamb", "fixed_decay", "decouple_lr=True of adam, adamw, adan, lion and sgd"),
         ("lamb", "decouple_lr", "adam, adamw, adan, lion and sgd have it"),

@@ -16,6 +16,7 @@ NAMES = (
     *("lambcw", "lambw", "larc", "lars", "nlarc", "nlars", "novogradw"),
     *("rmsprop", "rmsproptf", "rmsproptfw", "rmsproptfc", "crmsproptf"),
     *("adadelta", "adamp", "cadamp", "sgdp", "csgdp", "sgdw", "csgdw"),
+    *("adamw", "adamwlegacy", "cnadamc", "cnadamw", "nadamc", "nadamlegacy", "radamw"),
 )
 LAYOUTS = ("scalar", "vector", "matrix", "conv", "wide")
 STEPS = 12

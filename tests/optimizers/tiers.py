@@ -80,6 +80,27 @@ def is_without_sums(name: str) -> bool:
     return all(rule.scope is ELEMENT and rule.probe is None for rule in _rules(optimizer))
 
 
+def _of_engine(name: str) -> Any:
+    """An optimizer over a matrix inside of a network and a vector, by name; None where it is not on the engine."""
+    info = hfoptim.get_optimizer_info(name)
+    params = [(f"body.{key}", param) for key, param in parameters(("matrix", "vector")).items()]
+    return info.opt_class(params, **info.defaults) if issubclass(info.opt_class, RuleOptimizer) else None
+
+
+def works_on_whole_tensors(name: str) -> bool:
+    """Whether some step of an optimizer depends on more than the entry it is of: no complex parameters, then."""
+    optimizer = _of_engine(name)
+    return optimizer is not None and (
+        bool(optimizer.defaults["caution"]) or any(rule.scope is not ELEMENT for rule in _rules(optimizer))
+    )
+
+
+def sums_over_all(name: str) -> bool:
+    """Whether a step of an optimizer needs a sum over all its parameters."""
+    optimizer = _of_engine(name)
+    return optimizer is not None and any(rule.probe is not None for rule in _rules(optimizer))
+
+
 def _first_of_each(items: Iterable[Any], of: Callable[[Any], Hashable]) -> list[bool]:
     kinds = [of(item) for item in items]
     return [kind not in kinds[:place] for place, kind in enumerate(kinds)]

@@ -41,7 +41,7 @@ def test_every_variant_was_looked_at(steps: dict[str, Found], which: str) -> Non
 
 # Collectives of a step, for 13 parameters. docs/distributed.md says where they come from.
 COLLECTIVES = {
-    "adamw-decay": {},
+    "adamw_hf-decay": {},
     "lion-decay": {},
     "adopt-decoupled": {},
     "adamw_schedule_free-decay": {},
@@ -49,7 +49,7 @@ COLLECTIVES = {
     "adam_weight_decay-global_clipnorm": {"allreduce_": 1},
     "prodigy-decoupled": {"allreduce_": 1},
     # One for each reduction of a rule, whatever the number of parameters.
-    "adamw-caution": {"allreduce_": 1},
+    "adamw_hf-caution": {"allreduce_": 1},
     "adam_weight_decay-clipnorm": {"allreduce_": 1},
     "novograd-decay": {"allreduce_": 1},
     "lars-momentum": {"allreduce_": 2},

@@ -108,7 +108,7 @@ def test_several_optimizers_train_as_by_hand(make, make_trainer, inner, untied):
     trainer.train()
     combined = inner(trainer)
     assert isinstance(combined, hfoptim.CombinedOptimizer)
-    assert [type(one) for one in combined.optimizers] == [hfoptim.Muon, hfoptim.AdamW]
+    assert [type(one) for one in combined.optimizers] == [hfoptim.Muon, hfoptim.Adam]
     model = untied()
     body = []
     for name, param in model.named_parameters():
@@ -119,7 +119,7 @@ def test_several_optimizers_train_as_by_hand(make, make_trainer, inner, untied):
         lr = 1e-3 * 0.5 ** (3 - depth_of(name))
         body.append({"params": [(name, param)], "lr": lr, "weight_decay": decay, "use_muon": inside})
     muon = hfoptim.Muon(body, adjust_lr_fn="match_rms_adamw")
-    adamw = hfoptim.AdamW(model.lm_head.parameters(), lr=1e-2, betas=(0.8, 0.9))
+    adamw = hfoptim.get_optimizer_class("adamw")(model.lm_head.parameters(), lr=1e-2, betas=(0.8, 0.9))
     by_hand = hfoptim.CombinedOptimizer([muon, adamw])
     own = {"model": model, "optimizers": (by_hand, LambdaLR(by_hand, lambda t: 1 - t / 3))}
     other = make_trainer(own=own, max_steps=3, max_grad_norm=0)

@@ -32,6 +32,7 @@ USUAL = {
 PAIRS = [
     ("adamw_torch", "adam", {"decouple_wd": True}),
     ("adamw_torch", "adamw", {}),
+    ("adamw_torch", "adamw_hf", {}),
     ("adamw_torch_fused", "adam", {"decouple_wd": True}),
     ("sgd", "sgd", {}),
     ("sgd", "momentum", {}),
@@ -41,7 +42,7 @@ PAIRS = [
 ]
 NOT_KEPT = {"RMS"}
 # Largest share: rounding, but for the two whose eps and decay stand in other places (see AdamW).
-SHARES = {("adamw", torch.float32): 1e-2, ("adamw", torch.float64): 1e-2}
+SHARES = {("adamw_hf", torch.float32): 1e-2, ("adamw_hf", torch.float64): 1e-2}
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
 # Those of theirs that need a package which the tests do without.
 OF_OTHER_PACKAGES = {"ademamix"}

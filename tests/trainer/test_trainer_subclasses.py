@@ -131,7 +131,7 @@ def test_several_optimizers_and_a_subclass_with_groups(chosen, inner):
     trainer = chosen(Attention, "adamw", options, learning_rate=1e-2)
     trainer.train()
     adamw, lion = inner(trainer).optimizers
-    assert (type(adamw), type(lion)) == (hfoptim.AdamW, hfoptim.Lion)
+    assert (type(adamw), type(lion)) == (hfoptim.Adam, hfoptim.Lion)
     assert {n.split(".")[-2] for g in lion.param_groups for n in g["param_names"]} == {"c_attn", "c_proj"}
     assert {(g["initial_lr"], g["betas"]) for g in lion.param_groups if g["params"]} == {(0.5, (0.5, 0.9))}
     biases = [g for g in adamw.param_groups if any("attn" in n for n in g["param_names"])]

@@ -19,7 +19,7 @@ def test_lookahead_by_name(names, make_trainer, inner, spelled):
     trainer.train()
     optimizer = inner(trainer)
     assert isinstance(optimizer, hfoptim.Lookahead)
-    assert type(optimizer.optimizer) is hfoptim.AdamW
+    assert type(optimizer.optimizer) is hfoptim.Adam
     chosen = [(g["lookahead_k"], g["lookahead_alpha"], g["betas"], g["weight_decay"]) for g in optimizer.param_groups]
     assert chosen == [(2, 0.5, (0.8, 0.9), 0.1), (2, 0.5, (0.8, 0.9), 0.0)]
     assert [g["lookahead_step"] for g in optimizer.param_groups] == [4, 4]

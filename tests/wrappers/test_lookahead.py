@@ -568,7 +568,7 @@ def test_by_name(spelled):
     optimizer = hfoptim.create_optimizer_v2(model, spelled, lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9))
     assert isinstance(optimizer, Lookahead)
     assert type(optimizer) is hfoptim.get_optimizer_info(spelled).opt_class
-    assert type(optimizer.optimizer) is hfoptim.AdamW
+    assert type(optimizer.optimizer) is hfoptim.Adam
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert [(g["lookahead_k"], g["lookahead_alpha"], g["lr"]) for g in optimizer.param_groups] == [(6, 0.5, 1e-2)] * 2
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
@@ -600,8 +600,8 @@ def test_every_optimizer_can_be_had_by_name():
 
 def test_mistakes_in_names_and_options():
     param = [torch.nn.Parameter(torch.ones(2, 2))]
-    with pytest.raises(ValueError, match=r"unknown optimizer 'lookahead_adamv'.*'lookahead_adamw'"):
-        hfoptim.create_optimizer_v2(param, "lookahead_adamv")
+    with pytest.raises(ValueError, match=r"unknown optimizer 'lookahead_adamww'.*'lookahead_adamw'"):
+        hfoptim.create_optimizer_v2(param, "lookahead_adamww")
     with pytest.raises(ValueError, match=r"'lookahead'.*lookahead_sgd"):
         hfoptim.create_optimizer_v2(param, "lookahead")
     with pytest.raises(ValueError, match=r"'lookahead_kk'.*'lookahead_k'"):

@@ -541,8 +541,8 @@ def test_bad_input():
     ):
         with pytest.raises((TypeError, ValueError), match=error):
             SAM(params, hfoptim.SGD, lr=0.1, **options)
-    with pytest.raises(ValueError, match=r"unknown optimizer 'adamv'.*'adamw'"):
-        SAM(params, "adamv")
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adamww'.*'adamw'"):
+        SAM(params, "adamww")
     with pytest.raises(ValueError, match="adamw has no option 'momentum'"):
         SAM(params, "adamw", momentum=0.9)
     with pytest.raises(TypeError, match="base_optimizer=3 is no optimizer"):

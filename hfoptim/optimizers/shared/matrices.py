@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, ema, hyper, nonnegative, zeros
+from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, hyper
 from hfoptim.engine.checks import entries, integer
 from hfoptim.engine.parameter_names import bare
-from hfoptim.optimizers.shared.moments import corrected, moments, moments_step
+from hfoptim.optimizers.shared.moments import adam_state, moments_step, nesterov_moments_step, one_ahead
 from hfoptim.param_groups.selection import is_hidden_matrix
 
 # Names of matrices that make queries, keys and values at once, one after the other.
@@ -97,20 +97,14 @@ def form_of(
 
 
 def _fallback_rates(t: int, group: Group) -> Scalars:
-    scalars, scale = corrected(t, group), group["fallback_lr_scale"]
+    scalars, scale = one_ahead(t, group), group["fallback_lr_scale"]
     return {**scalars, "lr": scalars["lr"] * scale, "decay": float(group["lr"]) * scale * group["weight_decay"]}
-
-
-def _nesterov_moments_step(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
-    """Adam's update with the gradient taken into the first moment once more, as the mlcommons NAdamW has it."""
-    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
-    return ema(exp_avg, grad, h.alpha1) / (exp_avg_sq.sqrt() + h.eps), exp_avg, exp_avg_sq
 
 
 # What takes the parameters that are no hidden matrices.
 FALLBACKS = {
-    name: Rule(fn, ELEMENT, {"exp_avg": zeros, "exp_avg_sq": nonnegative}, _fallback_rates)
-    for name, fn in (("adamw", moments_step), ("nadamw", _nesterov_moments_step))
+    name: Rule(fn, ELEMENT, adam_state(amsgrad=False), _fallback_rates)
+    for name, fn in (("adamw", moments_step), ("nadamw", nesterov_moments_step))
 }
 
 

@@ -18,6 +18,6 @@ def _as_decoupled(optimizer: RuleOptimizer, value: Any, group: dict[str, Any]) -
 
 
 # torch.optim.Adam and AdamW.
-TORCH_ADAM = {"amsgrad": False, "decoupled_weight_decay": _as_decoupled}
+TORCH_ADAM = {"decoupled_weight_decay": _as_decoupled}
 # timm's newer classes: the peak of lr, which the engine takes where it needs it, and decay where the paper has it.
-TIMM_DECAY = {"max_lr_snapshot": any_value, "decoupled_decay": False}
+TIMM_DECAY = {"max_lr_snapshot": any_value, "decoupled_decay": False, "clipping_threshold": None}

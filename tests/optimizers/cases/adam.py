@@ -4,18 +4,24 @@ import hfoptim
 from cases.entry import BETAS, Checkpoint, Entry, Reference, Variant, grid, without
 
 ADAMW = Entry(
-    "adamw",
+    "adamw_hf",
     hfoptim.AdamW,
     variants={
         "decay": Variant({"weight_decay": 0.1}, compiled=True),
         "no_correction": Variant({"correct_bias": False, "lr": 1e-2}),
         "caution": Variant({"caution": True, "weight_decay": 0.1}, complex=False),
+        "amsgrad": Variant({"amsgrad": True, "weight_decay": 0.1}),
     },
     references=[
         Reference(
             "galore_torch.adamw.AdamW",
             grid(lr=[1e-2], betas=BETAS, eps=[1e-6, 1e-2], weight_decay=[0.0, 0.25], correct_bias=[True, False]),
             without(no_deprecation_warning=True),
+        ),
+        Reference(
+            "torch.optim.AdamW",
+            grid(lr=[1e-2], eps=[1e-30], amsgrad=[True], maximize=[True, False]),
+            without(foreach=False, weight_decay=0.0),
         ),
         # It adds eps elsewhere; of this size, where does not matter.
         Reference(
@@ -39,11 +45,12 @@ ADAMW = Entry(
         ),
         # torch adds eps elsewhere and decays before the update: the same numbers without both.
         Checkpoint("torch.optim.AdamW", {}, {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 0.0, "weight_decay": 0.0}),
+        Checkpoint("torch.optim.AdamW", {}, {"lr": 1e-2, "amsgrad": True, "eps": 0.0, "weight_decay": 0.0}),
     ],
 )
 
 _TORCH_ADAM = grid(lr=[1e-2], betas=BETAS, eps=[1e-8, 1e-2], weight_decay=[0.0, 0.25]) + grid(
-    lr=[1e-2], betas=[(0.9, 0.999)], eps=[1e-8], weight_decay=[0.0, 0.25], maximize=[True]
+    lr=[1e-2], betas=[(0.9, 0.999)], eps=[1e-8], weight_decay=[0.0, 0.25], maximize=[True], amsgrad=[False, True]
 )
 
 ADAM = Entry(
@@ -54,6 +61,7 @@ ADAM = Entry(
         "decoupled": Variant({"weight_decay": 0.1, "decouple_wd": True}, compiled=True),
         "fully_decoupled": Variant({"weight_decay": 1e-3, "decouple_lr": True, "max_lr": 0.02}),
         "maximize": Variant({"weight_decay": 0.1, "maximize": True}),
+        "amsgrad": Variant({"weight_decay": 0.1, "amsgrad": True}),
         "caution": Variant({"caution": True}, complex=False, compiled=True, layouts=("matrix", "large")),
     },
     references=[
@@ -96,7 +104,7 @@ ADAM = Entry(
             {"decouple_wd": True},
             {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.2},
         ),
-        Checkpoint("torch.optim.Adam", {}, {"lr": 1e-2, "maximize": True}),
+        Checkpoint("torch.optim.Adam", {}, {"lr": 1e-2, "maximize": True, "amsgrad": True}),
     ],
     small_steps={"lr": 1e-4, "weight_decay": 0.1, "decouple_wd": True},
 )
