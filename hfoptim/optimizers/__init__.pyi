@@ -74,6 +74,7 @@ from hfoptim.optimizers.sgdw import SGDW as SGDW
 from hfoptim.optimizers.signsgd import SignSGD as SignSGD
 from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
 from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
+from hfoptim.optimizers.swats import SWATS as SWATS
 from hfoptim.optimizers.tam import TAM as TAM
 from hfoptim.optimizers.tam import AdaTAM as AdaTAM
 from hfoptim.optimizers.tiger import Tiger as Tiger
@@ -92,6 +93,7 @@ __all__ = [
     "SGD",
     "SGDP",
     "SGDW",
+    "SWATS",
     "TAM",
     "VSGD",
     "A2Grad",
