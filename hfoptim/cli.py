@@ -200,7 +200,7 @@ def kernels(
         given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
         optimizer = hfoptim.create_optimizer_v2([("weight", param)], name, **{**given, "fused": True})
         param.grad = torch.ones_like(param)
-        optimizer.step()
+        _step(optimizer)
     except (ValueError, TypeError, RuntimeError) as error:
         _fail(str(error))
     for title, text in show.known().items():
@@ -274,6 +274,15 @@ def _other_options(cls: type[Optimizer]) -> list[str]:
     return [*others, f"those below, and every optimizer's: {', '.join(ENGINE_DEFAULTS)}"] if engine_class else others
 
 
+def _step(optimizer: Optimizer) -> None:
+    """One step, with a loss of 1 for what depends on one."""
+    from hfoptim.engine import RuleOptimizer, unwrap_all
+
+    for inner in unwrap_all(optimizer, RuleOptimizer):
+        inner.add_loss(1.0)
+    optimizer.step()
+
+
 def _state(name: str) -> list[str]:
     """What a step leaves in the state of a matrix and of a vector: names, shapes, bytes per entry."""
     import torch
@@ -285,7 +294,7 @@ def _state(name: str) -> list[str]:
         param.grad = torch.ones_like(param)
     create: Callable[..., Optimizer] = get_optimizer_class(name)
     optimizer = create(named)
-    optimizer.step()
+    _step(optimizer)
     saved = optimizer.state_dict()
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     keys = {param: key for group, of in groups for param, key in zip(group["params"], of["params"], strict=True)}

@@ -16,7 +16,7 @@ import enum
 import math
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -53,12 +53,14 @@ class State:
         signed: whether it takes negative values.
         compressible: whether it may be kept in fewer bits; only what has the parameter's shape may.
         of_shaped: whether `init` is given the parameter in the shape that the rule sees (`Rule.shape`), not in its own.
+        narrow: whether it is kept in bfloat16, rounded to the nearest, where `state_dtype` does not ask for less.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
     signed: bool = True
     compressible: bool = False
     of_shaped: bool = False
+    narrow: bool = False
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)
@@ -89,6 +91,11 @@ nonnegative = State(_zeros, signed=False, compressible=True)
 clone = State(_clone)
 # One number per parameter, zero, on the parameter's device.
 scalar = State(_scalar)
+
+
+def in_bfloat16(state: State) -> State:
+    """The same state kept in bfloat16, but for parameters in double precision."""
+    return replace(state, narrow=True)
 
 
 def zeros_without(dim: int) -> State:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +69,8 @@ def create_optimizer_v2(
         opt (default "sgd"): the optimizer's name.
         lr (None): learning rate; None takes the optimizer's own default.
         weight_decay (0.0): weight decay.
-        momentum (None): for optimizers that have one, ignored by others. None takes the optimizer's own default, or
-            0.9 where that is 0.
+        momentum (None): for optimizers that have one, ignored by others. None takes the default of the name:
+            0.9 for "sgd", "momentum" and timm's other names.
         foreach (None): engine option, see `RuleOptimizer`.
         filter_bias_and_bn (True): biases, norms and other vectors of a model are not decayed. What
             `model.no_weight_decay()` names is not in either case.
@@ -107,9 +106,8 @@ def create_optimizer_v2(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if weight_decay or "weight_decay" in known:
         options["weight_decay"] = weight_decay
-    if "momentum" in known:
-        own = inspect.signature(info.opt_class).parameters["momentum"].default
-        options["momentum"] = momentum if momentum is not None else own or 0.9
+    if momentum is not None and "momentum" in known:
+        options["momentum"] = momentum
     options = resolve_options(opt, {**options, **kwargs})
     said = {"layer_decay": layer_decay, "group_matcher": group_matcher}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from torch import Size, Tensor
@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from hfoptim.engine import TENSOR, Group, Name, RuleOptimizer, hyper, unwrap
 from hfoptim.engine.checks import betas as check_betas
 from hfoptim.engine.checks import choice, entries, flag, number
-from hfoptim.engine.rule import Rule, Scalars, ema, nonnegative, rms, scalar, zeros, zeros_without
+from hfoptim.engine.rule import Rule, Scalars, ema, rms, scalar, zeros
+from hfoptim.optimizers.shared.factored import Factored, inverse_clip, last_two, pair, scaled
 
 __all__ = ["Adafactor", "AdafactorSchedule", "get_adafactor_schedule"]
 
@@ -33,88 +34,57 @@ def _scales(group: Group) -> bool:
     return scale
 
 
-def _per_step(t: int, group: Group) -> Scalars:
-    beta2 = 1.0 - t ** group["decay_rate"]
-    scalars = {
-        "lr": relative_step(t, group),
-        "alpha2": 1.0 - beta2,
-        "eps": group["eps"][0],
+def moment_scalars(t: int, group: Group) -> Scalars:
+    """What the second moment, the clipping and the scale of the parameter go by."""
+    eps, eps_scale = group["eps"]
+    return {
+        "alpha2": t ** group["decay_rate"],
+        "eps": eps,
         "inverse_clip": 1.0 / group["clip_threshold"],
+        "eps_scale": eps_scale,
     }
-    if _scales(group):
-        scalars["eps_scale"] = group["eps"][1]
+
+
+def _per_step(t: int, group: Group) -> Scalars:
+    scalars = {**moment_scalars(t, group), "lr": relative_step(t, group)}
     if group["beta1"] is not None:
         scalars["alpha1"] = 1.0 - group["beta1"]
     return scalars
 
 
-def _vector_factors(grad: Any, moments: list[Any], h: Any) -> tuple[list[Any], Any, list[Any]]:
-    """The factors whose roots scale the gradient to the update, the update's mean square, the new moment."""
-    squared = grad * grad
-    exp_avg_sq = ema(moments[0], squared + h.eps, h.alpha2)
-    factor = exp_avg_sq.reciprocal()
-    return [factor], (squared * factor).mean(), [exp_avg_sq]
-
-
-def _matrix_factors(column: int, row: int, grad: Any, moments: list[Any], h: Any) -> tuple[list[Any], Any, list[Any]]:
-    """The same from row and column means.
-
-    The gradient is read four times: for either mean, for the update's mean square, which follows from the squares that
-    the means took, and for the update itself. eps is added to the means: the mean of a sum is the same number.
-    """
-    squared = grad * grad
-    rows = ema(moments[0], squared.mean(row) + h.eps, h.alpha2)
-    columns = ema(moments[1], squared.mean(column) + h.eps, h.alpha2)
-    # Among the dimensions that the row means kept, the column has its place: it comes before the row.
-    row_factor = rows.mean(column + 1 if column < 0 else column, keepdim=True) / rows
-    column_factor = columns.reciprocal().unsqueeze(column)
-    mean_square = ((squared * column_factor).mean(row) * row_factor).mean()
-    return [row_factor.unsqueeze(row), column_factor], mean_square, [rows, columns]
-
-
 @cache
-def adafactor(factored: tuple[int, int] | None, scale_parameter: bool, first_moment: bool) -> Rule:
+def adafactor(moment: Factored, scale_parameter: bool, first_moment: bool) -> Rule:
     """The rule for one kind of parameter and options.
 
     Args:
-        factored: the dimensions (column, row) whose means are kept, negative or not; None keeps the whole moment.
+        moment: how the second moment is kept.
         scale_parameter: multiply the step by the parameter's root mean square.
         first_moment: keep a moving average of the finished updates.
     """
-    second = {"exp_avg_sq": nonnegative}
-    factors_of = _vector_factors
-    if factored is not None:
-        second = {"exp_avg_sq_row": zeros_without(factored[1]), "exp_avg_sq_col": zeros_without(factored[0])}
-        factors_of = partial(_matrix_factors, *factored)
+    second = moment.state("exp_avg_sq")
 
+    # The gradient of a matrix is read four times: for either mean, for the update's mean square, which follows from the
+    # squares that the means took, and for the update itself.
     def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
-        (factor, *more), mean_square, moments = factors_of(grad, state[: len(second)], h)
+        squared = grad * grad
+        factors, moments = moment.averaged(squared, state[: len(second)], h.alpha2, h.eps)
+        divisor = inverse_clip(moment.mean_square(squared, factors), h.inverse_clip)
         size, rest = h.lr, []
         if scale_parameter:
             size_of_param = rms(param)
             size = h.lr * size_of_param.clamp(min=h.eps_scale)
             rest = [size_of_param]
-        # The step size and the clipping go into the smaller factor.
-        update = grad * (factor.sqrt() * (size / (mean_square.sqrt() * h.inverse_clip).clamp(min=1.0)))
-        for factor in more:
-            update = update * factor.sqrt()
+        update = scaled(grad, factors, size / divisor)
         if first_moment:
             update = ema(state[len(second)], update, h.alpha1)
             rest = [update, *rest]
         return (update, size, *moments, *rest)
 
-    fn.__name__ = "adafactor_vector" if factored is None else "adafactor_matrix"
+    fn.__name__ = "adafactor_vector" if moment.dims is None else "adafactor_matrix"
     first = {"exp_avg": zeros} if first_moment else {}
     parameter = {"RMS": scalar} if scale_parameter else {}
     return Rule(fn, TENSOR, {**second, **first, **parameter}, _per_step, returns_step_size=True)
-
-
-def _pair(name: str, value: Any) -> tuple[float, ...]:
-    found = entries(value)
-    if found is None or len(found) != 2:
-        raise ValueError(f"{name}={value!r}, expected two numbers: for the squared gradient and for the scale")
-    return tuple(number(f"{name}[{i}]", entry) for i, entry in enumerate(found))
 
 
 def _scale(name: str, value: Any) -> bool | str:
@@ -173,7 +143,7 @@ class Adafactor(RuleOptimizer):
     eps: Any = hyper(
         (1e-30, 1e-3),
         "eps1, added to the squared gradient, and eps2, least scale of a parameter. A number is eps1 alone",
-        check=_pair,
+        check=pair,
     )
     clip_threshold: float = hyper(1.0, "largest root mean square of U", above=0.0, excluded="would stop every step")
     decay_rate: float = hyper(-0.8, "exponent of the moment's decay", low=-math.inf, most=0.0)
@@ -230,8 +200,8 @@ class Adafactor(RuleOptimizer):
         return {} if given.get("lr") is None else {"relative_step": False}
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        dims = _factored_dims(param.shape, group["min_dim_size_to_factor"])
-        return adafactor(dims, _scales(group), group["beta1"] is not None)
+        moment = _factored(param.shape, group["min_dim_size_to_factor"])
+        return adafactor(moment, _scales(group), group["beta1"] is not None)
 
     def applied_lr(self, index: int) -> float | None:
         """The step size that group `index` took last: of its first parameter that has taken a step, or None.
@@ -247,15 +217,13 @@ class Adafactor(RuleOptimizer):
         return None
 
 
-def _factored_dims(shape: Size, least: int | None) -> tuple[int, int] | None:
-    """The dimensions (column, row) of a factored second moment, from the end unless timm's rule takes the first two."""
-    if len(shape) < 2:
-        return None
-    if least is None:
-        return -2, -1
+def _factored(shape: Size, least: int | None) -> Factored:
+    """How a second moment is kept: by the last two dimensions, unless timm's rule takes the first two."""
+    if least is None or len(shape) < 2:
+        return last_two(shape)
     if len(shape) > 2 and min(shape[0], shape[1]) > least:
-        return 0, 1
-    return (-2, -1) if min(shape[-2], shape[-1]) > least else None
+        return Factored((0, 1))
+    return Factored((-2, -1) if min(shape[-2], shape[-1]) > least else None)
 
 
 class AdafactorSchedule(LambdaLR):

@@ -305,6 +305,8 @@ def test_other_shapes_are_refused(entry):
     params = {**parameters(NAMES), "matrix": torch.nn.Parameter(torch.ones(5, 4))}
     optimizer = build(entry, next(iter(entry.variants.values())), params)
     train(optimizer, {k: v for k, v in params.items() if k != "matrix"}, range(1, 2))
+    if other.state[source["matrix"]].keys() == {"step"}:
+        pytest.skip("it has no state that has a shape")
     assert_refused(optimizer, params, other.state_dict(), "shape")
 
 
@@ -347,7 +349,7 @@ def test_missing_unknown_and_bad_values_are_refused(entry, variant):
     if "weight_decay" not in entry.cls.absent_from_peers:
         assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].pop("weight_decay")), "weight_decay")
     assert_refused(optimizer, params, changed(lambda s: state(s).update(hessian=torch.ones(2))), "hessian")
-    if entry.name not in STEPLESS:
+    if entry.name not in STEPLESS and len(saved["state"][0]) > 1:
         assert_refused(optimizer, params, changed(lambda s: state(s).pop("step")), "step")
     for name in set(saved["state"][0]) - {"step"}:
         assert_refused(optimizer, params, changed(lambda s, n=name: state(s).pop(n)), name)

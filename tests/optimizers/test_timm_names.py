@@ -11,7 +11,7 @@ import hfoptim
 
 # Names of timm 1.0.31 whose options differ from those of a class that test_reference.py follows.
 NAMES = (
-    *("cadafactor", "cadamw", "cadan", "cadanw", "cadopt", "cadoptw", "clamb", "clambw", "clion"),
+    *("cadafactor", "cadamw", "cadan", "cadanw", "cadopt", "cadoptw", "clamb", "clambw", "clion", "cmars"),
     *("adamc", "adoptc", "cadamc", "cadoptc", "clionc", "csgdc", "lambcd", "lionc", "novogradc", "sgdc"),
     *("lambcw", "lambw", "larc", "lars", "nlarc", "nlars", "novogradw"),
     *("rmsprop", "rmsproptf", "rmsproptfw", "rmsproptfc", "crmsproptf"),

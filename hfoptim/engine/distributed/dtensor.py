@@ -147,7 +147,8 @@ def state_placements(init: Init, param: Any) -> tuple[Placement, ...] | None:
     if not is_dtensor(param):
         return None
     shape = state_shape(init, param.shape)
-    if shape == param.shape:
+    # Of a size 1 it takes a longer parameter to see whether it is the parameter's.
+    if shape == param.shape and 1 not in shape:
         return param.placements
     placements = tuple(_followed(init, param, shape, placement) for placement in param.placements)
     return None if all(placement.is_replicate() for placement in placements) else placements

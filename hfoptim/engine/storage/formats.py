@@ -144,14 +144,14 @@ def storages(rule: Rule, param: Tensor, group: Mapping[str, Any]) -> tuple[Stora
     """
     asked = group["state_dtype"]
     if asked == "float32":
-        return full(rule)
+        return uncompressed(rule, param.dtype)
     if param.dtype not in _COMPRESSIBLE:
         raise ValueError(
             f"state_dtype={asked!r} is for float32, bfloat16 and float16 parameters, this one has {param.dtype}; put "
             "it in a group with state_dtype='float32'"
         )
     if param.numel() < COMPRESS_FROM:
-        return full(rule)
+        return uncompressed(rule, param.dtype)
     return _compressed(rule, Format(asked), group["state_rounding"])
 
 
@@ -159,6 +159,13 @@ def storages(rule: Rule, param: Tensor, group: Mapping[str, Any]) -> tuple[Stora
 def full(rule: Rule) -> tuple[Storage, ...]:
     """Every state in the compute dtype."""
     return (FULL,) * len(rule.state)
+
+
+@cache
+def uncompressed(rule: Rule, dtype: torch.dtype) -> tuple[Storage, ...]:
+    """Every state in the compute dtype, but for those that a rule keeps in bfloat16 for parameters of this dtype."""
+    narrow = dtype in _COMPRESSIBLE
+    return tuple(Storage(Format.BF16) if state.narrow and narrow else FULL for state in rule.state.values())
 
 
 @cache

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from hfoptim.engine import hyper
+from hfoptim.engine import Group, Probe, Rule, Scalars, hyper
 
 
 def squared_norm(grad: Any, param: Any, *state_and_h: Any) -> dict[str, Any]:
@@ -21,3 +23,25 @@ def clip_at(default: float | None, what: str, in_peers: bool = True) -> float | 
     """Declare an option: the largest of something; None does not clip."""
     doc, excluded = f"largest {what}; None does not clip", "would erase every gradient"
     return hyper(default, doc, above=0.0, excluded=excluded, in_peers=in_peers)
+
+
+@cache
+def clipped(inner: Rule, by_value: bool, by_norm: bool) -> Rule:
+    """A rule of gradients that are clipped before, by the options `clip_grad_value` and `clip_grad_norm`."""
+    if not (by_value or by_norm):
+        return inner
+
+    def per_step(t: int, group: Group, grad_sq: Any = None) -> Scalars:
+        scalars = inner.per_step(t, group)
+        if by_value:
+            scalars = {**scalars, "largest": group["clip_grad_value"]}
+        return {**scalars, "clip": clip_factor(grad_sq, group["clip_grad_norm"])} if by_norm else scalars
+
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
+        h = args[-1]
+        if by_value:
+            grad = grad.clamp(min=-h.largest, max=h.largest)
+        return inner.fn(grad * h.clip if by_norm else grad, param, *args)
+
+    fn.__name__ = inner.name
+    return replace(inner, fn=fn, per_step=per_step, probe=Probe(squared_norm) if by_norm else None)

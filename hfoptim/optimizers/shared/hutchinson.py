@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Due
+from hfoptim.engine import Due, Group
 
 SEED = 2147483647
 
@@ -17,11 +17,22 @@ def rademacher(param: Tensor, generator: torch.Generator) -> Tensor:
     return torch.empty_like(param, requires_grad=False).bernoulli_(generator=generator).mul_(2.0).sub_(1.0)
 
 
+def gaussian(param: Tensor, generator: torch.Generator) -> Tensor:
+    """A random tensor like the parameter, each entry of the standard normal distribution."""
+    return torch.empty_like(param, requires_grad=False).normal_(generator=generator)
+
+
+def _drawn(group: Group, param: Tensor, generator: torch.Generator) -> Tensor:
+    normal = group.get("hessian_distribution") == "gaussian"
+    return gaussian(param, generator) if normal else rademacher(param, generator)
+
+
 def diagonals(due: Sequence[Due], step: int) -> list[Tensor]:
     """The mean of `z * (H z)` over random z, which is the Hessian's diagonal on average.
 
     Args:
-        due: parameters, with the option `n_samples` in their groups, or 1.
+        due: parameters, with the options `n_samples` (or 1) and `hessian_distribution` (or "rademacher") in their
+            groups.
         step: the number of steps taken, which decides the random vectors.
 
     Raises:
@@ -40,7 +51,7 @@ def diagonals(due: Sequence[Due], step: int) -> list[Tensor]:
     found = [torch.zeros_like(param, dtype=exact(param)) for param in params]
     counts = [group.get("n_samples", 1) for group, _, _ in due]
     for sample in range(max(counts)):
-        vectors = [rademacher(param, generators[param.device]) for param in params]
+        vectors = [_drawn(group, param, generators[param.device]) for group, param, _ in due]
         products = torch.autograd.grad(
             grads,
             params,

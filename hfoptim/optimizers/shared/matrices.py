@@ -49,10 +49,11 @@ class Form(NamedTuple):
 
     @property
     def shape(self) -> Callable[[torch.Size], tuple[int, ...]] | None:
-        return _flattened if self.flattened else None
+        return as_matrix if self.flattened else None
 
 
-def _flattened(shape: torch.Size) -> tuple[int, ...]:
+def as_matrix(shape: torch.Size) -> tuple[int, ...]:
+    """The shape as that of a matrix: what lies behind the first dimension counts as one."""
     return shape[0], math.prod(shape[1:])
 
 
@@ -83,7 +84,7 @@ def form_of(
     if stacked is None:
         stacked = name is not None and "expert" in name.lower()
     flattened = len(shape) > 2 and not stacked
-    rows, columns = _flattened(shape) if flattened else shape[-2:]
+    rows, columns = as_matrix(shape) if flattened else shape[-2:]
     if qkv_split is None:
         fused = name is not None and _FUSED_QKV.search(bare(name)) and max(rows, columns) == 3 * min(rows, columns)
         qkv_split = 3 if fused else 1

@@ -1,0 +1,53 @@
+"""Losses for optimizers whose step depends on one, and peers that take it as a closure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine import is_dtensor
+
+
+def told(cls: type[Any]) -> type[Any]:
+    """A class that is told a loss at every step which it was told none: harnesses make gradients without one."""
+
+    class Told(cls):  # type: ignore[misc]
+        @torch.no_grad()
+        def step(self, closure: Any = None, *, loss: Any = None) -> Any:
+            if closure is None and loss is None and self._loss is None:
+                loss = loss_of(self.param_groups)
+            return super().step(closure, loss=loss)
+
+    Told.__qualname__ = Told.__name__ = f"Told{cls.__name__}"
+    return Told
+
+
+def loss_of(groups: list[dict[str, Any]]) -> Tensor:
+    """A positive number that goes by the gradients, in double precision."""
+    grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
+    if not grads:
+        return torch.zeros((), dtype=torch.float64)
+    parts = [torch.view_as_real(grad) if grad.is_complex() else grad for grad in grads]
+    sums = [part.detach().abs().to(torch.float64).sum() for part in parts]
+    return sum(
+        (each.full_tensor() if is_dtensor(each) else each for each in sums), torch.zeros((), dtype=torch.float64)
+    )
+
+
+def by_closure(make: Callable[..., Any]) -> Callable[[str, dict[str, Tensor], dict[str, Any]], Any]:
+    """A peer whose `step(closure)` gets that loss."""
+
+    def made(who: str, params: dict[str, Tensor], options: dict[str, Any]) -> Any:
+        cls = make(who)
+
+        class Peer(cls):  # type: ignore[misc, valid-type]
+            def step(self, closure: Any = None) -> Any:
+                loss = loss_of(self.param_groups)
+                return super().step(lambda: loss)
+
+        return Peer(list(params.values()), **options)
+
+    return made
