@@ -1,7 +1,10 @@
 # Written by `python -m hfoptim.registry.stubs`, which `make lint` runs.
 from hfoptim.engine.discovery import FoundModule
+from hfoptim.optimizers.a2grad import A2Grad as A2Grad
+from hfoptim.optimizers.accsgd import AccSGD as AccSGD
 from hfoptim.optimizers.adabelief import AdaBelief as AdaBelief
 from hfoptim.optimizers.adabound import AdaBound as AdaBound
+from hfoptim.optimizers.adadelta import Adadelta as Adadelta
 from hfoptim.optimizers.adafactor import Adafactor as Adafactor
 from hfoptim.optimizers.adafactor import AdafactorSchedule as AdafactorSchedule
 from hfoptim.optimizers.adafactor import get_adafactor_schedule as get_adafactor_schedule
@@ -9,23 +12,48 @@ from hfoptim.optimizers.adafactor_bv import AdafactorBigVision as AdafactorBigVi
 from hfoptim.optimizers.adagc import AdaGC as AdaGC
 from hfoptim.optimizers.adagrad import Adagrad as Adagrad
 from hfoptim.optimizers.adahessian import Adahessian as Adahessian
+from hfoptim.optimizers.adai import Adai as Adai
+from hfoptim.optimizers.adai import AdaiV2 as AdaiV2
 from hfoptim.optimizers.adam import Adam as Adam
 from hfoptim.optimizers.adam import AdamW as AdamW
+from hfoptim.optimizers.adam_atan2 import AdamAtan2 as AdamAtan2
 from hfoptim.optimizers.adam_mini import AdamMini as AdamMini
 from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay as AdamWeightDecay
+from hfoptim.optimizers.adamax import Adamax as Adamax
+from hfoptim.optimizers.adamg import AdamG as AdamG
 from hfoptim.optimizers.adamod import AdaMod as AdaMod
+from hfoptim.optimizers.adamp import AdamP as AdamP
+from hfoptim.optimizers.adams import AdamS as AdamS
+from hfoptim.optimizers.adamw_sn import AdamWSN as AdamWSN
 from hfoptim.optimizers.adan import Adan as Adan
+from hfoptim.optimizers.adanorm import AdaNorm as AdaNorm
+from hfoptim.optimizers.adashift import AdaShift as AdaShift
+from hfoptim.optimizers.adasmooth import AdaSmooth as AdaSmooth
 from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
 from hfoptim.optimizers.adopt import Adopt as Adopt
+from hfoptim.optimizers.aggmo import AggMo as AggMo
+from hfoptim.optimizers.aida import Aida as Aida
 from hfoptim.optimizers.alig import AliG as AliG
 from hfoptim.optimizers.amos import Amos as Amos
+from hfoptim.optimizers.ano import Ano as Ano
 from hfoptim.optimizers.apollo import Apollo as Apollo
+from hfoptim.optimizers.asgd import ASGD as ASGD
+from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
+from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.came import CAME as CAME
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
+from hfoptim.optimizers.dual_adam import DualAdam as DualAdam
 from hfoptim.optimizers.emo import EmoFact as EmoFact
 from hfoptim.optimizers.emo import EmoLynx as EmoLynx
 from hfoptim.optimizers.emo import EmoNavi as EmoNavi
+from hfoptim.optimizers.exadam import EXAdam as EXAdam
+from hfoptim.optimizers.fadam import FAdam as FAdam
 from hfoptim.optimizers.focus import FOCUS as FOCUS
+from hfoptim.optimizers.fromage import Fromage as Fromage
+from hfoptim.optimizers.ftrl import FTRL as FTRL
+from hfoptim.optimizers.grams import Grams as Grams
+from hfoptim.optimizers.kate import Kate as Kate
+from hfoptim.optimizers.kourkoutas import Kourkoutas as Kourkoutas
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
@@ -37,54 +65,114 @@ from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.mars import Mars as Mars
 from hfoptim.optimizers.momo import Momo as Momo
 from hfoptim.optimizers.momo import MomoAdam as MomoAdam
+from hfoptim.optimizers.msvag import MSVAG as MSVAG
 from hfoptim.optimizers.muon import Muon as Muon
+from hfoptim.optimizers.nadam import NAdam as NAdam
+from hfoptim.optimizers.nadam import NAdamW as NAdamW
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
 from hfoptim.optimizers.padam import Padam as Padam
+from hfoptim.optimizers.pid import PID as PID
+from hfoptim.optimizers.pnm import PNM as PNM
+from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
+from hfoptim.optimizers.qhm import QHM as QHM
+from hfoptim.optimizers.qhm import QHAdam as QHAdam
+from hfoptim.optimizers.radam import RAdam as RAdam
+from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
+from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rose import ROSE as ROSE
+from hfoptim.optimizers.rprop import Rprop as Rprop
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.sgd import SGD as SGD
+from hfoptim.optimizers.sgdp import SGDP as SGDP
+from hfoptim.optimizers.sgdsai import SGDSaI as SGDSaI
+from hfoptim.optimizers.sgdw import SGDW as SGDW
+from hfoptim.optimizers.signsgd import SignSGD as SignSGD
+from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
 from hfoptim.optimizers.sm3 import SM3 as SM3
 from hfoptim.optimizers.sophia import SophiaG as SophiaG
 from hfoptim.optimizers.sophia import SophiaH as SophiaH
 from hfoptim.optimizers.spam import SPAM as SPAM
 from hfoptim.optimizers.spam import StableSPAM as StableSPAM
+from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
+from hfoptim.optimizers.tam import TAM as TAM
+from hfoptim.optimizers.tam import AdaTAM as AdaTAM
+from hfoptim.optimizers.tiger import Tiger as Tiger
 from hfoptim.optimizers.torch_adafactor import TorchAdafactor as TorchAdafactor
+from hfoptim.optimizers.vsgd import VSGD as VSGD
 from hfoptim.optimizers.yogi import Yogi as Yogi
 
 __all__ = [
+    "ASGD",
+    "BCOS",
     "CAME",
     "FOCUS",
+    "FTRL",
     "MADGRAD",
+    "MSVAG",
+    "PID",
+    "PNM",
+    "QHM",
     "ROSE",
     "SGD",
+    "SGDP",
+    "SGDW",
     "SM3",
     "SPAM",
+    "TAM",
+    "VSGD",
+    "A2Grad",
+    "AccSGD",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaGC",
     "AdaLomo",
     "AdaMod",
+    "AdaNorm",
+    "AdaPNM",
+    "AdaShift",
+    "AdaSmooth",
+    "AdaTAM",
+    "Adadelta",
     "Adafactor",
     "AdafactorBigVision",
     "AdafactorSchedule",
     "Adagrad",
     "Adahessian",
+    "Adai",
+    "AdaiV2",
     "Adam",
+    "AdamAtan2",
+    "AdamG",
     "AdamMini",
+    "AdamP",
+    "AdamS",
     "AdamW",
+    "AdamWSN",
     "AdamWScheduleFree",
     "AdamWeightDecay",
+    "Adamax",
     "Adan",
     "Adopt",
+    "AggMo",
+    "Aida",
     "AliG",
     "Amos",
+    "Ano",
     "Apollo",
+    "AvaGrad",
     "DiffGrad",
+    "DualAdam",
+    "EXAdam",
     "EmoFact",
     "EmoLynx",
     "EmoNavi",
+    "FAdam",
+    "Fromage",
+    "Grams",
+    "Kate",
+    "Kourkoutas",
     "LaProp",
     "Lamb",
     "Lars",
@@ -95,12 +183,24 @@ __all__ = [
     "Momo",
     "MomoAdam",
     "Muon",
+    "NAdam",
+    "NAdamW",
     "NvNovoGrad",
     "Padam",
     "Prodigy",
+    "QHAdam",
+    "RAdam",
+    "RMSprop",
+    "RMSpropTF",
+    "Rprop",
+    "SGDSaI",
+    "SignSGD",
+    "SimplifiedAdEMAMix",
     "SophiaG",
     "SophiaH",
+    "StableAdamW",
     "StableSPAM",
+    "Tiger",
     "TorchAdafactor",
     "Yogi",
     "get_adafactor_schedule",
