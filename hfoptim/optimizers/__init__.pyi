@@ -95,6 +95,7 @@ from hfoptim.optimizers.sophia import SophiaH as SophiaH
 from hfoptim.optimizers.spam import SPAM as SPAM
 from hfoptim.optimizers.spam import StableSPAM as StableSPAM
 from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
+from hfoptim.optimizers.swats import SWATS as SWATS
 from hfoptim.optimizers.tam import TAM as TAM
 from hfoptim.optimizers.tam import AdaTAM as AdaTAM
 from hfoptim.optimizers.tiger import Tiger as Tiger
@@ -119,6 +120,7 @@ __all__ = [
     "SGDW",
     "SM3",
     "SPAM",
+    "SWATS",
     "TAM",
     "VSGD",
     "A2Grad",
