@@ -17,6 +17,7 @@ from hfoptim.engine import backends
 from hfoptim.engine.backends import trial, triton
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.backends.matrix import MatrixKernels
+from hfoptim.engine.codegen.triton.scalars import Arithmetic
 from hfoptim.engine.plan import Plan
 
 
@@ -43,5 +44,6 @@ def put_in() -> Iterator[None]:
     with (
         mock.patch.object(backends, "choose", choose),
         mock.patch.object(trial, "problem", return_value=None),
+        mock.patch.object(Arithmetic, "problem", return_value=None),
     ):
         yield

@@ -26,7 +26,7 @@ class Limit(NamedTuple):
     """What a kernel may need.
 
     Args:
-        instructions: per entry, of AdamW for aligned memory on sm_90.
+        instructions: per entry, of AdamW for aligned memory on sm_90; others' are in `INSTRUCTIONS`.
         registers: of a thread, of any optimizer.
         scales: bytes per entry and code looked up that each thread reads of what it shares with others, from the cache.
         narrow: whether some tensors have less than 16 bytes for a thread: one or half a byte per entry.
@@ -54,6 +54,17 @@ LIMITS = {
     "bf16, bf16 state": Limit(90, registers=152),
     "fp32, 8-bit state": Limit(150, registers=168, scales=0.5, narrow=True),
     "fp32, 4-bit state": Limit(150, registers=152, scales=1.0, narrow=True),
+}
+
+# Instructions per entry of the longest pass, as for AdamW.
+INSTRUCTIONS = {
+    ("lion", "fp32"): 18,
+    ("lamb", "fp32"): 50,
+    ("lars", "fp32"): 18,
+    ("novograd", "fp32"): 16,
+    ("prodigy", "fp32"): 56,
+    ("adafactor", "fp32"): 58,
+    ("muon", "fp32"): 14,
 }
 
 # More registers than that, with many states in 16 bits or in codes: fewer programs at a time than there could be.
@@ -121,8 +132,9 @@ def check(row):
         assert widths == {16} or ((limit.narrow or row["tiled"]) and min(widths) >= 4), (said, widths)
     else:
         assert 16 not in widths, (said, widths)
-    if row["name"] == "adamw" and row["aligned"] and row["arch"] == 90:
-        assert max(kernel["instructions"] for kernel in walks) <= limit.instructions, (said, walks)
+    budget = limit.instructions if row["name"] == "adamw" else INSTRUCTIONS.get((row["name"], row["form"]))
+    if budget is not None and row["aligned"] and row["arch"] == 90:
+        assert max(kernel["instructions"] for kernel in walks) <= budget, (said, walks)
 
 
 def problem_of(row):

@@ -108,24 +108,23 @@ class Arithmetic(Graph):
     def _made(self, wanted: list[tuple[int, torch.dtype]], kinds: tuple[str, ...], device: torch.device) -> Any:
         """The function, tried once; or why it must not be used, which is told."""
         function = load("\n".join(_source(self.nodes, len(self.numbers), kinds, wanted))).numbers
-        if device.type == "meta":
-            return function
-        try:
-            mine = self._launched(function, wanted, device)
-            problem = "gave other numbers than torch" if self._differ(mine, self.by_torch(wanted)) else None
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler or a driver may say
-            problem = f"does not run ({type(error).__name__}: {error})"
+        problem = None if device.type == "meta" else self.problem(function, wanted, device)
         if problem is None:
             return function
         _tell(f"Triton's kernel for them {problem} on {device}")
         return problem
 
-    @staticmethod
-    def _differ(mine: list[Tensor], others: list[Tensor]) -> bool:
-        a, b = (torch.stack([number.double() for number in numbers]).cpu() for numbers in (mine, others))
-        return not torch.allclose(a, b, rtol=_FINE, atol=0.0, equal_nan=True)
+    def problem(self, function: Any, wanted: list[tuple[int, torch.dtype]], device: torch.device) -> str | None:
+        """Why a function must not be used on a device; None where it gives what torch's operations give."""
+        try:
+            found = self._launched(function, wanted, device), self.by_torch(wanted)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler or a driver may say
+            return f"does not run ({type(error).__name__}: {error})"
+        mine, others = (torch.stack([number.double() for number in numbers]).cpu() for numbers in found)
+        alike = torch.allclose(mine, others, rtol=_FINE, atol=0.0, equal_nan=True)
+        return None if alike else "gave other numbers than torch"
 
     def by_torch(self, wanted: list[tuple[int, torch.dtype]]) -> list[Tensor]:
         """The same by torch's operations, one by one."""
