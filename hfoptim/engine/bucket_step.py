@@ -127,14 +127,17 @@ def probe_scalars(work: list[BucketStep]) -> list[dict[str, Any]]:
     return found
 
 
-def totals_of(work: list[BucketStep], scalars: list[dict[str, Any]]) -> dict[str, Tensor]:
+def totals_of(work: list[BucketStep], scalars: list[dict[str, Any]], arithmetic: Any = None) -> dict[str, Any]:
     """The rules' probes, summed over all tensors and ranks, on the device of the first of them.
 
     Args:
         work: the buckets.
         scalars: what `probe_scalars` gives.
+        arithmetic: what goes on computing with the sums, if backends may give symbols of its.
     """
-    sums: dict[dtensor.Groups, dict[str, Tensor]] = {}
+    if any(item.groups or item.whole for item in work):
+        arithmetic = None  # ranks exchange tensors
+    sums: dict[dtensor.Groups, dict[str, Any]] = {}
     for item, numbers in zip(work, scalars, strict=True):
         probe = item.bucket.plan.rule.probe
         if probe is None:
@@ -145,11 +148,15 @@ def totals_of(work: list[BucketStep], scalars: list[dict[str, Any]]) -> dict[str
                 add_sums(sums.setdefault(left, {}), {name: torch.stack(each).sum() for name, each in found.items()})
             continue
         with bucket.shaped() as bucket:
-            for values in item.backend.probe(bucket):
+            for values in item.backend.probe(bucket, arithmetic):
+                if arithmetic is not None:
+                    values = {name: arithmetic.of(value) for name, value in values.items()}
                 add_sums(sums.setdefault(groups, {}), values)
     return dtensor.sum_over_ranks(sums)
 
 
-def add_sums(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def add_sums(totals: dict[str, Any], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
+        if name in totals:
+            value = totals[name] + (value.to(totals[name].device) if isinstance(value, Tensor) else value)
+        totals[name] = value

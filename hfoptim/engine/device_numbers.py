@@ -19,29 +19,43 @@ from hfoptim.engine.codegen.trace import Untraceable
 Compute = Callable[[Callable[[Any], Any] | None], list[dict[str, Any]]]
 
 
+def arithmetic_of(work: list[BucketStep]) -> Any:
+    """What traces such a computation for the buckets of a step; None where their backends have nothing for it."""
+    makers = {item.backend.arithmetic for item in work}
+    maker = makers.pop() if len(makers) == 1 else None
+    return None if maker is None or len({item.bucket.device for item in work}) > 1 else maker()
+
+
 def computed(
-    compute: Compute, work: list[BucketStep], groups: Sequence[dict[str, Any]], names: Iterable[str]
+    compute: Compute,
+    work: list[BucketStep],
+    groups: Sequence[dict[str, Any]],
+    names: Iterable[str],
+    arithmetic: Any,
+    totals: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """What a computation gives, by one launch if the backend of all buckets can do that.
+    """What a computation gives, by one launch if that can be had.
 
     Args:
         compute: the computation; it may put new numbers into the groups.
         work: the buckets of a step.
         groups: all parameter groups.
         names: of their entries that may be numbers on the device.
+        arithmetic: what `arithmetic_of` gives.
+        totals: what it computes from beside these: tensors, or symbols, in the place of which tensors are put where it
+            cannot be traced.
     """
-    makers = {item.backend.arithmetic for item in work}
-    maker = makers.pop() if len(makers) == 1 else None
-    if maker is None or len({item.bucket.device for item in work}) > 1:
+    if arithmetic is None:
         return compute(None)
     before = [{name: group[name] for name in names if name in group} for group in groups]
     try:
-        return _traced(maker(), compute, work, groups, before)
+        return _traced(arithmetic, compute, work, groups, before)
     except BaseException as error:
         for group, values in zip(groups, before, strict=True):
             group.update(values)
         if not isinstance(error, Untraceable):
             raise
+    arithmetic.resolve([(totals or {}, torch.float64)])
     return compute(None)
 
 

@@ -362,15 +362,17 @@ class EngineOptimizer(Optimizer):
 
     def _advance(self, work: list[BucketStep], loss: Tensor | None) -> None:
         """Sum what is summed over all tensors, advance the run state, and give each bucket its scalars."""
-        groups, names = self.param_groups, self.run_state.init
-        totals = totals_of(work, device_numbers.computed(lambda _: probe_scalars(work), work, groups, names))
+        of_step = work, self.param_groups, self.run_state.init
+        first, arithmetic = (device_numbers.arithmetic_of(work) for _ in range(2))
+        probed = device_numbers.computed(lambda _: probe_scalars(work), *of_step, first)
+        totals = totals_of(work, probed, arithmetic)
 
         def scalars(of: Callable[[Any], Any] | None) -> list[dict[str, Any]]:
             more = self._begin(totals, loss, of)
             known = totals if of is None else {name: of(total) for name, total in totals.items()}
             return [self._scalars(item, known, more.get(id(item.group), {})) for item in work]
 
-        for item, found in zip(work, device_numbers.computed(scalars, work, groups, names), strict=True):
+        for item, found in zip(work, device_numbers.computed(scalars, *of_step, arithmetic, totals), strict=True):
             item.bucket.scalars = found
 
     def _begin(

@@ -83,7 +83,7 @@ TILE_VALUES = 1
 
 # Launches of a steady step of GPT-2's 148 tensors, at most.
 LAUNCHES = {
-    **{"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 3, "novograd": 3, "lamb": 7, "prodigy": 6, "adafactor": 9},
+    **{"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 3, "novograd": 3, "lamb": 6, "prodigy": 5, "adafactor": 9},
     # 75 of them products.
     **{"muon": 121, "adamuon": 164},
 }

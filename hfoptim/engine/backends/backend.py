@@ -41,8 +41,13 @@ class Backend:
             weight, grad = entering(plan, h, row.grad, weight)
             yield function(grad, weight, *(s.to(plan.dtype) for s in state), h)
 
-    def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
-        """What the probe of the bucket's rule gives, in parts that are to be added up; nothing changes."""
+    def probe(self, bucket: Bucket, arithmetic: Any = None) -> Iterator[dict[str, Any]]:
+        """What the probe of the bucket's rule gives, in parts that are to be added up; nothing changes.
+
+        Args:
+            bucket: the bucket.
+            arithmetic: of the backend's class `arithmetic`; parts may then be symbols of its.
+        """
         probe = bucket.plan.rule.probe
         assert probe is not None
         yield from self.evaluate(bucket, probe.fn)

@@ -71,11 +71,12 @@ class Generated(Backend):
         if work.others:
             self.foreach.step(bucket.chosen(work.others))
 
-    def probe(self, bucket: Bucket) -> Iterator[dict[str, Tensor]]:
+    def probe(self, bucket: Bucket, arithmetic: Any = None) -> Iterator[dict[str, Any]]:
         probe = bucket.plan.rule.probe
         assert probe is not None
         work = self._sorted(bucket, probe.fn)
-        yield from self.sums(bucket, [call.run(bucket.scalars) for call in work.calls])
+        more = {} if arithmetic is None else {"arithmetic": arithmetic}
+        yield from self.sums(bucket, [call.run(bucket.scalars, **more) for call in work.calls])
         for left in (work.unwalkable, work.others):
             if left:
                 yield from self.loop.probe(bucket.chosen(left))

@@ -261,6 +261,8 @@ def sum_over_ranks(sums: dict[Groups, dict[str, Tensor]]) -> dict[str, Tensor]:
             once; one all-reduce for each group.
     """
     totals: dict[str, Tensor] = {}
+    if sums.keys() == {()}:
+        return sums[()]
     for groups, values in sums.items():
         if groups:
             first = next(iter(values.values()))

@@ -67,12 +67,13 @@ class Call(Rows):
             self.shapes.append(kernel.shape(row))
             self.entries += row.param.numel()
 
-    def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = ()) -> dict[str, Tensor]:
+    def run(self, scalars: Mapping[str, Any], seeds: Sequence[int] = (), arithmetic: Any = None) -> dict[str, Any]:
         """Step the rows; or probe them, and give the sums. Nothing waits for the device.
 
         Args:
             scalars: the bucket's.
             seeds: the bucket's.
+            arithmetic: what goes on computing with the sums (`scalars.Arithmetic`), which are then symbols of its.
         """
         if not self.rows:
             return {}
@@ -87,12 +88,16 @@ class Call(Rows):
             found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
             arguments = {**memory.tensors, "results": found, "rows": count}
             grids = {"block": memory.blocks, "row": count, "line": memory.lines, "all": 1}
-            for launch in source.launches:
+            put_off = arithmetic is not None and len(source.totals) == len(kernel.results) > 0
+            for launch in source.launches[: -1 if put_off else None]:
                 if launch.grid == "product":
                     self._product(launch.name, stacks, scalars)
                     continue
                 given = [arguments[name] for name in launch.arguments]
                 start(getattr(kernel.step, launch.name), grids[launch.grid], given, launch.warps)
+        if put_off:
+            own = memory.tensors["own"]
+            return {n: arithmetic.total(own, count, at) for n, at in zip(kernel.results, source.totals, strict=True)}
         return dict(zip(kernel.results, found, strict=True))
 
     def _stacks(self, position: int) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from hfoptim.engine.codegen.trace import Graph, Node, Shape, Symbol, Untraceable
 from hfoptim.engine.codegen.triton import launch
 from hfoptim.engine.codegen.triton.kernel import load
-from hfoptim.engine.codegen.triton.writer import HEAD, KEPT, expression
+from hfoptim.engine.codegen.triton.writer import HEAD, KEPT, SUMS, expression
 from hfoptim.engine.operators import OPERATORS
 
 _DOUBLE = "tl.float64"
@@ -65,6 +65,18 @@ class Arithmetic(Graph):
             self.tensors.append(value)
         return self.add("load", (), (), place)
 
+    def total(self, own: Tensor, rows: int, place: int) -> Symbol:
+        """The sum of one column of a table of numbers on the device.
+
+        Args:
+            own: the table, row by row.
+            rows: how many it has.
+            place: the column.
+        """
+        self.tensors.append(own)
+        value = len(self.tensors) - 1, len(own) // rows, place
+        return self.add("total", [self.of(rows)], (), value)
+
     def resolve(self, found: Iterable[tuple[dict[str, Any], torch.dtype]]) -> None:
         """Put numbers, 0-d tensors of these dtypes, in the place of all symbols in some dicts.
 
@@ -101,7 +113,7 @@ class Arithmetic(Graph):
             dtypes = list(dict.fromkeys(dtype for _, dtype in wanted))
             counts = [sum(other is dtype for _, other in wanted) for dtype in dtypes]
             out = [torch.empty(count, dtype=dtype, device=device) for dtype, count in zip(dtypes, counts, strict=True)]
-            launch.start(function, 1, [values, *out], 1)
+            launch.start(function, 1, [values, *out], 4)
         left = {dtype: iter(each.unbind()) for dtype, each in zip(dtypes, out, strict=True)}
         return [next(left[dtype]) for _, dtype in wanted]
 
@@ -134,6 +146,9 @@ class Arithmetic(Graph):
             args = [known[a] for a in node.args]
             if node.op == "load":
                 known.append(self.tensors[node.value].reshape(()).to(torch.float64))
+            elif node.op == "total":
+                table, width, place = node.value
+                known.append(self.tensors[table].view(-1, width)[:, place].sum())
             elif node.op == "scalar":
                 known.append(torch.full((), self.numbers[node.value], dtype=torch.float64, device=device))
             elif node.op == "same":
@@ -165,6 +180,17 @@ def _source(
         if node.op == "load":
             there = f"tl.load(values + {numbers + node.value}).to(tl.int64, bitcast=True)"
             said = f"tl.load({there}.to(tl.pointer_type({KEPT[kinds[node.value]]}))).to({_DOUBLE})"
+        elif node.op == "total":
+            table, width, place = node.value
+            there = f"tl.load(values + {numbers + table}).to(tl.int64, bitcast=True).to(tl.pointer_type({_DOUBLE}))"
+            yield f"    at = tl.arange(0, {SUMS})"
+            yield f"    table{i} = {there}"
+            yield f"    rows{i} = v{node.args[0]}.to(tl.int32)"
+            yield f"    a{i} = tl.zeros(({SUMS},), {_DOUBLE})"
+            yield f"    for start in range(0, rows{i}, {SUMS}):"
+            part = f"table{i} + (start + at) * {width} + {place}, mask=start + at < rows{i}, other=0.0"
+            yield f"        a{i} += tl.load({part})"
+            said = f"tl.sum(a{i})"
         elif node.op == "scalar":
             said = f"tl.load(values + {node.value})"
         elif node.op == "same":

@@ -105,6 +105,7 @@ class Source:
         scales: position in the row of the first tensor of scales; None without codes.
         compute: "float32" or "float64".
         tile: rows and columns that a program takes at a time; zeros where they are not told apart.
+        totals: where in `own` the results of each row are, if all of them are there.
         cut: how a tensor is divided among programs.
     """
 
@@ -119,6 +120,7 @@ class Source:
     scales: int | None
     compute: str
     tile: tuple[int, int]
+    totals: tuple[int, ...]
     cut: Callable[[tuple[int, int, int]], Cut]
 
     def signature(self, launch: Launch) -> dict[str, str]:
@@ -170,6 +172,7 @@ class Writer(Places):
             scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
             compute=layout.compute,
             tile=self.tile,
+            totals=tuple([self.kept[i] for i in self.program.results if i in self.kept]),
             cut=self.cut,
         )
 
