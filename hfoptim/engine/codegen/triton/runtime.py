@@ -187,7 +187,7 @@ def negative(x):
 
 @triton.jit
 def copysign(x, y):
-    return tl.where(negative(y), -tl.abs(x), tl.abs(x))
+    return tl.where(negative(y), tl.abs(x) * -1.0, tl.abs(x))
 
 
 @triton.jit
@@ -225,7 +225,7 @@ def log1p(x):
 @triton.jit
 def tanh(x):
     e = expm1(-2 * tl.abs(x))
-    return copysign(-e / (e + 2), x)
+    return copysign(e / (e + 2), x)
 
 
 @triton.jit
@@ -257,4 +257,4 @@ def pow(x, y):
     whole = tl.floor(e) == e
     odd = whole & (tl.abs(e) < 9007199254740992.0) & (e != 2 * tl.floor(e / 2))
     size = tl.where((x < 0) & (a != float("inf")) & (whole == 0), float("nan"), size)
-    return tl.where(odd & negative(x), -size, size).to(x.dtype)
+    return tl.where(odd & negative(x), size * -1.0, size).to(x.dtype)
