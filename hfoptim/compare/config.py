@@ -16,7 +16,7 @@ DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
     "adam": (1e-3, 3e-3, 1e-2),
     "adam_weight_decay": (1e-3, 3e-3, 1e-2),
     "adamw": (1e-3, 3e-3, 1e-2),
-    "adafactor": (1e-3, 3e-3, 1e-2),
+    **dict.fromkeys(("adafactor", "cadafactor"), (1e-3, 3e-3, 1e-2)),
     "lion": (3e-4, 1e-3, 3e-3),
     "momentum": (0.1, 0.3, 1.0),
     **dict.fromkeys(("muon", "nmuon", "adamuon", "nadamuon"), (3e-3, 1e-2, 3e-2)),
@@ -24,7 +24,9 @@ DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
 }
 
 # Options that a comparison of learning rates calls for. Adafactor would multiply the rate by the size of the parameter.
-PRESETS: dict[str, dict[str, Any]] = {"adafactor": {"relative_step": False, "scale_parameter": False}}
+PRESETS: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("adafactor", "cadafactor"), {"relative_step": False, "scale_parameter": False}
+)
 
 # Schedules that are made of others: there is no option for these.
 COMPOSED_SCHEDULES = ("sequential", "proportion")

@@ -21,6 +21,8 @@ from typing import Any
 from hfoptim.engine.checks import plain
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
+# Flags that may be a word instead.
+OR_A_WORD = {"caution": "momentum", "scale_parameter": "relative"}
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -115,10 +117,11 @@ def fit(option: str, value: Any, default: Any) -> Any:
     Raises:
         ValueError: the value is of another kind than the default.
     """
-    if isinstance(value, str) and not isinstance(default, str):
+    if isinstance(value, str) and (not isinstance(default, str) or option in OR_A_WORD):
         read = plain(value)
         value = read_value(read) if isinstance(read, str) else read
-    if isinstance(default, bool) and not isinstance(value, bool):
+    flag = isinstance(default, bool) or option in OR_A_WORD
+    if flag and not isinstance(value, bool) and value != OR_A_WORD.get(option):
         raise ValueError(f"{option} must be True or False, got {value!r}")
     number = isinstance(default, (int, float)) and not isinstance(default, bool)
     if number and (value is None or isinstance(value, (str, tuple, bool))):

@@ -37,11 +37,13 @@ MORE = {
 }
 # The same for some names: their defaults exclude others, or there is more than one form.
 OF_NAME = {
-    "adafactor": {"lr": 1e-2, "relative_step": False},
+    **dict.fromkeys(("adafactor", "cadafactor"), {"lr": 1e-2, "relative_step": False}),
     "muon": {"ns_coefficients": [[4.0848, -6.8946, 2.927], [3.9505, -6.3029, 2.6377]]},
     "sgd": {"dampening": 0.0},
     "sgdw": {"dampening": 0.0},
     "csgdw": {"dampening": 0.0},
+    "sgdc": {"dampening": 0.0},
+    "csgdc": {"dampening": 0.0},
     "nlars": {"dampening": 0.0},
     "nlarc": {"dampening": 0.0},
 }

@@ -9,27 +9,31 @@ from harness import assert_follows, feed, flattened, parameters, set_lr, values
 
 import hfoptim
 
-# Names of timm 1.0.31 whose options differ from those of a class that test_reference.py follows.
+# Names of timm 1.0.31. Not among them: `adafactor` and `adagrad`, which have the documents' and torch's defaults here,
+# `adahessian`, which needs a graph, `radamlegacy`, and Muon's, which has other defaults.
 NAMES = (
-    *("cadafactor", "cadamw", "cadan", "cadanw", "cadopt", "cadoptw", "clamb", "clambw", "clion", "cmars"),
-    *("adamc", "adoptc", "cadamc", "cadoptc", "clionc", "csgdc", "lambcd", "lionc", "novogradc", "sgdc"),
-    *("lambcw", "lambw", "larc", "lars", "nlarc", "nlars", "novogradw"),
-    *("rmsprop", "rmsproptf", "rmsproptfw", "rmsproptfc", "crmsproptf"),
-    *("adadelta", "adamp", "cadamp", "sgdp", "csgdp", "sgdw", "csgdw"),
-    *("adamw", "adamwlegacy", "cnadamc", "cnadamw", "nadamc", "nadamlegacy", "radamw"),
+    *("adabelief", "adadelta", "adam", "adamax", "adamc", "adamp", "adamw", "adamwlegacy", "adan", "adanw"),
+    *("adopt", "adoptc", "adoptw", "cadafactor", "cadamc", "cadamp", "cadamw", "cadan", "cadanw"),
+    *("cadopt", "cadoptc", "cadoptw", "clamb", "clambw", "claprop", "clion", "clionc", "cnadamc", "cnadamw"),
+    *("crmsproptf", "csgdc", "csgdp", "csgdw", "lamb", "lambc", "lambcd", "lambcw", "lambw"),
+    *("laprop", "lapropc", "larc", "lars", "lion", "lionc", "madgrad", "madgradw", "mars", "cmars", "momentum"),
+    *("nadam", "nadamc", "nadamlegacy", "nadamw", "nlarc", "nlars", "novograd", "novogradc", "novogradw"),
+    *("radabelief", "radam", "radamw", "rmsprop", "rmsproptf", "rmsproptfc", "rmsproptfw"),
+    *("sgd", "sgdc", "sgdp", "sgdw"),
 )
-LAYOUTS = ("scalar", "vector", "matrix", "conv", "wide")
-STEPS = 12
+# Of these timm and torch keep numbers in float32.
+IN_FLOAT32 = ("laprop", "claprop", "novograd", "nadam")
+LAYOUTS = ("vector", "matrix", "conv", "wide")
+STEPS = 8
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.25])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_of_timms_has_timms_steps(name: str, weight_decay: float) -> None:
+def test_a_name_of_timms_has_timms_steps(name: str) -> None:
     if not peers.installed("timm"):
         pytest.skip("timm is not installed")
     mine, other = (parameters(LAYOUTS, torch.float64) for _ in range(2))
     start, rows = values(mine), ([], [])
-    options = {"lr": 1e-2, "weight_decay": weight_decay}
+    options = {"lr": 1e-2, "weight_decay": 0.25}
     optimizer = hfoptim.create_optimizer_v2(list(mine.items()), name, **options)
     peer = peers.load("timm.optim._optim_factory.create_optimizer_v2")(list(other.values()), name, **options)
     for t in range(1, STEPS + 1):
@@ -43,5 +47,4 @@ def test_a_name_of_timms_has_timms_steps(name: str, weight_decay: float) -> None
         peer.step()
         for row, params in zip(rows, (mine, other), strict=True):
             row.append(flattened(params))
-    # timm keeps NovoGrad's second moment in float32.
-    assert_follows(*rows, start, 1e-6 if name.startswith("novograd") else 1e-10)
+    assert_follows(*rows, start, 1e-6 if name.startswith(IN_FLOAT32) else 1e-10)

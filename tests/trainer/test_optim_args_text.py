@@ -72,6 +72,9 @@ def test_other_types_are_refused():
 def test_the_word_false_is_false():
     assert fit("nesterov", "False", False) is False
     assert fit("nesterov", "true", False) is True
+    # The default of `cadan`; and a flag that may be a word.
+    assert fit("caution", "false", "momentum") is False
+    assert fit("caution", "momentum", False) == "momentum"
 
 
 def test_text_for_a_number_is_read_and_for_a_text_is_left():
