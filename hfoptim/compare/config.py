@@ -24,9 +24,10 @@ DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
 }
 
 # Options that a comparison of learning rates calls for. Adafactor would multiply the rate by the size of the parameter.
-PRESETS: dict[str, dict[str, Any]] = dict.fromkeys(
-    ("adafactor", "cadafactor"), {"relative_step": False, "scale_parameter": False}
-)
+PRESETS: dict[str, dict[str, Any]] = {
+    "adafactor": {"relative_step": False, "scale_parameter": False},
+    "cadafactor": {"relative_step": False, "scale_parameter": False},
+}
 
 # Schedules that are made of others: there is no option for these.
 COMPOSED_SCHEDULES = ("sequential", "proportion")

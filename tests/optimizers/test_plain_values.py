@@ -37,7 +37,8 @@ MORE = {
 }
 # The same for some names: their defaults exclude others, or there is more than one form.
 OF_NAME = {
-    **dict.fromkeys(("adafactor", "cadafactor"), {"lr": 1e-2, "relative_step": False}),
+    "adafactor": {"lr": 1e-2, "relative_step": False},
+    "cadafactor": {"lr": 1e-2, "relative_step": False},
     "muon": {"ns_coefficients": [[4.0848, -6.8946, 2.927], [3.9505, -6.3029, 2.6377]]},
     "sgd": {"dampening": 0.0},
     "sgdw": {"dampening": 0.0},
