@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,9 +36,32 @@ def pytest_addoption(parser):
     parser.addoption("--costs", action="store_true", help="say what each optimizer cost the tests, in CPU-seconds")
 
 
+# Modules by which tests start processes.
+STARTING = {"family", "ranks", "subprocess"}
+
+
+def starts_processes(module):
+    return any(
+        STARTING & {getattr(one, "__name__", None), getattr(one, "__module__", None)} for one in vars(module).values()
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """First the files that start processes, then by number of tests: so the workers come to their end together."""
+    tests = Counter(item.path for item in items)
+    first = {item.path for item in items if starts_processes(item.module)}
+    items.sort(key=lambda item: (item.path not in first, -tests[item.path], item.path))
+
+
 def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would sort files by number of tests alone
+        config.option.loadscopereorder = False
     config.pluginmanager.register(Budget(), "budget")
     if "HFOPTIM_CACHE" not in os.environ:  # workers and other children have it from here: a kernel is compiled once
         kernels = tempfile.TemporaryDirectory(prefix="hfoptim-kernels-", ignore_cleanup_errors=True)
         os.environ["HFOPTIM_CACHE"] = kernels.name
         config.add_cleanup(kernels.cleanup)
+    if "HF_HOME" not in os.environ:  # datasets that tests make
+        caches = tempfile.TemporaryDirectory(prefix="hfoptim-datasets-", ignore_cleanup_errors=True)
+        os.environ["HF_HOME"] = caches.name
+        config.add_cleanup(caches.cleanup)

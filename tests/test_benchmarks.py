@@ -41,8 +41,8 @@ first = dict(first=["lion"], first_layers=1, first_vocab=32)
 sizes = dict(size=[1e5, 1e12], tensors=[3], tensors_size=1e4, repeats=1, least_seconds=0.0)
 scaling.main(**sizes, family=["lion"], **first, output=folder / "scaling.json")
 variants = ["float32", "8bit state", "bfloat16, Kahan"]
-# Large batches: the held-out text is evaluated in as large ones.
-job = dict(steps=2, batch_size=32, seq_len=32, gradient_steps=2)
+# Large batches of a short text: the part of it that is held out is evaluated in as large ones.
+job = dict(steps=2, batch_size=32, seq_len=32, gradient_steps=2, dataset={text!r})
 quality.main(optim=["adamw"], variant=variants, **job, output=folder / "quality.json")
 """
 
@@ -61,7 +61,9 @@ def module(monkeypatch):
 def results(tmp_path_factory):
     """The folder with what the tiny runs have written."""
     folder = tmp_path_factory.mktemp("results")
-    script = RUN.format(benchmarks=str(BENCHMARKS), folder=str(folder))
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("\n\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
+    script = RUN.format(benchmarks=str(BENCHMARKS), folder=str(folder), text=str(text))
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
     assert "hfoptim lion" in run.stdout

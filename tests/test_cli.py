@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import start
 from typer.testing import CliRunner
 
 import hfoptim
@@ -222,14 +223,17 @@ def test_resume_with_the_options_repeated_or_left_out(tiny: list[str], tmp_path:
     assert read(folder) == before
 
 
-def start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*CLI, "compare", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def begin(folder: Path, *args: str) -> Any:
+    """A comparison in a process of its own, which says what it says in `said.txt`."""
+    script = folder / "compare.py"
+    script.write_text("from hfoptim.cli import main\nmain()\n")
+    return start(script, "compare", *args, output=folder / "said.txt")
 
 
-def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+def wait_for(process: Any, folder: Path, pattern: str) -> None:
     deadline = time.monotonic() + 240
     while not list(folder.glob(pattern)):
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -245,10 +249,10 @@ def test_killed_comparison_goes_on_where_it_stopped(
     options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 60 --checkpoint-steps 7".split()
     options += ["--optim", "adamw,lion,sgd", "--lr-grid", "1e-3", "--lr-grid", "sgd=0.01"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    process = start(*options, "--output-dir", str(killed))
+    process = begin(tmp_path, *options, "--output-dir", str(killed))
     wait_for(process, killed, f"checkpoints/lion-0.001/checkpoint-*/{runs.MARKER}")
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     stopped = read(killed)
     assert [run["optimizer"] for run in stopped["runs"]] == ["adamw"]
     assert stopped["complete"] is False
@@ -280,10 +284,11 @@ def test_killed_comparison_goes_on_where_it_stopped(
 def test_ctrl_c_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 2000 --checkpoint-steps 5".split()
-    process = start(*options, "--optim", "lion", "--output-dir", str(folder))
+    process = begin(tmp_path, *options, "--optim", "lion", "--output-dir", str(folder))
     wait_for(process, folder, f"checkpoints/*/checkpoint-*/{runs.MARKER}")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.strip() == f"stopped; go on with: hfoptim compare --resume --output-dir {folder}"
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    assert process.exitcode == 130
+    said = (tmp_path / "said.txt").read_text()
+    assert said.splitlines()[-1] == f"stopped; go on with: hfoptim compare --resume --output-dir {folder}"
     assert read(folder)["runs"] == []

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from cases import ENTRIES
 from harness import assert_follows, assert_same, feed, flattened, parameters, set_lr, through_disk, values
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -567,8 +566,4 @@ def test_fsdp2_steps_are_the_ordinary_ones(process_group):
 def test_fsdp2_on_two_processes(tmp_path):
     """See release_worker.py."""
     worker = Path(__file__).with_name("release_worker.py")
-    commands = [[sys.executable, str(worker), str(tmp_path), str(rank)] for rank in range(2)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in commands]
-    for process in running:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output.decode()[-4000:]
+    run_ranks(worker, str(tmp_path), "{rank}", ranks=2, output=tmp_path, timeout=120)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def modules():
     return found
 
 
+def last_name(node):
+    """The name, or that after the last dot."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+@cache
 def imported(name, path):
     """The absolute names of all that a module imports, also inside functions, but not for type checkers only."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -82,7 +89,7 @@ def imported(name, path):
     typing_only = {
         id(node)
         for test in ast.walk(tree)
-        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+        if isinstance(test, ast.If) and last_name(test.test) == "TYPE_CHECKING"
         for body in test.body
         for node in ast.walk(body)
     }
@@ -99,8 +106,8 @@ def imported(name, path):
                 base = ".".join([*above, *([base] if base else [])])
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                names.add(inner if inner in modules() else base)
-        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
+                names.add(inner if inner in MODULES else base)
+        elif isinstance(node, ast.Call) and node.args and last_name(node.func) == "import_module":
             names |= {str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
     return names
 
@@ -174,6 +181,7 @@ def loaded_by(statement):
     return set(done.stdout.split())
 
 
+@cache
 def modules_after(statement):
     """All modules that a fresh interpreter has loaded after a statement."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {statement}; print(*sys.modules)"

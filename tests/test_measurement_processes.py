@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,10 @@ from ranks import run_ranks
 TESTS = Path(__file__).resolve().parent
 
 
-def launch(folder: Path, task: str, ranks: int, **more: str) -> list[Any]:
+def launch(folder: Path, task: str, ranks: int) -> list[Any]:
     """Run a task of the worker on so many processes: what each of them found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    shared = {**os.environ, **more, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TESTS.parent)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    command = [sys.executable, str(TESTS / "measurement_worker.py"), task, str(folder)]
-    environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    outputs = [folder / f"{task}.{rank}.txt" for rank in range(ranks)]
-    run_ranks([command] * ranks, environments, outputs, timeout=300)
+    run_ranks(TESTS / "measurement_worker.py", task, str(folder), ranks=ranks, output=folder, timeout=300)
     return [json.loads((folder / f"{task}.{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +15,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import AcceleratorState, GradientState
 from lr_trace import make, trace
+from ranks import run_ranks
 from schedules_accelerate_worker import CUT, MAKERS, STEPS, TOTAL, main, plain
 
 import schedules
 
-ROOT = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).with_name("schedules_accelerate_worker.py")
 
 
 def launch(world: int, folder: Path) -> list[dict[str, Any]]:
@@ -33,31 +30,8 @@ def launch(world: int, folder: Path) -> list[dict[str, Any]]:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     else:
-        launch_processes(world, folder)
+        run_ranks(WORKER, str(folder), ranks=world, output=folder, timeout=240)
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-
-
-def launch_processes(world: int, folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-addr", "127.0.0.1"]
-    run = subprocess.run(
-        [
-            sys.executable,
-            *torchrun,
-            "--master-port",
-            port,
-            str(ROOT / "tests" / "schedules_accelerate_worker.py"),
-            str(folder),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
 
 
 @pytest.mark.parametrize("world", [1, 2])

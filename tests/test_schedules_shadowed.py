@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ranks import run_code
 
 import hfoptim
 
@@ -51,8 +52,11 @@ def run(
     folder: Path, *parts: str, script: str = "train.py", launcher: tuple[str, ...] = (), cwd: Path | None = None
 ) -> None:
     """Run a script in a folder, with our root on the path behind it, as an installed package is."""
-    code = [f"FOLDER = {str(ROOT / 'schedules') + os.sep!r}", *parts]
-    (folder / script).write_text("\n".join(map(textwrap.dedent, code)), encoding="utf-8")
+    code = "\n".join(map(textwrap.dedent, [f"FOLDER = {str(ROOT / 'schedules') + os.sep!r}", *parts]))
+    if not launcher and cwd is None:
+        run_code(code, folder=folder)
+        return
+    (folder / script).write_text(code, encoding="utf-8")
     command = [sys.executable, *launcher, str(folder / script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=cwd or folder, env=environment, capture_output=True, text=True, timeout=300)

@@ -247,6 +247,7 @@ def test_resuming_equals_going_on_bit_for_bit():
     test_invariants.test_resuming_equals_going_on_bit_for_bit(BY_NAME, VARIANT, torch.bfloat16)
 
 
+@pytest.mark.slow  # test_compiled.py has the kernel that does not go by names
 @pytest.mark.skipif(compiled.missing() is not None, reason=f"compiling needs {compiled.missing()}")
 def test_the_compiled_step_equals_the_loops():
     mine, other = parameters((*SMALL, "large")), parameters((*SMALL, "large"))

@@ -6,17 +6,15 @@ import ast
 import copy
 import importlib
 import inspect
-import os
 import pickle
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from harness import assert_same, feed, parameters, through_disk, train, values
 from of_loss_and_distance import AliG, DoG, LossScaled
+from ranks import run_ranks
 
 import hfoptim
 from hfoptim import optimizers
@@ -320,13 +318,7 @@ def test_gradient_release_is_refused(cls, why):
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     tests = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (tests.parent, tests, tests / "optimizers")))
-    worker = [sys.executable, str(tests / "run_state_worker.py"), str(tmp_path / "store")]
-    ranks = [
-        subprocess.Popen([*worker, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    store = str(tmp_path / "store")
+    worker, paths = tests / "run_state_worker.py", [tests / "optimizers"]
+    said = run_ranks(worker, store, "{rank}", ranks=2, output=tmp_path, timeout=240, paths=paths)
     assert all("sharded ddp" in each for each in said)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from cases.lamb import LAMB
 from cases.lion import LION
 from harness import assert_same, feed, parameters, train, values
+from ranks import run_code
 from tiers import every_kind_of_variant
 
 from hfoptim.engine import backends
@@ -150,7 +148,7 @@ def test_a_compiler_that_fails_for_a_kernel(name, monkeypatch):
     compiled.warn_uncompiled.cache_clear()
 
 
-def test_a_process_without_a_compiler():
+def test_a_process_without_a_compiler(tmp_path):
     program = """
 import torch, hfoptim
 param = torch.nn.Parameter(torch.ones(2049, 2048, dtype=torch.float16))
@@ -159,9 +157,4 @@ param.grad = torch.ones_like(param)
 optimizer.step()
 print(float(param.detach().double().mean()) < 1.0)
 """
-    environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True"]
+    assert run_code(program, folder=tmp_path, PATH="", CXX="").split() == ["True"]

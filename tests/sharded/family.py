@@ -6,8 +6,6 @@ Each family is a module, so that the workers of pytest-xdist share them out.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +36,14 @@ def launch(folder: Path, ranks: int, which: str, *tasks: str) -> dict[str, Found
         which: "few" or "all" options and optimizers.
         *tasks: names of functions of worker.py.
     """
-    paths = [TESTS.parent, TESTS, TESTS / "optimizers"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    outputs = [folder / f"{'-'.join(tasks)}.{rank}.txt" for rank in range(ranks)]
-    worker = [sys.executable, str(TESTS / "sharded" / "worker.py"), str(folder)]
-    commands = [[*worker, str(rank), str(ranks), which, *tasks] for rank in range(ranks)]
     optimizers = len(ENTRIES) if which == "all" or "every_optimizer" in tasks else len(entries_of_each_kind())
-    run_ranks(commands, [environment] * ranks, outputs, timeout=START + EACH * optimizers * len(tasks))
+    run_ranks(
+        *(TESTS / "sharded" / "worker.py", str(folder), "{rank}", str(ranks), which, *tasks),
+        ranks=ranks,
+        output=folder,
+        timeout=START + EACH * optimizers * len(tasks),
+        paths=[TESTS, TESTS / "optimizers"],
+    )
     return {task: _found(folder, ranks, task) for task in tasks}
 
 

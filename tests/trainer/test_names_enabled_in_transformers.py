@@ -5,12 +5,11 @@ import copy
 import dataclasses
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 import transformers
+from ranks import run_code
 from transformers import HfArgumentParser, Trainer, TrainingArguments, hf_argparser, optimization
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -276,9 +275,8 @@ def test_saved_training_arguments_are_read_where_the_names_are_not_enabled_yet(m
         "args = torch.load(sys.argv[1], weights_only=False)\n"
         "print(args.optim.value, args.lr_scheduler_type.value, type(args.optim).__name__)\n"
     )
-    command = [sys.executable, "-c", read, str(tmp_path / "saved" / "training_args.bin")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["lion", "hfoptim_cosine", "OptimizerNames"], done.stderr
+    said = run_code(read, str(tmp_path / "saved" / "training_args.bin"), folder=tmp_path)
+    assert said.split() == ["lion", "hfoptim_cosine", "OptimizerNames"]
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from ranks import run_code
 from transformers import HfArgumentParser, TrainingArguments
 
 import hfoptim
 from hfoptim import registry
 from hfoptim.trainer import OptimizerCallback
 
-ROOT = Path(hfoptim.__file__).resolve().parents[1]
 SOURCE = '''
 from hfoptim.engine import Name, hyper
 from hfoptim.optimizers.lion import Lion
@@ -64,17 +59,8 @@ def test_a_file_and_a_distribution_are_known_everywhere(tmp_path):
     (site / "pumas.py").write_text(SOURCE.format(cls="Puma", name="puma"), encoding="utf-8")
     (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: pumas\nVersion: 1.0\n", encoding="utf-8")
     (declared / "entry_points.txt").write_text("[hfoptim.optimizers]\npuma = pumas:Puma\n", encoding="utf-8")
-    path = os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)],
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("done\n")
+    said = run_code(SCRIPT, str(folder), folder=tmp_path, paths=[site], COLUMNS="200")
+    assert said.endswith("done\n")
 
 
 @pytest.fixture

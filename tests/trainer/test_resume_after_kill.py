@@ -2,13 +2,12 @@
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import kill_worker
 import pytest
 from kill_worker import KILLED, POINTS, make_trainer
+from ranks import run
 from resuming import same_end, same_way
 
 from hfoptim import disable, enable, last_whole_checkpoint
@@ -39,9 +38,9 @@ SAID = {
 def killed(tmp_path_factory):
     """A folder with what every killed training left."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, kill_worker.__file__, str(folder), *map(":".join, CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    cases = map(":".join, CASES)
+    code, said = run(Path(kill_worker.__file__), str(folder), *cases, output=folder / "said.txt", timeout=300)
+    assert code == 0, said[-3000:]
     return folder
 
 

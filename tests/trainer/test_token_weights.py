@@ -7,19 +7,16 @@ transformers has become right, and the table is to be corrected.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from ranks import run_ranks
 from window_worker import Case, Plain, measure
 
 from hfoptim.trainer import TokenWeights
 
-ROOT = Path(__file__).resolve().parents[2]
 NEW = int(transformers.__version__.split(".")[0]) >= 5
 SAME, OFF = 2e-6, 1e-3  # of a parameter, after steps that move the most moved by 0.01 to 0.3
 
@@ -56,24 +53,7 @@ def on_two_processes(tmp_path_factory):
     """What two processes found, for all cases."""
     folder = tmp_path_factory.mktemp("windows")
     worker = Path(__file__).with_name("window_worker.py")
-    paths = os.pathsep.join([str(ROOT), str(worker.parent)])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(worker),
-            str(folder),
-        ],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_ranks(worker, str(folder), ranks=2, output=folder, timeout=300)
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
 
 
