@@ -66,7 +66,7 @@ class RMSprop(RuleOptimizer):
     State: `square_avg` (v), `grad_avg` (a) if centered, `momentum_buffer` (b) if momentum is not 0. A state_dict of
     torch.optim.RMSprop loads. Where v - a^2 would be below 0 by rounding it is 0 here; torch's steps become NaN then.
 
-    The registry's name "rmsprop" has alpha 0.9 and momentum 0.9, as timm's.
+    timm's factory gives it an alpha of 0.9.
 
     Source:
         Tieleman and Hinton, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; centered: Graves,
@@ -74,7 +74,7 @@ class RMSprop(RuleOptimizer):
     """
 
     decay = Decay.COUPLED
-    names = (Name("rmsprop", options={"alpha": 0.9, "momentum": 0.9}),)
+    names = (Name("rmsprop"),)
     lr: float = hyper(1e-2, "learning rate")
     alpha: float = hyper(0.99, "decay rate of v and a", most=1.0)
     eps: float = hyper(1e-8, "added to the root")

@@ -20,6 +20,7 @@ NAMES = (
     *("nadam", "nadamc", "nadamlegacy", "nadamw", "nlarc", "nlars", "novograd", "novogradc", "novogradw"),
     *("radabelief", "radam", "radamw", "rmsprop", "rmsproptf", "rmsproptfc", "rmsproptfw"),
     *("sgd", "sgdc", "sgdp", "sgdw"),
+    *(),
 )
 # Of these timm and torch keep numbers in float32.
 IN_FLOAT32 = ("laprop", "claprop", "novograd", "nadam")
