@@ -16,14 +16,15 @@ def _per_step(t: int, group: Group) -> Scalars:
 
 
 @cache
-def padam(amsgrad: bool) -> Rule:
-    """The rule, with or without AMSGrad."""
+def padam(amsgrad: bool, quarter: bool) -> Rule:
+    """The rule, with or without AMSGrad; `quarter` where `partial` is 1/4, as a root is faster than a power."""
 
     def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
         exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, h)
         largest, kept = with_largest(exp_avg_sq, state)
-        return (exp_avg / (largest.sqrt() + h.eps) ** h.exponent, exp_avg, exp_avg_sq, *kept)
+        root = largest.sqrt() + h.eps
+        return (exp_avg / (root.sqrt() if quarter else root**h.exponent), exp_avg, exp_avg_sq, *kept)
 
     fn.__name__ = "padam"
     return Rule(fn, ELEMENT, adam_state(amsgrad), _per_step)
@@ -57,4 +58,4 @@ class Padam(RuleOptimizer):
     partial: float = hyper(0.25, "exponent of w", most=0.5)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        return padam(group["amsgrad"])
+        return padam(group["amsgrad"], group["partial"] == 0.25)
