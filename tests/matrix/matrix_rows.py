@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 import hfoptim
 from hfoptim import registry
+from hfoptim.engine import RuleOptimizer, unwrap_all
 
 Params = dict[str, nn.Parameter]
 
@@ -125,6 +126,8 @@ class Row:
             around: a context for each call of the optimizer's step; the loss is computed outside of autocast.
         """
 
+        told = [inner for inner in unwrap_all(optimizer, RuleOptimizer) if inner.needs_loss]
+
         @torch.autocast("cpu", enabled=False)
         def closure() -> Tensor | None:
             optimizer.zero_grad()
@@ -134,7 +137,7 @@ class Row:
                 self.backward(loss)
             else:
                 with torch.no_grad():
-                    loss = quartic(params) if self.closure else None
+                    loss = quartic(params) if self.closure or told else None
                     for param in params.values():
                         param.grad = 2.0 * (param - 0.5) + 0.4 * param.abs() ** 2 * param
             after()
@@ -142,7 +145,9 @@ class Row:
 
         for _ in range(steps):
             if not self.closure:
-                closure()
+                loss = closure()
+                for inner in told:
+                    inner.add_loss(loss)
             with around():
                 optimizer.step(*([closure] if self.closure else []))
 

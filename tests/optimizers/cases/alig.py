@@ -23,7 +23,7 @@ ALIG = Entry(
         Reference(
             "pytorch_optimizer.AliG",
             grid(lr=[1e-2, 0.3], eps=[1e-6], momentum=[0.0, 0.9])
-            + grid(lr=[1e-2, 0.3], eps=[1e-6], momentum=[0.5], adjusted_momentum=[True]),
+            + grid(lr=[0.3, 1e-2], eps=[1e-6], momentum=[0.5], adjusted_momentum=[True]),
             _max_lr,
             make=by_closure(norm_in_double),
             lr_moves=False,
