@@ -9,8 +9,8 @@ from harness import assert_follows, feed, flattened, parameters, set_lr, values
 
 import hfoptim
 
-# Names of timm 1.0.31. Not among them: `adafactor` and `adagrad`, which have the documents' and torch's defaults here,
-# `adahessian`, which needs a graph, `radamlegacy`, and Muon's, which has other defaults.
+# Names of timm 1.0.31. Not among them: `adafactor`, `adagrad` and `rmsprop`, which have the documents' and torch's
+# defaults here, `adahessian`, which needs a graph, `radamlegacy`, and Muon's, which has other defaults.
 NAMES = (
     *("adabelief", "adadelta", "adam", "adamax", "adamc", "adamp", "adamw", "adamwlegacy", "adan", "adanw"),
     *("adopt", "adoptc", "adoptw", "cadafactor", "cadamc", "cadamp", "cadamw", "cadan", "cadanw"),
@@ -18,9 +18,8 @@ NAMES = (
     *("crmsproptf", "csgdc", "csgdp", "csgdw", "lamb", "lambc", "lambcd", "lambcw", "lambw"),
     *("laprop", "lapropc", "larc", "lars", "lion", "lionc", "madgrad", "madgradw", "mars", "cmars", "momentum"),
     *("nadam", "nadamc", "nadamlegacy", "nadamw", "nlarc", "nlars", "novograd", "novogradc", "novogradw"),
-    *("radabelief", "radam", "radamw", "rmsprop", "rmsproptf", "rmsproptfc", "rmsproptfw"),
+    *("radabelief", "radam", "radamw", "rmsproptf", "rmsproptfc", "rmsproptfw"),
     *("sgd", "sgdc", "sgdp", "sgdw"),
-    *(),
 )
 # Of these timm and torch keep numbers in float32.
 IN_FLOAT32 = ("laprop", "claprop", "novograd", "nadam")
