@@ -23,7 +23,9 @@ class _Algorithm1:
     ) -> None:
         self.params, self.betas, self.eps, self.weight_decay = list(params.values()), betas, eps, weight_decay
         self.param_groups = [{"params": self.params, "lr": lr}]
-        self.k, self.m, self.a, self.lam, self.phase = 0, 0.0, 0.0, 0.0, "Adam"
+        self.k, self.phase, self.lam, self.big_lambda, self.lr_then = 0, "Adam", 0.0, 0.0, 0.0
+        self.m: Any = 0.0
+        self.a: Any = 0.0
         self.v: Any = 0.0
 
     @torch.no_grad()
