@@ -55,7 +55,11 @@ def states_of(optimizer, params):
 
 def needs_all_gradients(optimizer):
     """Whether something is computed from all gradients before the first parameter moves."""
-    if isinstance(optimizer, (hfoptim.Adahessian, hfoptim.Prodigy)):
+    if optimizer.curvature is not None or optimizer.needs_loss or optimizer.run_state.totals:
+        return True
+    if isinstance(
+        optimizer, hfoptim.SophiaG
+    ):  # its entry estimates from the gradients of the step, which are gone then
         return True
     return any(optimizer.rule_for(p, group).probe for group in optimizer.param_groups for p in group["params"])
 
@@ -65,6 +69,8 @@ def needs_all_gradients(optimizer):
 
 @pytest.mark.parametrize(("entry", "variant"), VARIANTS)
 def test_steps_are_the_ordinary_ones_for_every_optimizer_that_can(entry, variant):
+    if entry.name == "sophiag":
+        pytest.skip("its entry estimates the Hessian from the gradients of the step, which are gone then")
     layouts = [name for name in variant.layouts if name.rpartition(".")[2] not in LEFT_OUT]
     mine, other = parameters(layouts), parameters(layouts)
     start = values(other)

@@ -20,7 +20,6 @@ from hfoptim.engine import (
     rule,
     zeros,
 )
-from hfoptim.optimizers.lion import lion
 from hfoptim.optimizers.shared.moments import moment_rates, moments_step
 
 # The weights of a loss in its averages.
@@ -47,6 +46,11 @@ def _driven(t: int, group: Group, **told: Any) -> Scalars:
 @rule(ELEMENT, per_step=_driven)
 def _sign(grad: Any, param: Any, h: Any) -> tuple[Any]:
     return (grad.sign(),)
+
+
+@rule(ELEMENT, per_step=_driven, exp_avg=zeros)
+def _lynx(grad: Any, param: Any, exp_avg: Any, h: Any) -> tuple[Any, Any]:
+    return ema(exp_avg, grad, h.alpha1).sign(), ema(exp_avg, grad, h.alpha2)
 
 
 class Emo(RuleOptimizer):
@@ -102,7 +106,7 @@ class EmoLynx(Emo):
         https://github.com/muooon/EmoNavi
     """
 
-    rule = Rule(lion.fn, ELEMENT, {"exp_avg": zeros}, _driven)
+    rule = _lynx
     names = (Name("emolynx"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.995), "interpolation weights of the update and of the momentum")

@@ -22,6 +22,7 @@ from hfoptim.optimizers.shared import newton_schulz
 from schedules import curves
 
 NAMES = [*hfoptim.list_optimizers(), "lookahead_adamw", "lookahead_muon", "sam_sgd", "sam_muon"]
+SECOND_ORDER = [name for name in NAMES if hfoptim.get_optimizer_info(name).second_order]
 LAYOUTS = ("matrix", "wide", "vector", "stack", "mlp.weight", "embed.weight")
 STEPS = range(1, 5)
 INSIDE = (1, 3)  # the first step, which makes the state, and one between two outside
@@ -93,7 +94,7 @@ def steps(name, state, dtype, options, inside=INSIDE):
     for t in STEPS:
         feed(second, t)
         feed(params, t)
-        if name == "adahessian":
+        if name in SECOND_ORDER:
             with_graph(params)
 
         def closure(first=(second, params)):
@@ -391,7 +392,9 @@ def precision(request):
     full_precision()
 
 
-@pytest.mark.parametrize("name", names_by_kind(name for name in NAMES if "muon" not in name and name != "adahessian"))
+@pytest.mark.parametrize(
+    "name", names_by_kind(name for name in NAMES if "muon" not in name and name not in SECOND_ORDER)
+)
 def test_only_products_of_matrices_go_by_the_precision_of_float32_products(name, precision):
     options = {} if name == "lbfgs" else {"foreach": True}
     with precision():
@@ -428,7 +431,7 @@ def test_newton_schulz_over_coarse_products():
     assert ambient.float32_products_are_exact(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", names_by_kind(name for name in NAMES if name not in ("adahessian", "lbfgs")))
+@pytest.mark.parametrize("name", names_by_kind(name for name in NAMES if name not in (*SECOND_ORDER, "lbfgs")))
 def test_another_number_of_threads(name):
     """A run that goes on with another number of threads: the same bits without sums, rounding apart with them."""
     from hfoptim.engine.backends import compiled

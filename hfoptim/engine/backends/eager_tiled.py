@@ -111,9 +111,13 @@ class _Step:
         self.residual = None if row.residual is None else row.residual.view(rows, -1)
         self.tensors = [row.param.view(rows, -1), row.grad.view(rows, -1), *(tensor for (tensor,) in row.states)]
         self.row_shape = (rows, shape.numel() // rows)
-        loads = {node.value: self.kinds[i] for i, node in enumerate(self.nodes) if node.op == "load"}
+        read = {node.value: self.kinds[i] for i, node in enumerate(self.nodes) if node.op == "load"}
+        live = {self.nodes[i].value for i in program.live if self.nodes[i].op == "load"}
+        # Of what is not read, such as a row of means in a probe, nothing says the form.
+        unused = {i for i, t in enumerate(self.tensors) if i not in live and t.numel() != shape.numel()}
+        loads = {i: kind for i, kind in read.items() if i in live}
         forms = {"full": (rows, -1), "row": (-1, 1), "column": (1, -1), "scalar": ()}
-        self.tensors = [t.view(forms[loads.get(i, "full")]) for i, t in enumerate(self.tensors)]
+        self.tensors = [t if i in unused else t.view(forms[loads.get(i, "full")]) for i, t in enumerate(self.tensors)]
         # Values that are there for the whole tensor, and sums that the running pass adds to.
         self.known: dict[int, Tensor] = {}
         self.sums: dict[int, Tensor] = {}
