@@ -161,9 +161,9 @@ def main(
         chosen = [entry for entry in ENTRIES if not only or any(fnmatch(entry.name, pattern) for pattern in only)]
         for entry in track(chosen, "entries", console=console.ERR):
             results[entry.name] = list(measured(entry))
-        results = {entry.name: results[entry.name] for entry in ENTRIES if entry.name in results}
-        known = {**measure.about(benchmark="fidelity", steps=STEPS), "rows": results}
-        output.write_text(json.dumps(known, indent=1) + "\n")
+            kept = {each.name: results[each.name] for each in ENTRIES if each.name in results}
+            known = {**measure.about(benchmark="fidelity", steps=STEPS), "rows": kept}
+            output.write_text(json.dumps(known, indent=1) + "\n")  # at once: it takes a while
     names = hfoptim.list_optimizers()
     body = f"{len(names)} names. {where(known)}\n\n{table(COLUMNS, rows_of(results))}"
     document.write_text(fill(document.read_text(), "optimizers", body))
