@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,31 @@ class OptimInfo:
     def opt_class(self) -> type[Optimizer]:
         """Its class."""
         return self.load()
+
+    @property
+    def has_eps(self) -> bool:
+        """Whether the class takes `eps`."""
+        return "eps" in self._parameters
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether the class takes `momentum`."""
+        return "momentum" in self._parameters
+
+    @property
+    def has_betas(self) -> bool:
+        """Whether the class takes `betas`."""
+        return "betas" in self._parameters
+
+    @property
+    def num_betas(self) -> int:
+        """How many `betas` the class takes; 0 without."""
+        betas = self._parameters["betas"].default if self.has_betas else None
+        return len(betas) if isinstance(betas, tuple) else 0
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.opt_class).parameters
 
     @property
     def needs(self) -> str | None:
