@@ -53,15 +53,15 @@ def test_nothing_else_names_lion():
 
 def test_a_copy_is_an_optimizer(tmp_path, monkeypatch):
     source = (ROOT / "hfoptim/optimizers/lion.py").read_text(encoding="utf-8")
-    (tmp_path / "tiger.py").write_text(source.replace("lion", "tiger").replace("Lion", "Tiger"), encoding="utf-8")
+    (tmp_path / "puma.py").write_text(source.replace("lion", "puma").replace("Lion", "Puma"), encoding="utf-8")
     caches = optimizers.found, optimizers.sources, registry.known_optimizers
     monkeypatch.setattr(optimizers, "__path__", [*optimizers.__path__, str(tmp_path)])
     try:
         for made in caches:
             made.cache_clear()
-        assert "tiger" in hfoptim.list_optimizers()
+        assert "puma" in hfoptim.list_optimizers()
         params, twins = ([nn.Parameter(torch.ones(3))] for _ in range(2))
-        for of, name in ((params, "tiger"), (twins, "lion")):
+        for of, name in ((params, "puma"), (twins, "lion")):
             of[0].grad = torch.tensor([1.0, -2.0, 0.5])
             hfoptim.create_optimizer_v2(of, name, lr=0.1).step()
         assert torch.equal(params[0], twins[0])

@@ -94,7 +94,7 @@ class Momo(RuleOptimizer):
         d = beta d + (1 - beta) g;  f = beta f + (1 - beta) L;  c = beta c + (1 - beta) <g, p>
         w = 1 + lr weight_decay;    r = 1
         s = min(lr / r, max(0, w (f - r lb - c) + <d, p>) / |d|^2)
-        p = (p - s d) / w
+        p = p - s d;  p = p / w
 
     With `bias_correction` d, f and c begin at 0, and r = 1 - beta^t. With `use_fstar` lb is estimated: first lowered to
     half of (f - c + <d, p> / w) / r where that is below lb, and after the step size raised to
@@ -148,7 +148,7 @@ class MomoAdam(RuleOptimizer):
         f = beta1 f + (1 - beta1) L;  c = beta1 c + (1 - beta1) <g, p>
         w = 1 + lr weight_decay;      r = 1 - beta1^t
         s = min(lr / r, max(0, w (f - r lb - c) + <d, p>) / <d, d / D>)
-        p = (p - s d / D) / w                                    (divide=False: p - lr weight_decay p - s d / D)
+        p = p - s d / D;  p = p / w                             (divide=False: p - lr weight_decay p - s d / D)
 
     `use_fstar` estimates lb as `Momo` does. lr is a bound of the step size, so it may be large. Needs the loss:
     `step(loss=loss.detach())`, `step(closure)`, or `add_loss(loss)` before `step()`; the Trainer tells it.
