@@ -325,6 +325,7 @@ class EngineOptimizer(Optimizer):
             entries = self._entries()
             if self._is_only_for_state(entries):
                 self._collect(entries)
+                self._loss = None  # what it was told is no part of the loss of the next step
             elif self.release is not None:
                 self.release.end(self, entries)
             elif entries and any(group["gradient_release"] for group in self.param_groups):

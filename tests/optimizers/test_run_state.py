@@ -236,6 +236,16 @@ def test_the_loss_reaches_the_step(how):
         optimizer.step()  # one loss is for one step
 
 
+def test_a_step_that_only_makes_state_leaves_no_loss_for_the_next():
+    param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = AliG([param], lr=0.0)
+    param.grad = torch.zeros_like(param)
+    optimizer.step(loss=5.0)
+    assert optimizer.state[param]["step"] == 0.0
+    with pytest.raises(RuntimeError, match="depends on the loss, which it was not told"):
+        optimizer.step()
+
+
 def test_the_loss_may_reach_per_step_alone():
     param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
     optimizer = LossScaled([param], lr=0.5)
