@@ -38,10 +38,10 @@ def watched(*stepping: Backend) -> Iterator[list[Seen]]:
     """The rows that backends are called for meanwhile, the engine's own that compile if none is given."""
     seen: list[Seen] = []
 
-    def seeing(call: Callable[[Bucket], Any], probe: bool) -> Callable[[Bucket], Any]:
-        def called(bucket: Bucket) -> Any:
+    def seeing(call: Callable[..., Any], probe: bool) -> Callable[..., Any]:
+        def called(bucket: Bucket, *more: Any) -> Any:
             seen.extend((bucket.plan, tuple(bucket.scalars), copy(row), probe) for row in bucket.rows)
-            return call(bucket)
+            return call(bucket, *more)
 
         return called
 
