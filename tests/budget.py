@@ -17,6 +17,7 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -41,15 +42,21 @@ def own_cpu() -> float:
     return sum(os.times()[:2])
 
 
-def names_of(item: pytest.Item) -> set[str]:
-    """The optimizers that a test is parametrized by, by their names in the registry."""
+@cache
+def catalogue() -> frozenset[str]:
+    """The names of the registry."""
     from hfoptim import list_optimizers
 
+    return frozenset(list_optimizers())
+
+
+def names_of(item: pytest.Item) -> set[str]:
+    """The optimizers that a test is parametrized by, by their names in the registry."""
     callspec = getattr(item, "callspec", None)
     given = (
         {getattr(value, "name", value) for value in callspec.params.values() if _hashable(value)} if callspec else set()
     )
-    return {name for name in given if isinstance(name, str)} & set(list_optimizers())
+    return {name for name in given if isinstance(name, str) and name in catalogue()}
 
 
 def _hashable(value: Any) -> bool:

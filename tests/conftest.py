@@ -49,7 +49,8 @@ def starts_processes(module):
 def pytest_collection_modifyitems(items):
     """First the files that start processes, then by number of tests: so the workers come to their end together."""
     tests = Counter(item.path for item in items)
-    first = {item.path for item in items if starts_processes(item.module)}
+    modules = {item.path: item.module for item in items}
+    first = {path for path, module in modules.items() if starts_processes(module)}
     items.sort(key=lambda item: (item.path not in first, -tests[item.path], item.path))
 
 
