@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import ENTRIES
 from harness import assert_follows, assert_same, feed, flattened, parameters, set_lr, through_disk, values
 from ranks import run_ranks
+from tiers import every_kind_of_variant
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,11 +20,6 @@ import hfoptim
 from hfoptim import prepare_for_gradient_release, remove_gradient_release
 from hfoptim.engine import ELEMENT
 
-VARIANTS = [
-    pytest.param(entry, variant, id=f"{entry.name}-{name}")
-    for entry in ENTRIES
-    for name, variant in entry.variants.items()
-]
 STEPS = 20
 # Left out here: what differs from the others in memory alone, and takes its time.
 LEFT_OUT = ("one", "row", "column", "conv", "channels_last", "mixed", "gaps", "expanded", "large")
@@ -67,7 +62,7 @@ def needs_all_gradients(optimizer):
 # -- the same steps --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("entry", "variant"), VARIANTS)
+@every_kind_of_variant
 def test_steps_are_the_ordinary_ones_for_every_optimizer_that_can(entry, variant):
     if entry.name == "sophiag":
         pytest.skip("its entry estimates the Hessian from the gradients of the step, which are gone then")
