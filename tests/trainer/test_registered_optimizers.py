@@ -27,17 +27,17 @@ from typer.testing import CliRunner
 import hfoptim
 from hfoptim import optimizers
 optimizers.__path__.append(sys.argv[1])
-assert {"tiger", "puma"} <= set(hfoptim.list_optimizers())
+assert {"jaguar", "puma"} <= set(hfoptim.list_optimizers())
 from hfoptim.cli import app
 listed = CliRunner().invoke(app, ["list"]).output
-for name, cls in (("tiger", "Tiger"), ("puma", "Puma")):
+for name, cls in (("jaguar", "Jaguar"), ("puma", "Puma")):
     assert f"One of {cls}" in listed, listed
     told = CliRunner().invoke(app, ["info", name]).output
     assert "speed" in told and "how fast" in told and "https://example.org" in told, told
 from transformers import TrainingArguments
 from hfoptim.trainer import enable
 enable()
-for name in ("tiger", "hfoptim_puma", "PUMA"):
+for name in ("jaguar", "hfoptim_puma", "PUMA"):
     args = TrainingArguments("out", optim=name, optim_args="speed=2", report_to=[])
     assert args.optim.value == name.lower()
 try:
@@ -53,7 +53,7 @@ print("done")
 def test_a_file_and_a_distribution_are_known_everywhere(tmp_path):
     folder, site = tmp_path / "folder", tmp_path / "site"
     folder.mkdir()
-    (folder / "tiger.py").write_text(SOURCE.format(cls="Tiger", name="tiger"), encoding="utf-8")
+    (folder / "jaguar.py").write_text(SOURCE.format(cls="Jaguar", name="jaguar"), encoding="utf-8")
     declared = site / "pumas-1.0.dist-info"
     declared.mkdir(parents=True)
     (site / "pumas.py").write_text(SOURCE.format(cls="Puma", name="puma"), encoding="utf-8")
