@@ -290,7 +290,7 @@ def test_trainers_in_threads(make_trainer, inner):
         thread.start()
     for thread in threads:
         thread.join()
-    wanted = [hfoptim.get_optimizer_class(name) if name else torch.optim.AdamW for name in names]
+    wanted = [hfoptim.get_optimizer_info(name).opt_class if name else torch.optim.AdamW for name in names]
     assert [type(inner(trainer)) for trainer in trainers] == wanted
 
 
