@@ -22,7 +22,7 @@ def told(monkeypatch):
     """SGD as if its step depended on the loss, and the losses it was told."""
     seen = []
 
-    def begin(self, totals, loss=None):
+    def begin(self, totals, loss=None, of=None):
         seen.append(loss.item())
         return {}
 

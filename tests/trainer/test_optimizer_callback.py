@@ -14,7 +14,7 @@ from hfoptim.trainer import OptimizerCallback
 
 
 @pytest.mark.parametrize(
-    ("name", "cls"), [("lion", "Lion"), ("AdamW", "AdamW"), ("SGD", "SGD"), ("adam-weight-decay", "AdamWeightDecay")]
+    ("name", "cls"), [("lion", "Lion"), ("AdamW", "Adam"), ("SGD", "SGD"), ("adam-weight-decay", "AdamWeightDecay")]
 )
 def test_it_chooses_the_optimizer_whatever_optim_says(make_trainer, inner, name, cls):
     trainer = make_trainer(OptimizerCallback(name, lr=1e-3), optim="adamw_torch")

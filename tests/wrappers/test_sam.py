@@ -477,7 +477,7 @@ def test_copies_go_on_alike_and_apart(by_name, copied):
 
 def test_groups_keep_their_radius_when_the_base_optimizer_alone_was_loaded():
     params = parameters(NAMES)
-    optimizer = SAM(list(params.values()), "adamw", lr=1e-2, rho=0.2)
+    optimizer = SAM(list(params.values()), "adamw_hf", lr=1e-2, rho=0.2)
     base = hfoptim.AdamW(list(parameters(NAMES).values()))
     for load in (optimizer.load_state_dict, optimizer.base_optimizer.load_state_dict):
         load(base.state_dict())
@@ -495,7 +495,7 @@ def test_the_base_optimizer_may_be_a_class_a_name_or_an_optimizer():
         if how == "class":
             optimizer = SAM(list(params.items()), hfoptim.AdamW, lr=1e-2, weight_decay=0.1)
         elif how == "name":
-            optimizer = SAM(list(params.items()), "AdamW", lr=1e-2, weight_decay=0.1)
+            optimizer = SAM(list(params.items()), "AdamW-HF", lr=1e-2, weight_decay=0.1)
         else:
             base = hfoptim.AdamW(list(params.items()), lr=1e-2, weight_decay=0.1)
             optimizer = SAM(list(params.items()) if how == "optimizer" else None, base)

@@ -113,9 +113,10 @@ class _Step:
         self.row_shape = (rows, shape.numel() // rows)
         read = {node.value: self.kinds[i] for i, node in enumerate(self.nodes) if node.op == "load"}
         live = {self.nodes[i].value for i in program.live if self.nodes[i].op == "load"}
-        # Of what is not read, such as a row of means in a probe, nothing says the form.
-        unused = {i for i, t in enumerate(self.tensors) if i not in live and t.numel() != shape.numel()}
-        loads = {i: kind for i, kind in read.items() if i in live}
+        written = {store.position: self.kinds[store.node] for store in program.stores}
+        loads = {**written, **{i: kind for i, kind in read.items() if i in live}}
+        # Of what is neither, such as a row of means in a probe, nothing says the form.
+        unused = {i for i, t in enumerate(self.tensors) if i not in loads and t.numel() != shape.numel()}
         forms = {"full": (rows, -1), "row": (-1, 1), "column": (1, -1), "scalar": ()}
         self.tensors = [t if i in unused else t.view(forms[loads.get(i, "full")]) for i, t in enumerate(self.tensors)]
         # Values that are there for the whole tensor, and sums that the running pass adds to.
