@@ -79,6 +79,8 @@ class EngineOptimizer(Optimizer):
 
     rule: ClassVar[Rule]
     decay: ClassVar[Decay] = Decay.DECOUPLED
+    # The flag, where there is one, under which weight decay is decoupled; without it, it enters at `decay`.
+    decoupled_by: ClassVar[str | None] = None
     # Entries of a group, beside those of the run state, that change from step to step and that no choice of a rule
     # depends on.
     per_step_options: ClassVar[frozenset[str]] = frozenset({"lr"})
@@ -132,8 +134,8 @@ class EngineOptimizer(Optimizer):
         return self.rule
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
-        """Where weight decay enters for a group; the class's placement unless overridden."""
-        return self.decay
+        """Where weight decay enters for a group: as the class and its flag `decoupled_by` say, unless overridden."""
+        return Decay.DECOUPLED if self.decoupled_by and group[self.decoupled_by] else self.decay
 
     @property
     def run_state(self) -> RunState:

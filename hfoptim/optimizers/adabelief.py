@@ -61,6 +61,8 @@ class AdaBelief(RuleOptimizer):
         Zhuang et al., arXiv 2010.07468; juntang-zhuang/Adabelief-Optimizer; timm 1.0, `timm.optim.AdaBelief`.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled_decay"
     names = (
         Name("adabelief", options={"rectify": False}),
         Name("radabelief", "AdaBelief with RAdam's rectification", options={"rectify": True}),
@@ -77,6 +79,3 @@ class AdaBelief(RuleOptimizer):
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return adabelief(group["amsgrad"], group["rectify"])
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled_decay"] else Decay.COUPLED

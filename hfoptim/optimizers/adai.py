@@ -57,12 +57,7 @@ def adai(damped: bool) -> Rule:
     return Rule(fn, ELEMENT, state, _per_step, Probe(_second_moments, _correction))
 
 
-class _AdaptiveInertia(RuleOptimizer):
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED
-
-
-class Adai(_AdaptiveInertia):
+class Adai(RuleOptimizer):
     """SGD whose momentum is adapted, not its learning rate: where gradients are large, the past counts less.
 
     With g the gradient, p the parameter, t the step, k a step, and the mean over all entries of all parameters:
@@ -80,6 +75,8 @@ class Adai(_AdaptiveInertia):
         Xie et al., arXiv 2006.15815; zeke-xie/adaptive-inertia-adai.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled"
     rule = adai(damped=False)
     names = (Name("adai"),)
     lr: float = hyper(1e-3, "learning rate")
@@ -89,7 +86,7 @@ class Adai(_AdaptiveInertia):
     decoupled: bool = hyper(False, "decoupled weight decay")
 
 
-class AdaiV2(_AdaptiveInertia):
+class AdaiV2(RuleOptimizer):
     """Adai with a dampening between SGD's momentum (0) and Adai's (1), and decoupled weight decay.
 
     With g the gradient, p the parameter, t the step, k a step, d = dampening, the mean over all entries:
@@ -106,6 +103,8 @@ class AdaiV2(_AdaptiveInertia):
         Xie et al., arXiv 2006.15815; zeke-xie/adaptive-inertia-adai, `adaiv2.py`.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled"
     names = (Name("adaiv2"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.1, 0.99), "beta0, how much inertia is lost, and decay rate of v")

@@ -83,6 +83,7 @@ class Adam(FullyDecoupling):
     """
 
     decay = Decay.COUPLED
+    decoupled_by = "decouple_wd"
     peer_flags = TORCH_ADAM
     names = (
         Name("adam", "Adam, with the defaults of torch.optim.Adam", options={"betas": (0.9, 0.999), "eps": 1e-8}),

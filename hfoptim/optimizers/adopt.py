@@ -53,6 +53,8 @@ class Adopt(RuleOptimizer):
         Taniguchi et al., arXiv 2411.02853; iShohei220/adopt; timm 1.0, `timm.optim.Adopt`.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled"
     rule = adopt
     peer_flags = TIMM_DECAY
     names = (
@@ -77,6 +79,3 @@ class Adopt(RuleOptimizer):
     clip_exp: float | None = hyper(0.333, "exponent of the growing clip; None does not clip")
     weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
     decoupled: bool = hyper(False, "decoupled weight decay")
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED

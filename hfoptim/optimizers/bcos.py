@@ -74,6 +74,8 @@ class BCOS(RuleOptimizer):
         Xiao, arXiv 2507.08963; facebookresearch/bcos.
     """
 
+    decay = Decay.INSIDE
+    decoupled_by = "decouple_wd"
     names = (Name("bcos"),)
     lr: float = hyper(1e-3, "learning rate")
     beta: float = hyper(0.9, "decay rate of m", below=1.0)
@@ -86,6 +88,3 @@ class BCOS(RuleOptimizer):
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return bcos(group["mode"], group["decouple_wd"])
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decouple_wd"] else Decay.INSIDE

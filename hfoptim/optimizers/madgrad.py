@@ -87,6 +87,8 @@ class MADGRAD(RuleOptimizer):
         Defazio and Jelassi, arXiv 2101.11075; facebookresearch/madgrad; timm 1.0, `timm.optim.MADGRAD`.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled_decay"
     names = (
         Name("madgrad"),
         Name("madgradw", "MADGRAD with decoupled weight decay", options={"decoupled_decay": True}),
@@ -99,9 +101,6 @@ class MADGRAD(RuleOptimizer):
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return madgrad(group["momentum"] != 0)
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled_decay"] else Decay.COUPLED
 
 
 class MirrorMADGRAD(RuleOptimizer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY
-from typing import Any
 
 from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, bias_correction, hyper
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
@@ -70,6 +69,8 @@ class NAdam(RuleOptimizer):
         torch.optim.NAdam.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled_weight_decay"
     rule = nadam
     peer_state = {"mu_product": None}
     names = (Name("nadam", aliases=("nadam_legacy",)),)
@@ -79,9 +80,6 @@ class NAdam(RuleOptimizer):
     weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
     momentum_decay: float = hyper(4e-3, "how fast the momentum grows from beta1 / 2 to beta1")
     decoupled_weight_decay: bool = hyper(False, "decoupled weight decay")
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled_weight_decay"] else Decay.COUPLED
 
 
 class NAdamW(FullyDecoupling):

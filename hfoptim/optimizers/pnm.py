@@ -77,12 +77,7 @@ def _betas(count: int) -> Callable[[str, Any], tuple[float, ...]]:
     return check
 
 
-class _PositiveNegative(RuleOptimizer):
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled"] else Decay.COUPLED
-
-
-class PNM(_PositiveNegative):
+class PNM(RuleOptimizer):
     """SGD with two momenta of every other gradient, one less the other: the noise of gradients, amplified.
 
     With g the gradient, p the parameter, m and n momenta that change places after every step:
@@ -97,6 +92,8 @@ class PNM(_PositiveNegative):
         Xie et al., arXiv 2103.17182; zeke-xie/Positive-Negative-Momentum.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled"
     rule = pnm
     names = (Name("pnm"),)
     lr: float = hyper(1e-3, "learning rate")
@@ -105,7 +102,7 @@ class PNM(_PositiveNegative):
     decoupled: bool = hyper(True, "decoupled weight decay; False adds it to the gradient")
 
 
-class AdaPNM(_PositiveNegative):
+class AdaPNM(RuleOptimizer):
     """Adam with positive-negative momentum.
 
     With g the gradient, p the parameter, t the step, m and n momenta that change places after every step:
@@ -124,6 +121,8 @@ class AdaPNM(_PositiveNegative):
         Xie et al., arXiv 2103.17182; zeke-xie/Positive-Negative-Momentum.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled"
     names = (Name("adapnm"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float, float] = hyper(

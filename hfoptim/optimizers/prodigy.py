@@ -151,6 +151,8 @@ class Prodigy(RuleOptimizer):
         konstmish/prodigy (prodigyopt 1.1).
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decouple"
     names = (Name("prodigy"),)
     run_state = RunState(
         {**dict.fromkeys(("d", "d_max", "d_hat"), itemgetter("d0")), "d_numerator": 0.0, "d_denom": 0.0, "k": 0},
@@ -189,9 +191,6 @@ class Prodigy(RuleOptimizer):
                 f"(DTensor) is not; use slice_p=1"
             )
         return prodigy(group["betas"][0] > 0, group["slice_p"])
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decouple"] else Decay.COUPLED
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # prodigyopt keeps p0 and s flat, and a start of zeros as one number.

@@ -105,6 +105,8 @@ class QHAdam(RuleOptimizer):
         Ma and Yarats, arXiv 1810.06801; facebookresearch/qhoptim, `qhoptim.pyt.QHAdam`.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decouple_weight_decay"
     rule = qhadam
     names = (
         Name("qhadam"),
@@ -116,6 +118,3 @@ class QHAdam(RuleOptimizer):
     weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
     decouple_weight_decay: bool = hyper(False, "decoupled weight decay")
     eps: float = hyper(1e-8, "added to the root")
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decouple_weight_decay"] else Decay.COUPLED

@@ -54,6 +54,8 @@ class RAdam(RuleOptimizer):
         Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, arXiv 1908.03265; torch.optim.RAdam.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled_weight_decay"
     rule = radam
     names = (
         Name("radam"),
@@ -69,6 +71,3 @@ class RAdam(RuleOptimizer):
     eps: float = hyper(1e-8, "added to the root of v")
     weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
     decoupled_weight_decay: bool = hyper(False, "decoupled weight decay")
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled_weight_decay"] else Decay.COUPLED

@@ -109,6 +109,8 @@ class RMSpropTF(RuleOptimizer):
         `timm.optim.RMSpropTF`.
     """
 
+    decay = Decay.COUPLED
+    decoupled_by = "decoupled_decay"
     names = (
         Name("rmsproptf", options={"momentum": 0.9}),
         Name(
@@ -132,9 +134,6 @@ class RMSpropTF(RuleOptimizer):
     centered: bool = hyper(False, "divide by an estimate of the gradient's deviation, not of its size")
     decoupled_decay: bool = hyper(False, "decoupled weight decay")
     lr_in_momentum: bool = hyper(True, "lr goes into b; False multiplies b by it")
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled_decay"] else Decay.COUPLED
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         return rmsprop(group["centered"], group["momentum"] != 0, tensorflow=True)

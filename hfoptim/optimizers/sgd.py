@@ -33,6 +33,7 @@ class SGD(Momentum, FullyDecoupling):
     """
 
     decay = Decay.COUPLED
+    decoupled_by = "decouple_wd"
     names = (
         Name(
             "sgd",

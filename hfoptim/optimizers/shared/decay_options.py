@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hfoptim.engine import Decay, Group, RuleOptimizer, Scalars, hyper
 
 
@@ -30,5 +28,5 @@ def fixed_decay(group: Group) -> Scalars:
 class Decoupling(RuleOptimizer):
     """An optimizer with the option `weight_decouple`."""
 
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["weight_decouple"] else Decay.COUPLED
+    decay = Decay.COUPLED
+    decoupled_by = "weight_decouple"

@@ -31,13 +31,11 @@ class FullyDecoupling(RuleOptimizer):
     """
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
-        if group["decouple_lr"]:
-            return Decay.FULLY_DECOUPLED
-        return Decay.DECOUPLED if group.get("decouple_wd") else self.decay
+        return Decay.FULLY_DECOUPLED if group["decouple_lr"] else super().decay_for(group)
 
 
 class DecouplingInside(RuleOptimizer):
     """An optimizer with timm's option `decoupled_decay`; without it the rule has the decay inside."""
 
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        return Decay.DECOUPLED if group["decoupled_decay"] else Decay.INSIDE
+    decay = Decay.INSIDE
+    decoupled_by = "decoupled_decay"
