@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from cases import Options, Reference
-from harness import feed, flattened, parameters, set_lr, values
+from harness import Params, feed, flattened, parameters, set_lr, values
 from torch import Tensor
 
 STEPS = 50
@@ -48,14 +50,27 @@ def side_by_side(
     """
     mine = parameters(reference.layouts, reference.dtype)
     other = parameters(reference.layouts, reference.dtype)
-    start = values(mine)
     optimizer = cls(list(mine.items()), **ours)
     peer = reference.build(other, theirs)
-    lr = [o.get("lr", o.get("learning_rate")) if reference.lr_moves else None for o in (ours, theirs)]
-    both = Both([], [], start, other)
+    lrs = [o.get("lr", o.get("learning_rate")) if reference.lr_moves else None for o in (ours, theirs)]
+    return stepped_together(optimizer, peer, mine, other, lrs, steps)
+
+
+def stepped_together(
+    optimizer: Any, peer: Any, mine: Params, other: Params, lrs: Sequence[float | None], steps: int
+) -> Both:
+    """Step two optimizers on the same gradients.
+
+    Args:
+        optimizer, mine: ours and its parameters.
+        peer, other: the peer and its own.
+        lrs: the learning rates of both, which change from step to step; None where an optimizer sets its own.
+        steps: how many.
+    """
+    both = Both([], [], values(mine), other)
     for t in range(1, steps + 1):
-        set_lr(optimizer, t, lr[0])
-        set_lr(peer, t, lr[1])
+        set_lr(optimizer, t, lrs[0])
+        set_lr(peer, t, lrs[1])
         feed(mine, t, follow=other)
         feed(other, t)
         for param in other.values():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import peers
 import pytest
 import torch
-from harness import assert_follows, feed, flattened, parameters, set_lr, values
+from following import stepped_together
+from harness import assert_follows, parameters
 
 import hfoptim
 
@@ -32,19 +33,8 @@ def test_a_name_of_timms_has_timms_steps(name: str) -> None:
     if not peers.installed("timm"):
         pytest.skip("timm is not installed")
     mine, other = (parameters(LAYOUTS, torch.float64) for _ in range(2))
-    start, rows = values(mine), ([], [])
     options = {"lr": 1e-2, "weight_decay": 0.25}
     optimizer = hfoptim.create_optimizer_v2(list(mine.items()), name, **options)
     peer = peers.load("timm.optim._optim_factory.create_optimizer_v2")(list(other.values()), name, **options)
-    for t in range(1, STEPS + 1):
-        for each in (optimizer, peer):
-            set_lr(each, t, 1e-2)
-        feed(mine, t, follow=other)
-        feed(other, t)
-        for param in other.values():
-            param.grad = param.grad.contiguous()
-        optimizer.step()
-        peer.step()
-        for row, params in zip(rows, (mine, other), strict=True):
-            row.append(flattened(params))
-    assert_follows(*rows, start, 1e-6 if name.startswith(IN_FLOAT32) else 1e-10)
+    both = stepped_together(optimizer, peer, mine, other, [1e-2, 1e-2], STEPS)
+    assert_follows(both.ours, both.theirs, both.start, 1e-6 if name.startswith(IN_FLOAT32) else 1e-10)
