@@ -111,12 +111,12 @@ def _logical(name: str, sign: str) -> Operator:
 
 
 def _call(name: str, triton: str = "", cpp: str = "", **more: Any) -> Operator:
-    """A function: of C++'s standard library, and of Triton's language or `codegen/triton/runtime.py`."""
-    return Operator(name, cpp or f"std::{name}({{0}})", triton or f"tl.{name}({{0}})", **more)
+    """A function: of C's mathematics, and of Triton's language or `codegen/triton/runtime.py`."""
+    return Operator(name, cpp or f"math::{name}({{0}})", triton or f"tl.{name}({{0}})", **more)
 
 
 def _call2(name: str, **more: Any) -> Operator:
-    return Operator(name, f"std::{name}({{0}}, {{1}})", f"{name}({{0}}, {{1}})", **more)
+    return Operator(name, f"math::{name}({{0}}, {{1}})", f"{name}({{0}}, {{1}})", **more)
 
 
 def _derived(name: str, formula: Callable[..., Any], **more: Any) -> Operator:
@@ -155,7 +155,7 @@ _ALL = (
     Operator("where", "{0} ? {1} : {2}", "tl.where({0}, {1}, {2})"),
     _derived("masked_fill", lambda x, mask, value: torch.where(mask, value, x)),
     # -- of the field of numbers
-    _call("abs", dunders=("__abs__",), aliases=("absolute",)),
+    _call("abs", cpp="math::fabs({0})", dunders=("__abs__",), aliases=("absolute",)),
     Operator("sign", "sign({0})", "sign({0})"),
     _call2("copysign"),
     _derived("heaviside", lambda x, values: torch.where(x > 0, 1.0, torch.where(x == 0, values, 0.0))),
@@ -168,7 +168,7 @@ _ALL = (
     _call("floor"),
     _call("ceil"),
     _call("trunc", "trunc({0})", aliases=("fix",)),
-    _call("round", "rint({0})", "std::nearbyint({0})"),
+    _call("round", "rint({0})", "math::nearbyint({0})"),
     # -- powers
     _call("sqrt", "rooted({0})"),
     _derived("rsqrt", lambda x: 1.0 / x.sqrt()),

@@ -19,8 +19,8 @@ class FlatWriter(Writer):
         yield from self._seeds(stores)
         yield from ("  " + line for line in self._arrays(time, stores, "0"))
         yield from (f"  double s{i} = {self._start(i)};" for i in sums)
-        yield f"  for (i64 from = first * {SPAN}; from < std::min(last * {SPAN}, w.C); from += {SPAN}) {{"
-        yield f"    const i64 to = std::min<i64>(from + {SPAN}, w.C);"
+        yield f"  for (i64 from = first * {SPAN}; from < least(last * {SPAN}, w.C); from += {SPAN}) {{"
+        yield f"    const i64 to = least(from + {SPAN}, w.C);"
         yield from self._sum_loop(time, stores, sums, "from", "to", "i")
         yield "  }"
         yield from self._put_down_totals(sums)
@@ -60,7 +60,7 @@ class CodedWriter(FlatWriter):
         yield f"  const i64 blocks = (w.code_columns + {block - 1}) / {block};"
         yield "  for (i64 unit = first; unit < last; ++unit) {"
         yield f"    const i64 line = unit / blocks, column = (unit % blocks) * {block};"
-        yield f"    const i64 n = std::min<i64>({block}, w.code_columns - column);"
+        yield f"    const i64 n = least({block}, w.code_columns - column);"
         yield "    const i64 start = line * w.code_columns + column;"
         yield "    const i64 half = line * ((w.code_columns + 1) / 2) + column / 2; (void)half;"
         yield from ("    " + line for line in self._arrays(time, stores, "start"))

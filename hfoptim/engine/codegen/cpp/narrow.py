@@ -35,7 +35,7 @@ class NarrowWriter(Writer):
         yield from (f"  double s{i} = {self._start(i)};" for i in totals)
         for i in columns:
             yield f"  real held{i}[{NARROW}];"
-            yield f"  std::fill_n(held{i}, C, {self._start(i)});"
+            yield f"  filled<real>(held{i}, C, {self._start(i)});"
         for i in self._row_values(phase):
             yield f"  real row{i}[{HELD_ROWS}];"
         leaves = {leaf for time in times for leaf in self.program.expand(time, self.program.roots(time))[1]}
@@ -43,21 +43,21 @@ class NarrowWriter(Writer):
             name = f"column{i}" if self.kinds[i] == "column" else f"spread{i}"
             yield f"  alignas(64) real {name}[{TILE}];"
             if self.kinds[i] == "column":
-                yield f"  spread_columns(w.column.data() + {self.column[i]} * C, tile, C, {name});"
+                yield f"  spread_columns(w.column.entries + {self.column[i]} * C, tile, C, {name});"
         for i in sorted({self.nodes[i].args[0] for time in times for i in self._along(time)}):
             yield f"  alignas(64) real term{i}[{TILE}];"
         yield "  i64 count = 0; (void)count;"
         yield "  for (i64 r = first; r < last; r += tile) {"
-        yield "    const i64 rows = std::min(tile, last - r), n = rows * C, base = r * C; (void)n; (void)base;"
+        yield "    const i64 rows = least(tile, last - r), n = rows * C, base = r * C; (void)n; (void)base;"
         for i, place in self.row.items():
             if self.times[i][0] < phase:
-                yield f"    std::copy_n(w.row.data() + {place} * w.R + r, rows, row{i});"
+                yield f"    copied(w.row.entries + {place} * w.R + r, rows, row{i});"
         for time in times:
             yield from self._row_definitions(time)
             yield from self._tile(time)
         for i in self.row:
             if self.times[i][0] == phase:
-                yield f"    std::copy_n(row{i}, rows, w.row.data() + {self.row[i]} * w.R + r);"
+                yield f"    copied(row{i}, rows, w.row.entries + {self.row[i]} * w.R + r);"
         for store in all_stores:
             if self.kinds[store.node] == "row":
                 to = self._pointer(store.position)

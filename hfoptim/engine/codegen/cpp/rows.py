@@ -29,10 +29,10 @@ class RowWriter(NarrowWriter):
         yield from (f"  double s{i} = {self._start(i)};" for i in totals)
         yield "  const i64 copy = w.copies() == 1 ? 0 : thread; (void)copy;"
         if columns:
-            yield "  static thread_local std::vector<real> held;"
-            yield f"  held.assign({len(columns)} * w.C, 0);"
-            yield from (f"  real* const held{i} = held.data() + {k} * w.C;" for k, i in enumerate(columns))
-            yield from (f"  std::fill_n(held{i}, w.C, -INFINITY);" for i in columns if self.nodes[i].op == "amax")
+            yield "  static thread_local Buffer<real> held;"
+            yield f"  held.fill({len(columns)} * w.C, 0);"
+            yield from (f"  real* const held{i} = held.entries + {k} * w.C;" for k, i in enumerate(columns))
+            yield from (f"  filled<real>(held{i}, w.C, -INFINITY);" for i in columns if self.nodes[i].op == "amax")
             yield "  i64 count = 0;"
         yield "  for (i64 r = first; r < last; ++r) {"
         yield "    const i64 b = r / w.R, base = r * w.C; (void)b;"
@@ -51,7 +51,7 @@ class RowWriter(NarrowWriter):
             yield from ("    " + line for line in self._arrays(time, stores, "base"))
             used = self.program.expand(time, roots)[1]
             for i in sorted(leaf for leaf in used if self.kinds[leaf] == "column"):
-                yield f"    const real* const column{i} = w.column.data() + {self.column[i]} * w.B * w.C + b * w.C;"
+                yield f"    const real* const column{i} = w.column.entries + {self.column[i]} * w.B * w.C + b * w.C;"
             yield from self._row_loop(time, stores)
             yield "    }"
         for i in self.row:
@@ -106,7 +106,7 @@ class RowWriter(NarrowWriter):
         columns = [i for i in reductions if self.kinds[i] == "column"]
         others = [i for i in reductions if self.kinds[i] != "column"]
         yield f"      for (i64 from = 0; from < w.C; from += {SPAN}) {{"
-        yield f"        const i64 to = std::min<i64>(from + {SPAN}, w.C);"
+        yield f"        const i64 to = least(from + {SPAN}, w.C);"
         yield from (f"        real a{i} = {self._start(i)};" for i in others)
         clause = "".join(f" {self._clause(i)}" for i in others)
         yield f"#pragma omp simd{clause}"

@@ -1,15 +1,56 @@
 // What every generated kernel includes: number formats, rounding, and how the tensors of a bucket are shared among threads.
+// C++'s own headers are left out: reading <algorithm>, <cmath> and <vector> takes a compiler longer than most kernels.
 #pragma once
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <vector>
+#include <stdint.h>
+#include <string.h>
 #include <omp.h>
 
 using i64 = int64_t;
 using u32 = uint32_t;
+
+// What <cmath> has, by the same functions of the compiler.
+#define INFINITY __builtin_inff()
+#define NAN __builtin_nanf("")
+#define FUNCTION(name) \
+  [[gnu::always_inline]] static inline float name(float x) { return __builtin_##name##f(x); } \
+  [[gnu::always_inline]] static inline double name(double x) { return __builtin_##name(x); }
+#define FUNCTION2(name) \
+  [[gnu::always_inline]] static inline float name(float x, float y) { return __builtin_##name##f(x, y); } \
+  [[gnu::always_inline]] static inline double name(double x, double y) { return __builtin_##name(x, y); }
+namespace math {
+FUNCTION(fabs) FUNCTION(floor) FUNCTION(ceil) FUNCTION(trunc) FUNCTION(nearbyint)
+FUNCTION(sqrt) FUNCTION(exp) FUNCTION(exp2) FUNCTION(expm1) FUNCTION(log) FUNCTION(log2) FUNCTION(log1p)
+FUNCTION(sin) FUNCTION(cos) FUNCTION(tanh) FUNCTION(erf)
+FUNCTION2(pow) FUNCTION2(fmod) FUNCTION2(copysign) FUNCTION2(atan2)
+[[gnu::always_inline]] static inline bool isfinite(float x) { return __builtin_isfinite(x); }
+[[gnu::always_inline]] static inline bool isfinite(double x) { return __builtin_isfinite(x); }
+}  // namespace math
+
+static inline i64 least(i64 a, i64 b) { return b < a ? b : a; }
+template <class T> static inline void copied(const T* from, i64 n, T* to) { memcpy(to, from, n * sizeof(T)); }
+template <class T> static inline void filled(T* to, i64 n, T value) { for (i64 i = 0; i < n; ++i) to[i] = value; }
+
+// Memory that is kept from call to call. What was in it is lost where it grows.
+template <class T> struct Buffer {
+  T* entries = nullptr;
+  i64 room = 0;
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { delete[] entries; }
+  T* make_room(i64 n) {
+    if (n > room) {
+      delete[] entries;
+      entries = nullptr;  // should there be no memory
+      room = 0;
+      entries = new T[n]();
+      room = n;
+    }
+    return entries;
+  }
+  void fill(i64 n, T value) { filled(make_room(n), n, value); }
+  T& operator[](i64 i) { return entries[i]; }
+};
+
 struct bf16 { uint16_t bits; };
 #ifdef __FLT16_MAX__
 using f16 = _Float16;
@@ -17,8 +58,8 @@ using f16 = _Float16;
 struct f16 { uint16_t bits; f16() = default; explicit f16(float); explicit operator float() const; };
 #endif
 
-static inline u32 bits_of(float x) { u32 b; std::memcpy(&b, &x, 4); return b; }
-static inline float float_of(u32 b) { float x; std::memcpy(&x, &b, 4); return x; }
+static inline u32 bits_of(float x) { u32 b; memcpy(&b, &x, 4); return b; }
+static inline float float_of(u32 b) { float x; memcpy(&x, &b, 4); return x; }
 
 static inline float get(float x) { return x; }
 static inline double get(double x) { return x; }
@@ -76,13 +117,16 @@ template <class T> static inline T sign(T a) { return (T)((a > 0) - (a < 0)); }
 
 // Short rows, many together. The usual widths are known to the compiler, which then has no loop over a row left. Not
 // inlined: they are called for tiles, and compiling them for every call would take longer.
+template <i64 C> struct Width { constexpr operator i64() const { return C; } };
+template <class T> constexpr bool is_known = true;
+template <> constexpr bool is_known<i64> = false;
 template <class F> static inline void by_width(i64 C, F f) {
   switch (C) {
-    case 4: return f(std::integral_constant<i64, 4>());
-    case 8: return f(std::integral_constant<i64, 8>());
-    case 16: return f(std::integral_constant<i64, 16>());
-    case 32: return f(std::integral_constant<i64, 32>());
-    case 64: return f(std::integral_constant<i64, 64>());
+    case 4: return f(Width<4>());
+    case 8: return f(Width<8>());
+    case 16: return f(Width<16>());
+    case 32: return f(Width<32>());
+    case 64: return f(Width<64>());
     default: return f(C);
   }
 }
@@ -93,13 +137,13 @@ template <class T> [[gnu::noinline]] static void spread_rows(const T* from, i64 
   });
 }
 template <class T> [[gnu::noinline]] static void spread_columns(const T* from, i64 rows, i64 C, T* to) {
-  for (i64 k = 0; k < rows; ++k) std::copy_n(from, C, to + k * C);
+  for (i64 k = 0; k < rows; ++k) copied(from, C, to + k * C);
 }
 template <class T> [[gnu::noinline]] static void sum_to_rows(const T* from, i64 rows, i64 C, T* to) {
   by_width(C, [=](auto c) mutable {
     for (i64 k = 0; k < rows; ++k, from += c) {
       T sum = 0;
-      if constexpr (std::is_same_v<decltype(c), i64>) {
+      if constexpr (!is_known<decltype(c)>) {
         for (i64 i = 0; i < c; ++i) sum += from[i];
       } else if constexpr (c <= 8) {  // in halves
         T part[c];
@@ -196,7 +240,8 @@ static inline float largest_of(const float* from, i64 n) {
   float largest = 0, odd = 0;
 #pragma omp simd reduction(max : largest) reduction(+ : odd)
   for (i64 j = 0; j < n; ++j) {
-    largest = std::max(largest, std::abs(from[j]));
+    const float x = math::fabs(from[j]);
+    largest = largest < x ? x : largest;
     odd += from[j] * 0.0f;
   }
   if (odd != odd)
@@ -236,10 +281,10 @@ struct Work {
   void* const* at;        // addresses of its tensors
   u32 seed;
   int threads;
-  std::vector<double> own;      // scalars
-  std::vector<double> partial;  // sums over the tensor, by thread
-  std::vector<double> sums;     // sums over rows: by node, copy, batch and column
-  std::vector<real> batch, column, row;
+  Buffer<double> own;      // scalars
+  Buffer<double> partial;  // sums over the tensor, by thread
+  Buffer<double> sums;     // sums over rows: by node, copy, batch and column
+  Buffer<real> batch, column, row;
   i64 copies() const { return B >= threads ? 1 : threads; }
 };
 
@@ -257,8 +302,8 @@ template <class U, class F> static void share(Work* works, i64 count, int thread
       if (entries > 0 && (double)(before + entries) > low) {
         const i64 n = units(works[t]);
         const double length = (double)entries / (double)n;
-        const i64 first = low > before ? (i64)std::ceil((low - before) / length) : 0;
-        const i64 last = high < before + entries ? std::min(n, (i64)std::ceil((high - before) / length)) : n;
+        const i64 first = low > before ? (i64)math::ceil((low - before) / length) : 0;
+        const i64 last = high < before + entries ? least(n, (i64)math::ceil((high - before) / length)) : n;
         if (first < last) f(works[t], first, last, thread);
       }
       before += entries;

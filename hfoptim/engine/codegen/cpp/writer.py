@@ -148,18 +148,18 @@ class Writer(Places):
                 yield from self._small_loop(phase, kind, mine, places, count)
         ended = self.sums(phase, "scalar")
         if ended:
-            yield f"  w.partial.assign(w.threads * {len(ended)}, 0.0);"
+            yield f"  w.partial.fill(w.threads * {len(ended)}, 0.0);"
             for k in (k for k, i in enumerate(ended) if self.nodes[i].op == "amax"):
                 yield f"  for (int t = 0; t < w.threads; ++t) w.partial[t * {len(ended)} + {k}] = -INFINITY;"
         ended = self.sums(phase, "column", "batch")
         if ended:
             lengths = " + ".join("w.B * w.C" if self.kinds[i] == "column" else "w.B" for i in ended)
-            yield f"  w.sums.assign(w.copies() * ({lengths}), 0.0);"
+            yield f"  w.sums.fill(w.copies() * ({lengths}), 0.0);"
             for i in (i for i in ended if self.nodes[i].op == "amax"):
                 length = "w.B * w.C" if self.kinds[i] == "column" else "w.B"
-                yield f"  std::fill_n(w.sums.begin() + {self._sum_place(i)}, w.copies() * {length}, -INFINITY);"
+                yield f"  filled<double>(w.sums.entries + {self._sum_place(i)}, w.copies() * {length}, -INFINITY);"
         if self.row and phase == 0:
-            yield f"  w.row.resize({len(self.row)} * w.B * w.R);"
+            yield f"  w.row.make_room({len(self.row)} * w.B * w.R);"
         yield "}"
 
     def _stores(self, phase: int, kind: str) -> list[Store]:
@@ -171,10 +171,10 @@ class Writer(Places):
 
     def _small_loop(self, phase: int, kind: str, mine: list[int], places: dict[int, int], count: str) -> Iterator[str]:
         """A loop over batches, or over the columns of all batches."""
-        yield f"  w.{kind}.resize({len(places)} * {count});"
+        yield f"  w.{kind}.make_room({len(places)} * {count});"
         for i in (i for i in mine if self.nodes[i].op in REDUCTIONS):
             # The threads' sums in the place of the first one's.
-            yield f"  double* const total{i} = w.sums.data() + {self._sum_place(i)};"
+            yield f"  double* const total{i} = w.sums.entries + {self._sum_place(i)};"
             yield f"  for (i64 k = 1; k < w.copies(); ++k) for (i64 j = 0; j < {count}; ++j)"
             yield "    " + self._join(i, f"total{i}[j]", f"total{i}[k * {count} + j]", "double")
         yield "#pragma omp simd"
@@ -276,8 +276,8 @@ class Writer(Places):
     def _entry(self) -> Iterator[str]:
         yield 'extern "C" void step(i64 tensors, const i64* sizes, void* const* table, const double* h,'
         yield "                     const u32* seeds, int threads, double* results) {"
-        yield "  static thread_local std::vector<Work> works;"
-        yield "  if ((i64)works.size() < tensors) works.resize(tensors);"
+        yield "  static thread_local Buffer<Work> works;"
+        yield "  works.make_room(tensors);"
         yield f"  double u[{max(1, len(self.uniform))}]; (void)h;"
         for place, i in enumerate(self.uniform):
             node = self.nodes[i]
@@ -291,7 +291,7 @@ class Writer(Places):
         yield "    w.B = sizes[t * 5]; w.R = sizes[t * 5 + 1]; w.C = sizes[t * 5 + 2];"
         yield "    w.code_rows = sizes[t * 5 + 3]; w.code_columns = sizes[t * 5 + 4];"
         yield f"    w.at = table + t * {self.layout.tensors}; w.seed = seeds[t]; w.threads = threads;"
-        yield f"    w.own.resize({max(1, len(self.own))});"
+        yield f"    w.own.make_room({max(1, len(self.own))});"
         yield "  }"
         single = self.program.phases == 1
         yield "  for (i64 begin = 0; begin < tensors;) {"
@@ -303,7 +303,7 @@ class Writer(Places):
             yield f"    for (i64 t = begin; t < end; ++t) before{phase}(works[t], u);"
             if not self.program.walks(phase):
                 continue
-            yield "    share(works.data() + begin, end - begin, threads,"
+            yield "    share(works.entries + begin, end - begin, threads,"
             yield f"      [](const Work& w) {{ return {self.units()}; }},"
             yield "      [&](Work& w, i64 first, i64 last, int thread) {"
             yield f"        pass{phase}(w, u, first, last, thread); }});"
