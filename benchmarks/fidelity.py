@@ -118,7 +118,7 @@ def followed(info: OptimInfo, rows: list[Row]) -> str:
     ]
     worst: dict[str, tuple[float, str]] = {}
     for row in runs or rows:
-        who = row["who"].split(".")[0] if not row["who"].startswith("cases.") else "transcription"
+        who = row["who"].split(".")[0].replace("transcriptions", "transcription")
         worst[who] = max(worst.get(who, (0.0, "")), (row["distance"], row["dtype"]))
     return ", ".join(
         f"{who} {value:.0e}{' (float32)' if dtype == 'float32' else ''}" for who, (value, dtype) in worst.items()

@@ -262,3 +262,10 @@ def test_optimizers_state_their_errors_equation_and_source(name):
     assert " = p - " in text or "P = P - " in text, f"{cls.__name__} does not show its update"
     for option in ("maximize", "foreach", "fused", "caution", "kahan_sum"):
         assert option in text
+
+
+def test_transcriptions_know_nothing_of_what_they_check():
+    folder = ROOT / "tests" / "transcriptions"
+    for path in folder.glob("*.py"):
+        outside = {name.partition(".")[0] for name in imported(f"transcriptions.{path.stem}", path)}
+        assert outside <= {*sys.stdlib_module_names, "numpy", "transcriptions"}, path.name

@@ -30,7 +30,7 @@ from hfoptim.engine.distributed.flattened import is_flattened
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit
 from hfoptim.engine.rule import Group, Rule
-from hfoptim.engine.run_state import NO_RUN_STATE, RunState
+from hfoptim.engine.run_state import NO_RUN_STATE, RunState, signed
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
 
 if TYPE_CHECKING:
@@ -396,7 +396,8 @@ class EngineOptimizer(Optimizer):
         found = self.run_state.step(self.param_groups, totals, loss, *(() if of is None else (of,)))
         if loss is None:
             return found
-        return {id(group): {"loss": loss, **found.get(id(group), {})} for group in self.param_groups}
+        groups = self.param_groups
+        return {id(group): {"loss": signed(loss, group), **found.get(id(group), {})} for group in groups}
 
     def _of_one_lr(self, entries: list[_Entry]) -> list[_Entry]:
         """The entries of groups that are not frozen."""
@@ -512,13 +513,15 @@ class EngineOptimizer(Optimizer):
     def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
         compiled = any(backend.compiles for backend in tried)
-        decays = "weight_decay" in group and (compiled or group["weight_decay"] != 0.0)
+        place = self.decay_for(group) if "weight_decay" in group else Decay.NONE
+        # A rule that decays by itself reads the number, whatever it is.
+        decays = compiled or place is Decay.INSIDE or (place is not Decay.NONE and group["weight_decay"] != 0.0)
         rule = self.rule_for(param, group)
         clips = group["adaptive_clip"] is not None
         units = unit(rule, param.shape) if clips or group["gradient_centralization"] else ()
         return plan_of(
             rule,
-            self.decay_for(group) if decays else Decay.NONE,
+            place if decays else Decay.NONE,
             torch.float64 if param.dtype in DOUBLE_PRECISION else torch.float32,
             group["maximize"],
             group["caution"] is True,

@@ -102,26 +102,31 @@ class RunState:
         """
         if not self.init:
             return {}
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, Any] = {}
         if self.totals:
             totals = flattened.sum_over_ranks(groups, totals, self.totals)
             if not totals.keys() >= {*self.totals}:
                 return {}
             seen = {name: number(totals[name]) for name in self.totals}
-        if loss is not None:
-            seen["loss"] = loss
         if not self.shared:
-            return {id(group): _put(self._advanced(group, seen), [group]) for group in groups}
+            return {id(group): _put(self._advanced(group, seen, loss), [group]) for group in groups}
         rates = [float(group["lr"]) for group in groups if group["lr"] is not None]
-        found = _put(self._advanced({**groups[0], "lr": max(rates, default=None)}, seen), groups)
+        found = _put(self._advanced({**groups[0], "lr": max(rates, default=None)}, seen, loss), groups)
         return dict.fromkeys(map(id, groups), found)
 
-    def _advanced(self, group: Group, totals: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _advanced(self, group: Group, totals: Mapping[str, Any], loss: Any) -> dict[str, Any]:
         state = {name: group[name] for name in self.init}
+        if loss is not None:
+            totals = {**totals, "loss": signed(loss, group)}
         if totals:
             one = next(iter(totals.values()))
             state = {name: value if isinstance(value, int) else _like(one, value) for name, value in state.items()}
         return {name: _on_host(value) for name, value in self.advance(state, totals, group).items()}
+
+
+def signed(loss: Any, group: Group) -> Any:
+    """The loss that goes with a group's gradients, which are negated under `maximize`."""
+    return -loss if group["maximize"] else loss
 
 
 def _unchanged(state: Group, totals: Mapping[str, Tensor], group: Group) -> Mapping[str, Any]:

@@ -9,12 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
-from hfoptim.engine.rule import TENSOR, Rule, clone, ema, scalar, zeros
+from hfoptim.engine import (
+    ELEMENT,
+    Decay,
+    Group,
+    Name,
+    Rule,
+    RuleOptimizer,
+    Scalars,
+    State,
+    clone,
+    ema,
+    hyper,
+    nonnegative,
+    zeros,
+)
 
 
 def _per_step(t: int, group: Group) -> Scalars:
-    """k = t - 1 counts as the author's code does, from 0."""
+    """k = t - 1 counts as the paper does, from 0."""
     now, next_ = 2.0 / (t + 1), 2.0 / (t + 2)
     scalars = {
         "share": 1.0 / t,
@@ -32,38 +45,39 @@ def _per_step(t: int, group: Group) -> Scalars:
     return scalars
 
 
+# Sums over the whole run, kept exact.
+_MEAN, _SUM = State(zeros.init), State(nonnegative.init, signed=False)
+
+
 @cache
 def a2grad(variant: str) -> Rule:
-    """The rule for one way to weigh the variances of the gradients so far."""
+    """The rule for one way to weigh the deviations of the gradients so far."""
 
-    # Passes over memory, in tensors of the parameter's size:
-    #   the variance: read grad, its average                                    2
-    #   update: read grad, its average, param, x; write all but grad            7
     def fn(grad: Any, param: Any, avg_grad: Any, x_k: Any, v_k: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
         avg_grad = ema(avg_grad, grad, h.share)
-        variance = (grad - avg_grad).square().sum()
+        apart = grad - avg_grad
         kept = []
         if variant == "exp":
-            kept = [ema(state[0], variance, h.alpha)]
+            kept = [ema(state[0], apart * apart, h.alpha)]
             v_k = torch.maximum(v_k, kept[0])
         else:
-            v_k = (v_k * h.faded if variant == "inc" else v_k) + variance
-        step = grad * (h.size / (v_k.sqrt() * h.beta + h.gamma))
+            v_k = (v_k * h.faded if variant == "inc" else v_k) + apart * apart
+        step = grad * h.size / (v_k.sqrt() * h.beta + h.gamma)
         return ((param - x_k) * h.pull + step * h.reach, avg_grad, x_k - step, v_k, *kept)
 
     fn.__name__ = f"a2grad_{variant}"
-    state = {"avg_grad": zeros, "x_k": clone, "v_k": scalar}
-    return Rule(fn, TENSOR, {**state, "v_kk": scalar} if variant == "exp" else state, _per_step)
+    state = {"avg_grad": _MEAN, "x_k": clone, "v_k": _SUM}
+    return Rule(fn, ELEMENT, {**state, "v_kk": nonnegative} if variant == "exp" else state, _per_step)
 
 
 class A2Grad(RuleOptimizer):
     """Nesterov's accelerated gradient descent with step sizes from the variance of the gradients: no learning rate.
 
-    With g the gradient of a tensor, p the parameter, x = p at the start, k = 0, 1, ... the step, a_k = 2 / (k + 2):
+    With g the gradient, p the parameter, x = p at the start, k = 0, 1, ... the step, a_k = 2 / (k + 2):
 
         g = g + weight_decay p
-        d = |g - mean of all g so far|^2
+        d = (g - mean of all g so far)^2
         v = v + d                                                       (variant "uni")
         v = (k / (k + 1))^2 v + d                                       ("inc")
         w = rho w + (1 - rho) d;  v = max(v, w)                         ("exp")
@@ -74,14 +88,13 @@ class A2Grad(RuleOptimizer):
     lr is a factor for schedules; the paper has none, and no weight decay. State: `avg_grad` (the mean), `x_k` (x),
     `v_k` (v), with "exp" `v_kk` (w).
 
-    Follows the author's code and torch_optimizer. pytorch_optimizer counts k from 1, and has sqrt((k + 1) v) in "inc",
-    too.
-
-    Raises:
-        TypeError: a complex parameter.
+    Follows the paper, whose d, v and c are of each entry. severilov/A2Grad_optimizer, which is not its authors', and
+    torch_optimizer have the sum of d over a tensor: steps are shorter, the more entries there are. pytorch_optimizer
+    does so too, counts k from 1, and has sqrt((k + 1) v) in "inc".
 
     Source:
-        Deng, Cheng and Lan, arXiv 1810.00553; jettify/pytorch-optimizer, `a2grad.py`.
+        Deng, Cheng and Lan, Optimal Adaptive and Accelerated Stochastic Gradient Descent, arXiv 1810.00553,
+        algorithms 4 to 7.
     """
 
     decay = Decay.COUPLED

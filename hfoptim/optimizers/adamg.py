@@ -44,7 +44,7 @@ class AdamG(Decoupling):
     P = P - ... - weight_decay P under `fixed_decay` too. State: `m`, `v`, `r`.
 
     Source:
-        Pan et al., AdamG: Towards Stability of Parameter-free Optimization, arXiv 2405.04376; pytorch_optimizer 4.1.
+        Pang et al., Towards Stability of Parameter-free Optimization, arXiv 2405.04376; pytorch_optimizer 4.1.
     """
 
     rule = adamg

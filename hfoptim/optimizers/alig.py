@@ -51,7 +51,8 @@ class AliG(RuleOptimizer):
         p = p - s g + momentum b - s weight_decay p              (adjusted_momentum: momentum s b)
 
     Needs the loss: `step(loss=loss.detach())`, `step(closure)`, or `add_loss(loss)` before `step()`; the Trainer tells
-    it. State: `momentum_buffer` (b) if momentum is not 0; in the groups `step_size` (s).
+    it. State: `momentum_buffer` (b) if momentum is not 0; in the groups `step_size` (s). Under `maximize` L is the loss
+    told with the other sign, so that 0 is the most it can reach.
 
     The author's `max_lr` is lr here, and his class has none by default. His projection onto a ball in place of weight
     decay is the caller's business. pytorch_optimizer 4.1 has an eps of 1e-6 that cannot be changed.

@@ -41,7 +41,8 @@ class Ano(RuleOptimizer):
         v = beta2 v + (1 - beta2) sign(g^2 - v) g^2
         p = p - lr |g| sign(m) / sqrt(v / (1 - beta2^t) + eps) - lr weight_decay p
 
-    State: `exp_avg` (m), `exp_avg_sq` (v). Follows the author's code. pytorch_optimizer adds eps to the root.
+    State: `exp_avg` (m), `exp_avg_sq` (v). Follows the author's ano.py, and his anolog.py in beta1, which is negative
+    in the first two steps; that file leaves out the correction of v. pytorch_optimizer adds eps to the root.
 
     Raises:
         ValueError: betas[1] below 1/2, where v can become negative.

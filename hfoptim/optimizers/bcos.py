@@ -71,7 +71,8 @@ class BCOS(RuleOptimizer):
     the new m for m'.
 
     Source:
-        Xiao, arXiv 2507.08963; facebookresearch/bcos.
+        Jiang and Xiao, Stochastic Approximation with Block Coordinate Optimal Stepsizes, arXiv 2507.08963;
+        facebookresearch/bcos.
     """
 
     decay = Decay.INSIDE

@@ -45,10 +45,14 @@ class DualAdam(Decoupling):
         p = p - lr m / (1 - beta1^t) ((1 - a) / d + a d)
 
     or with `weight_decouple`, g as it is, p - ... - lr weight_decay p (fixed_decay: - weight_decay p). State: `exp_avg`
-    (m), `exp_avg_sq` (v). Follows pytorch_optimizer.
+    (m), `exp_avg_sq` (v).
+
+    Follows the authors' code, as pytorch_optimizer does. In the paper a = max(0, 1 - t switch_rate), which is another
+    number at one step where 1 / switch_rate is not whole, and d of the inverse has no eps.
 
     Source:
-        arXiv 2603.07122; pytorch_optimizer 4.1, `DualAdam`.
+        Shi et al., Combining Adam and its Inverse Counterpart to Enhance Generalization of Deep Learning Optimizers,
+        arXiv 2603.07122; LongJin-lab/DualAdam.
     """
 
     rule = dual_adam

@@ -22,7 +22,6 @@ def _per_step(t: int, group: Group) -> Scalars:
         "power_of_eps": eps ** (2.0 * p),
         "eps_2": group["eps_2"],
         "clip": group["clip"],
-        "weight_decay": float(group["weight_decay"]),
     }
 
 

@@ -101,8 +101,9 @@ class Momo(RuleOptimizer):
     (f + <d, p> - c - s |d|^2 / 2) / r, never below the lb given.
 
     lr is a bound of the step size, so it may be large. Needs the loss: `step(loss=loss.detach())`, `step(closure)`, or
-    `add_loss(loss)` before `step()`; the Trainer tells it. State: `grad_avg` (d); in the groups `loss_avg` (f), `gamma`
-    (c), `fstar` (lb), `k` (t). Each group has a step size of its own lr and weight decay.
+    `add_loss(loss)` before `step()`; the Trainer tells it. Under `maximize` L is what was told with the other sign, and
+    lb bounds that. State: `grad_avg` (d); in the groups `loss_avg` (f), `gamma` (c), `fstar` (lb), `k` (t). Each group
+    has a step size of its own lr and weight decay.
 
     Source:
         Schaipp et al., MoMo: Momentum Models for Adaptive Learning Rates, arXiv 2305.07583; fabian-sp/MoMo.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import ENTRIES
 from harness import SMALL, assert_follows, feed, flattened, lr_at, parameters, set_lr, values
 from torch import Tensor
 
@@ -155,3 +156,22 @@ def test_a_corrected_decay_without_a_peak_is_refused() -> None:
     param.grad = torch.ones(2)
     with pytest.raises(ValueError, match="give the group max_lr"):
         optimizer.step()
+
+
+_WITH_A_PLACE = sorted(
+    {entry.cls for entry in ENTRIES if getattr(entry.cls, "decoupled_by", None)}, key=lambda c: c.__name__
+)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_no_decay_is_the_same_wherever_it_would_enter(foreach: bool) -> None:
+    for cls in _WITH_A_FLAG:
+        ends = []
+        for decoupled in (False, True):
+            params = parameters(("matrix", "vector"))
+            optimizer = cls(list(params.items()), weight_decay=0.0, foreach=foreach, **{cls.decoupled_by: decoupled})
+            for t in (1, 2, 3):
+                feed(params, t)
+                optimizer.step()
+            ends.append(flattened(params))
+        assert torch.equal(*ends), cls.__name__

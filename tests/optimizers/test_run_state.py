@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import assert_same, feed, parameters, through_disk, train, values
+from harness import assert_moved, assert_same, feed, parameters, through_disk, train, values
 from of_loss_and_distance import AliG, DoG, LossScaled
 from ranks import run_ranks
 
@@ -252,6 +252,22 @@ def test_the_loss_may_reach_per_step_alone():
     param.grad = torch.ones_like(param)
     optimizer.step(loss=0.25)
     assert_same(param.detach(), torch.full((2,), 0.875, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("cls", "options"), [(hfoptim.Momo, {"lr": 1.0, "lb": -9.0}), (hfoptim.AliG, {})], ids=str)
+def test_to_maximize_is_to_minimize_the_negated_loss(cls, options):
+    up, down = parameters(LAYOUTS), parameters(LAYOUTS)
+    one = cls(list(up.values()), maximize=True, **options)
+    other = cls(list(down.values()), **options)
+    for t in range(1, 6):
+        feed(up, t)
+        feed(down, t)
+        for param in down.values():
+            param.grad.neg_()
+        one.step(loss=-10.0 / t)
+        other.step(loss=10.0 / t)
+    assert_same(up, down)
+    assert_moved(up, parameters(LAYOUTS))
 
 
 def test_optimizers_without_need_for_it_take_the_loss_all_the_same():

@@ -19,6 +19,7 @@ def told(cls: type[Any]) -> type[Any]:
         def step(self, closure: Any = None, *, loss: Any = None) -> Any:
             if closure is None and loss is None and self._loss is None:
                 loss = loss_of(self.param_groups)
+                loss = -loss if self.param_groups[0]["maximize"] else loss  # so that the step has the positive one
             return super().step(closure, loss=loss)
 
     Told.__qualname__ = Told.__name__ = f"Told{cls.__name__}"

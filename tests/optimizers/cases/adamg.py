@@ -2,8 +2,15 @@ from __future__ import annotations
 
 import hfoptim
 from cases.entry import Entry, Reference, Variant, grid, without
+from cases.transcribed import transcription
 
 _BETAS = [(0.95, 0.999, 0.95), (0.5, 0.0, 0.9), (0.0, 0.9, 0.0)]
+
+_ADAMG = (
+    grid(lr=[0.2], betas=_BETAS, weight_decay=[0.25], weight_decouple=[False, True])
+    + grid(lr=[0.2], weight_decay=[0.02], weight_decouple=[True], fixed_decay=[True])
+    + grid(lr=[1.0], p=[0.5], q=[0.5], eps=[1e-2], maximize=[True])
+)
 
 ADAMG = Entry(
     "adamg",
@@ -13,11 +20,10 @@ ADAMG = Entry(
         "decoupled": Variant({"weight_decay": 0.1, "weight_decouple": True, "lr": 1e-2}),
     },
     references=[
+        transcription(hfoptim.AdamG, _ADAMG),
         Reference(
             "pytorch_optimizer.AdamG",
-            grid(lr=[0.2], betas=_BETAS, weight_decay=[0.25], weight_decouple=[False, True])
-            + grid(lr=[0.2], weight_decay=[0.02], weight_decouple=[True], fixed_decay=[True])
-            + grid(lr=[1.0], p=[0.5], q=[0.5], eps=[1e-2], maximize=[True]),
+            _ADAMG,
             without(foreach=False),
         ),
     ],

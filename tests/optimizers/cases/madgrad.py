@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
 import hfoptim
 from cases.entry import Checkpoint, Entry, Options, Reference, Variant, grid, without
-from cases.transcribed import Transcribed
+from cases.transcribed import transcription
 
 
 def _po(options: Options) -> Options:
@@ -36,26 +32,6 @@ MADGRAD = Entry(
 )
 
 
-class AuthorsMirror(Transcribed):
-    """facebookresearch/madgrad, mirror_madgrad.py."""
-
-    defaults_ = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "eps": 0.0, "decouple_decay": False}
-
-    def move(self, p: Tensor, g: Tensor, s: dict[str, Any], o: dict[str, Any]) -> Tensor:
-        k, lr = s["t"] - 1, o["lr"] + o["eps"]
-        if k == 0:
-            s |= {"nu": g * 0.0, "z": p.clone()}
-        if o["decouple_decay"]:
-            s["z"] = s["z"] - lr * o["weight_decay"] * s["z"]
-        else:
-            g = g + o["weight_decay"] * p
-        s["nu"] = (k / (k + 1)) ** 0.5 * s["nu"] + g**2
-        root = s["nu"] ** (1 / 3) + o["eps"]
-        root[root == 0] = float("inf")
-        s["z"] = s["z"] - lr * (k + 1) ** (1 / 3) * g / root
-        return o["momentum"] * p + (1 - o["momentum"]) * s["z"]
-
-
 MIRROR_MADGRAD = Entry(
     "mirror_madgrad",
     hfoptim.MirrorMADGRAD,
@@ -64,8 +40,8 @@ MIRROR_MADGRAD = Entry(
         "l2": Variant({"weight_decay": 0.1}),
     },
     references=[
-        Reference(
-            "cases.madgrad.AuthorsMirror",
+        transcription(
+            hfoptim.MirrorMADGRAD,
             grid(lr=[1e-2], weight_decay=[0.25], decouple_decay=[False, True])
             + grid(lr=[1e-2], momentum=[0.0, 0.5], eps=[0.0, 1e-3]),
         ),

@@ -10,7 +10,7 @@ from torch import Tensor
 import hfoptim
 from cases.adahessian import curvature
 from cases.entry import Entry, Options, Reference, Variant, grid
-from cases.transcribed import Transcribed
+from cases.transcribed import Peer, transcription
 
 # Every so many steps the estimate takes the gradients of the step.
 _EVERY = 3
@@ -27,20 +27,13 @@ class Estimating(hfoptim.SophiaG):
         return found
 
 
-class AuthorsSophiaG(Transcribed):
-    """Liuhong99/Sophia, sophia.py, with `bs` as an option, and with such estimates."""
+class EstimatingPeer(Peer):
+    """The transcription with such estimates."""
 
-    defaults_ = {"lr": 1e-4, "betas": (0.965, 0.99), "rho": 0.04, "weight_decay": 0.1, "bs": 5120}
-
-    def move(self, p: Tensor, g: Tensor, s: dict[str, Any], o: dict[str, Any]) -> Tensor:
-        beta1, beta2 = o["betas"]
-        if s["t"] == 1:
-            s |= {"m": g * 0, "h": g * 0}
-        s["m"] = beta1 * s["m"] + (1 - beta1) * g
-        ratio = (s["m"].abs() / (o["rho"] * o["bs"] * s["h"] + 1e-15)).clamp(None, 1)
-        if s["t"] % _EVERY == 0:
-            s["h"] = beta2 * s["h"] + (1 - beta2) * g * g
-        return p * (1 - o["lr"] * o["weight_decay"]) - o["lr"] * ratio * s["m"].sign()
+    def step(self) -> None:
+        super().step()
+        if self.written.t % _EVERY == 0:
+            self.written.curvature(self.grads())
 
 
 SOPHIA_G = Entry(
@@ -48,9 +41,10 @@ SOPHIA_G = Entry(
     Estimating,
     variants={"decay": Variant({"weight_decay": 0.1, "bs": 10}, lr=1e-3, late=False, alone=False, compiled=True)},
     references=[
-        Reference(
-            "cases.sophia.AuthorsSophiaG",
+        transcription(
+            hfoptim.SophiaG,
             grid(lr=[1e-2], betas=[(0.965, 0.99), (0.5, 0.0)], weight_decay=[0.0, 0.25], bs=[2, 50]),
+            EstimatingPeer,
         ),
     ],
     numbers={"lr": -1e-3, "rho": -0.1, "weight_decay": -0.1, "bs": 0},

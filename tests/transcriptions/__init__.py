@@ -1,0 +1,39 @@
+"""Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here.
+
+`tests/optimizers` follows them where no package ships a method as its paper has it. Nothing here imports torch or this
+package. Each class names the algorithm it was written from.
+"""
+
+from .base import Array, Transcription
+from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
+from .signs import Ano, SophiaG, Tiger
+from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
+from .tensors import TAM, AdaTAM, Aida, Kourkoutas
+from .together import SWATS, Momo, MomoAdam
+
+__all__ = [
+    "BCOS",
+    "SWATS",
+    "TAM",
+    "A2Grad",
+    "AdaPNM",
+    "AdaSmooth",
+    "AdaTAM",
+    "AdamAtan2",
+    "AdamG",
+    "Aida",
+    "Ano",
+    "Array",
+    "DualAdam",
+    "FAdam",
+    "Kate",
+    "Kourkoutas",
+    "MirrorMADGRAD",
+    "Momo",
+    "MomoAdam",
+    "Padam",
+    "SimplifiedAdEMAMix",
+    "SophiaG",
+    "Tiger",
+    "Transcription",
+]
