@@ -5,6 +5,7 @@ from typing import Any
 
 import peers
 import torch
+import transcriptions
 from torch import Tensor
 
 import hfoptim
@@ -29,6 +30,8 @@ class Estimating(hfoptim.SophiaG):
 
 class EstimatingPeer(Peer):
     """The transcription with such estimates."""
+
+    written: transcriptions.SophiaG
 
     def step(self) -> None:
         super().step()
