@@ -455,7 +455,7 @@ def test_gradients_with_a_graph_and_sparse_ones_are_refused():
         model(torch.arange(3)).sum().backward(create_graph=True)
     del optimizer
     embedding = nn.Embedding(3, 4, sparse=True)
-    optimizer = hfoptim.SGD(embedding.parameters(), lr=0.1)
+    optimizer = hfoptim.Lion(embedding.parameters(), lr=0.1)
     prepare_for_gradient_release(embedding, optimizer)
     with pytest.raises(TypeError, match="sparse"):
         embedding(torch.arange(2)).sum().backward()

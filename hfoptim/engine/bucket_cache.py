@@ -107,7 +107,7 @@ def _same(ones: Iterable[Any], others: Iterable[Any]) -> bool:
 
 def can_be_kept(work: list[BucketStep]) -> bool:
     """Whether `LastStep` takes these buckets."""
-    return not any(item.whole or any(map(_is_special, item.params)) for item in work) and all(
+    return not any(item.whole or item.sparse or any(map(_is_special, item.params)) for item in work) and all(
         Counters.take(item.steps) for item in work
     )
 

@@ -22,7 +22,12 @@ from hfoptim.engine.tensor_slots import TensorSlots
 
 @dataclass
 class BucketStep:
-    """A bucket with what it takes to step it: its group, the step's number, its backend and its step counters."""
+    """A bucket with what it takes to step it: its group, the step's number, its backend and its step counters.
+
+    Args:
+        place: position in the group of the one parameter that it has, where the rule goes by it.
+        sparse: whether the gradients are.
+    """
 
     group: dict[str, Any]
     t: int
@@ -30,6 +35,8 @@ class BucketStep:
     bucket: Bucket
     groups: dtensor.Groups
     whole: bool
+    place: int | None = None
+    sparse: bool = False
     params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import Any
 from hfoptim.engine.declaration import Name
 
 # What a class body may say of an optimizer's needs, as True or False.
-NEEDS = ("needs_closure", "second_order", "hidden_matrices")
+NEEDS = ("needs_closure", "second_order", "hidden_matrices", "sparse_only")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from hfoptim.engine import backends, bucket_cache, checks, device_numbers, inputs, peer_options, storage
+from hfoptim.engine import backends, bucket_cache, checks, device_numbers, inputs, peer_options, row_sparse, storage
 from hfoptim.engine.ambient import leave_undisturbed, undisturbed
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
@@ -90,6 +90,8 @@ class EngineOptimizer(Optimizer):
     curvature: ClassVar[inputs.Curvature | None] = None
     # Whether a step depends on the value of the loss.
     needs_loss: ClassVar[bool] = False
+    # Whether it takes no gradients but sparse ones.
+    sparse_only: ClassVar[bool] = False
     # Neither saved nor copied.
     _last_step: bucket_cache.LastStep | None = None
     # Hyper-parameters that checkpoints of the peers this class interchanges with do not have.
@@ -311,7 +313,7 @@ class EngineOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            TypeError: a gradient is sparse; no parameter has changed.
+            TypeError: a gradient is sparse, and the optimizer or an option does not take it; no parameter has changed.
             RuntimeError: the step depends on a loss that was not told; or, under gradient release, a gradient is there
                 that was not released.
         """
@@ -345,6 +347,8 @@ class EngineOptimizer(Optimizer):
         if self.one_lr:
             entries = self._of_one_lr(entries)
         name = type(self).__name__
+        if self.sparse_only:
+            row_sparse.refuse_dense(name, entries, self.param_groups)
         inputs.refuse_scaler(self, name)
         inputs.refuse_capture([param for _, param, _ in entries[:1]], name)
         loss = self._mean_loss() if self.needs_loss else None
@@ -430,7 +434,7 @@ class EngineOptimizer(Optimizer):
             if item.whole:
                 sharded.run(item.bucket, item.backend.step)
                 continue
-            with item.occupied().shaped() as bucket:
+            with row_sparse.gathered(item.bucket) if item.sparse else item.occupied().shaped() as bucket:
                 if bucket.rows:
                     item.backend.step(bucket)
         for item in work:
@@ -446,9 +450,16 @@ class EngineOptimizer(Optimizer):
                 grad = param.grad
                 if grad is not None:
                     if grad.layout is not torch.strided:  # asked before: a call for each is time
-                        checks.dense(type(self).__name__, grad, group, index, position)
+                        self._check_sparse(param, grad, index, position)
                     entries.append((index, param, grad))
         return entries
+
+    def _check_sparse(self, param: Tensor, grad: Tensor, index: int, position: int) -> None:
+        """Raise a TypeError if a sparse gradient is not taken."""
+        group = self.param_groups[index]
+        called = self._name_of(index, position)
+        row_sparse.check(type(self).__name__, called, self._plan(param, group, ()), param, grad, group)
+        self._last_step = None  # what is kept is of dense gradients
 
     def _is_only_for_state(self, entries: list[_Entry]) -> bool:
         """Whether a first step is meant to create state and nothing else: every lr is 0 and every gradient zero.
@@ -491,8 +502,9 @@ class EngineOptimizer(Optimizer):
                     f"{name} was made in torch.inference_mode(), outside of which nothing can be written to it; make "
                     f"or load the model under torch.no_grad() instead"
                 )
-            tried = survey.backends[index, param.device.type]
-            plan = self._plan(param, self.param_groups[index], tried)
+            group, sparse = self.param_groups[index], grad.layout is not torch.strided
+            tried = backends.eager(group) if sparse else survey.backends[index, param.device.type]
+            plan = self._plan(param, group, tried)
             backend = backends.first_of(tried, plan, param.device)
             planned.append((index, backend, plan, param, grad, ensure_state(plan, param, self.state[param])))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
@@ -503,11 +515,14 @@ class EngineOptimizer(Optimizer):
             row = row_of(plan, param, dtensor.aligned(grad, param), state)
             whole = dtensor.is_dtensor(param) and sharded.takes(plan, row)
             layout = dtensor.layout(param)
-            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole)
+            sparse = grad.layout is not torch.strided
+            at = survey.places[param]
+            place = at.position if plan.rule.by_place else None
+            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole, place, sparse)
             if key not in work:
-                groups = dtensor.groups_of(param)
-                work[key] = BucketStep(self.param_groups[index], int(count) + 1, backend, Bucket(plan), groups, whole)
-            work[key].add(param, row, state["step"], survey.places[param].ordinal)
+                group, groups = self.param_groups[index], dtensor.groups_of(param)
+                work[key] = BucketStep(group, int(count) + 1, backend, Bucket(plan), groups, whole, place, sparse)
+            work[key].add(param, row, state["step"], at.ordinal)
         return list(work.values())
 
     def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
@@ -535,7 +550,10 @@ class EngineOptimizer(Optimizer):
     def _scalars(self, item: BucketStep, totals: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
         scalars = option_scalars(item.bucket.plan, item.group)
-        scalars |= rule.per_step(item.t, item.group, **{**(totals if rule.probe else {}), **more})
+        known = {**(totals if rule.probe else {}), **more}
+        if rule.by_place:
+            known["place"] = item.place
+        scalars |= rule.per_step(item.t, item.group, **known)
         if item.group["corrected_weight_decay"]:
             scalars = corrected(item.bucket.plan, item.group, scalars)
         if "lr" not in scalars:

@@ -175,6 +175,10 @@ class Rule:
         report: `(grad, param, *state, h) -> {name: 0-d tensor}`, pure like the rule and called with the same: numbers
             about a tensor's step that people watch, such as a trust ratio. Called only while somebody asks
             (`RuleOptimizer.report`). For rules of scope `TENSOR`.
+        sparse: whether it also steps parameters with a sparse gradient: those entries alone that the gradient has. The
+            others, and their state, stay as they are. For rules of scope `ELEMENT`.
+        by_place: whether `per_step` is also handed `place`, the position of the parameter in its group, from 0. Each
+            parameter is then a bucket of its own.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -185,11 +189,15 @@ class Rule:
     returns_step_size: bool = False
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None
     report: Function | None = None
+    sparse: bool = False
+    by_place: bool = False
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:
             # Others are given parts of tensors, of which no number about the whole can be made.
             raise TypeError(f"{self.name} has a report, which a rule of scope {self.scope.name} cannot have")
+        if self.sparse and (self.scope is not Scope.ELEMENT or self.probe is not None or self.shape is not None):
+            raise TypeError(f"{self.name} looks at more than single entries, and cannot take sparse gradients")
 
     @property
     def name(self) -> str:
@@ -212,12 +220,14 @@ def rule(
     returns_step_size: bool = False,
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
     report: Function | None = None,
+    sparse: bool = False,
+    by_place: bool = False,
     **state: State,
 ) -> Callable[[Callable[..., tuple[Any, ...]]], Rule]:
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        return Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report)
+        return Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report, sparse, by_place)
 
     return decorate
 

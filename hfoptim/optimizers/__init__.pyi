@@ -14,6 +14,7 @@ from hfoptim.optimizers.adagrad import Adagrad as Adagrad
 from hfoptim.optimizers.adahessian import Adahessian as Adahessian
 from hfoptim.optimizers.adai import Adai as Adai
 from hfoptim.optimizers.adai import AdaiV2 as AdaiV2
+from hfoptim.optimizers.adalite import Adalite as Adalite
 from hfoptim.optimizers.adam import Adam as Adam
 from hfoptim.optimizers.adam import AdamW as AdamW
 from hfoptim.optimizers.adam_atan2 import AdamAtan2 as AdamAtan2
@@ -52,6 +53,7 @@ from hfoptim.optimizers.focus import FOCUS as FOCUS
 from hfoptim.optimizers.fromage import Fromage as Fromage
 from hfoptim.optimizers.ftrl import FTRL as FTRL
 from hfoptim.optimizers.grams import Grams as Grams
+from hfoptim.optimizers.grokadamw import GrokAdamW as GrokAdamW
 from hfoptim.optimizers.kate import Kate as Kate
 from hfoptim.optimizers.kourkoutas import Kourkoutas as Kourkoutas
 from hfoptim.optimizers.lamb import Lamb as Lamb
@@ -69,6 +71,7 @@ from hfoptim.optimizers.msvag import MSVAG as MSVAG
 from hfoptim.optimizers.muon import Muon as Muon
 from hfoptim.optimizers.nadam import NAdam as NAdam
 from hfoptim.optimizers.nadam import NAdamW as NAdamW
+from hfoptim.optimizers.nero import Nero as Nero
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
 from hfoptim.optimizers.padam import Padam as Padam
 from hfoptim.optimizers.pid import PID as PID
@@ -94,6 +97,8 @@ from hfoptim.optimizers.sophia import SophiaG as SophiaG
 from hfoptim.optimizers.sophia import SophiaH as SophiaH
 from hfoptim.optimizers.spam import SPAM as SPAM
 from hfoptim.optimizers.spam import StableSPAM as StableSPAM
+from hfoptim.optimizers.sparse_adam import SparseAdam as SparseAdam
+from hfoptim.optimizers.srmm import SRMM as SRMM
 from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
 from hfoptim.optimizers.swats import SWATS as SWATS
 from hfoptim.optimizers.tam import TAM as TAM
@@ -120,6 +125,7 @@ __all__ = [
     "SGDW",
     "SM3",
     "SPAM",
+    "SRMM",
     "SWATS",
     "TAM",
     "VSGD",
@@ -144,6 +150,7 @@ __all__ = [
     "Adahessian",
     "Adai",
     "AdaiV2",
+    "Adalite",
     "Adam",
     "AdamAtan2",
     "AdamG",
@@ -173,6 +180,7 @@ __all__ = [
     "FAdam",
     "Fromage",
     "Grams",
+    "GrokAdamW",
     "Kate",
     "Kourkoutas",
     "LaProp",
@@ -187,6 +195,7 @@ __all__ = [
     "Muon",
     "NAdam",
     "NAdamW",
+    "Nero",
     "NvNovoGrad",
     "Padam",
     "Prodigy",
@@ -200,6 +209,7 @@ __all__ = [
     "SimplifiedAdEMAMix",
     "SophiaG",
     "SophiaH",
+    "SparseAdam",
     "StableAdamW",
     "StableSPAM",
     "Tiger",

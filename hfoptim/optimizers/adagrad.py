@@ -24,7 +24,7 @@ def adagrad_step(grad: Any, param: Any, total: Any, h: Any) -> tuple[Any, Any]:
 @cache
 def adagrad(initial: float) -> Rule:
     """The rule whose sum of squares begins at `initial`."""
-    return Rule(adagrad_step, ELEMENT, {"sum": filled(initial)}, _per_step)
+    return Rule(adagrad_step, ELEMENT, {"sum": filled(initial)}, _per_step, sparse=True)
 
 
 class Adagrad(RuleOptimizer):
@@ -37,10 +37,10 @@ class Adagrad(RuleOptimizer):
         p = p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
     State: `sum` (s). A state_dict of torch.optim.Adagrad loads. (timm's factory gives it eps 1e-8; optax has eps inside
-    the root.) Gradients must be dense.
+    the root.) Gradients may be sparse, without weight decay: only the rows that they have move, and only their s.
 
     Raises:
-        TypeError: from `step()`, a sparse gradient.
+        TypeError: from `step()`, a sparse gradient with weight decay.
 
     Source:
         Duchi, Hazan and Singer, https://jmlr.org/papers/v12/duchi11a.html; torch.optim.Adagrad.

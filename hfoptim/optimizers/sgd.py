@@ -21,7 +21,8 @@ class SGD(Momentum, FullyDecoupling):
     or, with the gradient as it is, p - ... - lr weight_decay p under `decouple_wd` (SGDW), and
     p - ... - lr / max_lr weight_decay p under `decouple_lr`.
 
-    State: `momentum_buffer` (b) if momentum is not 0. A state_dict of torch.optim.SGD loads.
+    State: `momentum_buffer` (b) if momentum is not 0. A state_dict of torch.optim.SGD loads. Gradients may be sparse
+    where momentum and weight decay are 0: only the rows that they have move.
 
     Raises:
         ValueError: nesterov without momentum or with dampening.

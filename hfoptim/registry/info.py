@@ -27,6 +27,7 @@ class OptimInfo:
             which they are by a group's `use_muon`.
         needs_closure: whether `step` needs a closure that computes the loss again. transformers' Trainer has none.
         second_order: whether gradients need a graph: `loss.backward(create_graph=True)`. The Trainer makes none.
+        sparse_only: whether it takes no gradients but sparse ones.
         where: where it is declared, for messages.
     """
 
@@ -39,6 +40,7 @@ class OptimInfo:
     hidden_matrices: bool = False
     needs_closure: bool = False
     second_order: bool = False
+    sparse_only: bool = False
     where: str = ""
 
     @property
@@ -76,6 +78,8 @@ class OptimInfo:
         """What its steps need and transformers' Trainer does not give."""
         if self.needs_closure:
             return "a closure that computes the loss again: step(closure)"
+        if self.sparse_only:
+            return "sparse gradients for all parameters it is given: nn.Embedding(..., sparse=True)"
         return "gradients with a graph: loss.backward(create_graph=True)" if self.second_order else None
 
 

@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import undisturbed
-from hfoptim.engine.checks import dense
 from hfoptim.engine.inputs import refuse_scaler
 from hfoptim.engine.optimizer import EngineOptimizer, Survey
+from hfoptim.engine.row_sparse import refuse_dense
 
 
 class Release:
@@ -44,7 +44,7 @@ class Release:
         Raises:
             RuntimeError: it has been stepped since the last `end`, its gradient has a graph, or
                 DistributedDataParallel is to average it.
-            TypeError: the gradient is sparse.
+            TypeError: the gradient is sparse, and the optimizer does not take it, or dense and the optimizer does not.
         """
         grad = param.grad
         if grad is None:
@@ -64,7 +64,10 @@ class Release:
                     "gradients have a graph (create_graph=True), which steps inside of backward would break; call "
                     "remove_gradient_release(model) to differentiate gradients"
                 )
-            dense(type(optimizer).__name__, grad, optimizer.param_groups[index], index, position)
+            if optimizer.sparse_only:
+                refuse_dense(type(optimizer).__name__, [(index, param, grad)], optimizer.param_groups)
+            if grad.layout is not torch.strided:
+                optimizer._check_sparse(param, grad, index, position)
             if self._survey is None:
                 optimizer.check_ready()
                 self._more = optimizer._begin({})

@@ -160,7 +160,7 @@ def of_the_engine():
     return [
         name
         for name, cls in classes.items()
-        if issubclass(cls, EngineOptimizer) and cls.curvature is None and not cls.needs_loss
+        if issubclass(cls, EngineOptimizer) and cls.curvature is None and not (cls.needs_loss or cls.sparse_only)
     ]
 
 

@@ -42,6 +42,7 @@ class Row:
         second_order: whether gradients need a graph.
         hidden_matrices: whether it has to be told which parameters are matrices inside the network.
         bound: the options that its name stands for.
+        sparse: whether it takes no gradients but sparse ones.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     second_order: bool = False
     hidden_matrices: bool = False
     bound: Mapping[str, Any] = field(default_factory=dict)
+    sparse: bool = False
 
     @functools.cached_property
     def variants(self) -> list[dict[str, Any]]:
@@ -141,6 +143,9 @@ class Row:
                     for param in params.values():
                         param.grad = 2.0 * (param - 0.5) + 0.4 * param.abs() ** 2 * param
             after()
+            for param in params.values() if self.sparse else ():
+                if param.grad is not None:
+                    param.grad = param.grad.to_sparse(min(1, param.ndim))
             return loss
 
         for _ in range(steps):
@@ -188,7 +193,8 @@ def _possible(row: Row, options: Mapping[str, Any]) -> bool:
 
 def _row(name: str) -> Row:
     info = hfoptim.get_optimizer_info(name)
-    return Row(name, info.opt_class, info.needs_closure, info.second_order, info.hidden_matrices, info.defaults)
+    needs = (info.needs_closure, info.second_order, info.hidden_matrices)
+    return Row(name, info.opt_class, *needs, info.defaults, info.sparse_only)
 
 
 WRAPPED = ("lookahead_adamw", "sam_sgd")

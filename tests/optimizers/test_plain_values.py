@@ -17,7 +17,11 @@ from hfoptim import registry
 from hfoptim.engine import ENGINE_DEFAULTS
 from hfoptim.engine.checks import plain, portable
 
-NAMES = [*hfoptim.list_optimizers(), "lookahead_adamw", "lookahead_muon", "sam_sgd", "sam_lamb"]
+# Of those that take gradients of every kind.
+NAMES = [
+    *(name for name in map(str, hfoptim.list_optimizers()) if not hfoptim.get_optimizer_info(name).sparse_only),
+    *("lookahead_adamw", "lookahead_muon", "sam_sgd", "sam_lamb"),
+]
 every_name = pytest.mark.parametrize("name", NAMES)
 # Numbers that are None unless given, or that a default leaves without effect.
 MORE = {

@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cases import ENTRIES
 from ranks import run_ranks
-from tiers import entries_of_each_kind
+from tiers import DENSE, entries_of_each_kind
 
 import hfoptim
 
@@ -36,7 +35,7 @@ def launch(folder: Path, ranks: int, which: str, *tasks: str) -> dict[str, Found
         which: "few" or "all" options and optimizers.
         *tasks: names of functions of worker.py.
     """
-    optimizers = len(ENTRIES) if which == "all" or "every_optimizer" in tasks else len(entries_of_each_kind())
+    optimizers = len(DENSE) if which == "all" or "every_optimizer" in tasks else len(entries_of_each_kind())
     run_ranks(
         *(TESTS / "sharded" / "worker.py", str(folder), "{rank}", str(ranks), which, *tasks),
         ranks=ranks,
@@ -55,5 +54,5 @@ def _found(folder: Path, ranks: int, task: str) -> Found:
 
 def taken(which: str) -> set[str]:
     """The optimizers that take sharded parameters: those whose gradients need no graph."""
-    chosen = ENTRIES if which == "all" else entries_of_each_kind()
+    chosen = DENSE if which == "all" else entries_of_each_kind()
     return {entry.name for entry in chosen if not hfoptim.get_optimizer_info(entry.name).second_order}

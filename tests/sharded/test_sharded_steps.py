@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cases import ENTRIES, Entry
+from cases import Entry
 from family import Found, launch, taken
-from tiers import every_entry, few_variants
+from tiers import DENSE, few_variants
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def steps(folder: Path, which: str) -> dict[str, Found]:
     return launch(folder, 2, which, "every_optimizer", "by_columns")
 
 
-@every_entry
+@pytest.mark.parametrize("entry", DENSE, ids=lambda e: e.name)
 def test_an_optimizer_takes_the_steps_of_one_process(
     steps: dict[str, Found], which: str, entry: Entry, record_property: Callable[[str, object], None]
 ) -> None:
@@ -33,7 +33,7 @@ def test_an_optimizer_takes_the_steps_of_one_process(
 
 def test_every_variant_was_looked_at(steps: dict[str, Found], which: str) -> None:
     first = steps["every_optimizer"].ranks[0]
-    variants = {f"{e.name}-{name}" for e in ENTRIES for name in (few_variants(e) if which == "few" else e.variants)}
+    variants = {f"{e.name}-{name}" for e in DENSE for name in (few_variants(e) if which == "few" else e.variants)}
     assert set(first["collectives"]) | set(first["refused"]) == variants
     # The same along the last dimension.
     assert set(steps["by_columns"].ranks[0]) == taken(which)

@@ -23,9 +23,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import ENTRIES, Entry, Variant
+from cases import Entry, Variant
 from harness import assert_follows, feed, flattened, optimizer_of, parameters, set_lr, train, values
-from tiers import entries_of_each_kind, few_variants
+from tiers import DENSE, entries_of_each_kind, few_variants
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -154,7 +154,7 @@ def every_optimizer(folder: Path, few: bool) -> dict[str, Any]:
     """Every variant of every optimizer under FSDP2: the collectives of a step, and why some are refused."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     collectives, refused = {}, {}
-    for entry in ENTRIES:
+    for entry in DENSE:
         for name in few_variants(entry) if few else entry.variants:
             key, variant = f"{entry.name}-{name}", entry.variants[name]
             with counted_for(entry.name):
@@ -175,7 +175,7 @@ def every_optimizer(folder: Path, few: bool) -> dict[str, Any]:
 
 def firsts(few: bool) -> list[tuple[str, Any, Any]]:
     """(name, entry, its first variant) of every optimizer that takes sharded parameters, or of one of each kind."""
-    chosen = entries_of_each_kind() if few else ENTRIES
+    chosen = entries_of_each_kind() if few else DENSE
     return [(e.name, e, next(iter(e.variants.values()))) for e in chosen if not second_order(e)]
 
 

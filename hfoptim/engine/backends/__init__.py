@@ -82,6 +82,11 @@ def choose(group: Mapping[str, Any], device_type: str, size: int) -> tuple[Backe
     return (MATRIX, FOREACH)
 
 
+def eager(group: Mapping[str, Any]) -> tuple[Backend, ...]:
+    """The backends for what changes in size from step to step, for which kernels have no memory: sparse gradients."""
+    return (LOOP,) if group["foreach"] is False else (FOREACH,)
+
+
 def first_of(tried: tuple[Backend, ...], plan: Plan, device: torch.device) -> Backend:
     """The first of several backends that steps buckets of a plan on a device."""
     return next(backend for backend in tried if backend.supports(plan, device) is None)

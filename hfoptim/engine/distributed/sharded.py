@@ -18,7 +18,18 @@ from torch import distributed as dist
 from hfoptim.engine import storage
 from hfoptim.engine.apply import entering, moved
 from hfoptim.engine.bucket import Bucket
-from hfoptim.engine.distributed.dtensor import Groups, cuts, follows, groups_of, in_rows, local, part_of, span, whole_of
+from hfoptim.engine.distributed.dtensor import (
+    Groups,
+    cuts,
+    follows,
+    groups_of,
+    in_rows,
+    is_dtensor,
+    local,
+    part_of,
+    span,
+    whole_of,
+)
 from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Function, Scope
@@ -181,8 +192,11 @@ def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], tensors: list[Any])
     if list(cuts(param)) != [-len(own)] or follows(shape, own, 0) != 0:
         return None
     here = (local(param).shape[0], *shape(own)[1:])
+    # State of a row's shape is on every rank also where the parameter has one row only.
     return [
-        (local(t).reshape(here), {-len(here): cuts(t)[-len(own)]}) if t.shape == own else (local(t), cuts(t))
+        (local(t).reshape(here), {-len(here): cuts(t)[-len(own)]})
+        if t.shape == own and is_dtensor(t)
+        else (local(t), cuts(t))
         for t in tensors
     ]
 

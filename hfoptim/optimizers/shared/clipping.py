@@ -44,4 +44,5 @@ def clipped(inner: Rule, by_value: bool, by_norm: bool) -> Rule:
         return inner.fn(grad * h.clip if by_norm else grad, param, *args)
 
     fn.__name__ = inner.name
-    return replace(inner, fn=fn, per_step=per_step, probe=Probe(squared_norm) if by_norm else None)
+    probe = Probe(squared_norm) if by_norm else None
+    return replace(inner, fn=fn, per_step=per_step, probe=probe, sparse=inner.sparse and not by_norm)

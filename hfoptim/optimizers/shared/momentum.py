@@ -11,7 +11,7 @@ from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, add_sca
 from hfoptim.engine.checks import plain
 
 
-@rule(ELEMENT)
+@rule(ELEMENT, sparse=True)
 def sgd(grad: Any, param: Any, h: Any) -> tuple[Any]:
     """The gradient."""
     return (grad,)
