@@ -137,7 +137,7 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_a_sparse_gradient_is_refused_by_name_and_changes_nothing",),
-        ("lbfgs", "torch.LBFGS", "torch.SGD", "torch.Adagrad"),
+        ("adagrad", "sparse_adam", "lbfgs", "torch.LBFGS", "torch.SGD", "torch.Adagrad"),
         pytest.fail.Exception,
         "takes sparse gradients",
     ),
@@ -173,6 +173,39 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
         LBFGS,
         RuntimeError,
         "LBFGS works on one vector of all parameters, on one device",
+    ),
+    **_all(
+        ("test_groups_have_options_of_their_own_and_the_rest_of_the_defaults",),
+        ("sparse_adam",),
+        (TypeError, ValueError),
+        "it has no weight decay, which would move every row",
+    ),
+    **_all(
+        ("test_complex_parameters_step_like_pairs_of_reals",),
+        ("sparse_adam",),
+        TypeError,
+        "sparse gradients of complex parameters are refused",
+    ),
+    **_all(
+        (
+            "test_parameters_without_memory_get_state_without_memory",
+            "test_parameters_of_two_devices_step_in_one_optimizer",
+        ),
+        ("sparse_adam",),
+        NotImplementedError,
+        "torch coalesces no sparse gradient on the device without memory",
+    ),
+    **_all(
+        ("test_the_loss_falls_and_rises_with_maximize",),
+        ("nero", "srmm"),
+        AssertionError,
+        "the first step goes to balanced weights, or to an average that begins at 0, whatever the gradient is",
+    ),
+    **_all(
+        ("test_a_group_with_a_learning_rate_of_zero_stays",),
+        ("srmm",),
+        AssertionError,
+        "goes to an average of parameters that begins at 0, whatever lr is",
     ),
     **_all(
         ("test_names_survive_if_one_side_has_them",),

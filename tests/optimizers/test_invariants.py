@@ -232,6 +232,8 @@ def test_caution_scales_up_by_a_thousand_at_most():
 
 @every_variant_with_lr
 def test_a_learning_rate_of_zero_changes_nothing(entry, variant):
+    if entry.name == "srmm" or (entry.name == "nero" and variant.options.get("constraints", True)):
+        pytest.skip("goes to an average, or to balanced weights, whatever lr is")
     params = parameters()
     start = values(params)
     optimizer = build(entry, variant, params)
@@ -413,6 +415,9 @@ def test_a_sparse_gradient_is_refused_by_name_before_anything_changed(entry, var
     optimizer = build(entry, variant, params)
     train(optimizer, params, range(1, 3))
     feed(params, 3)
+    rule = optimizer.rule_for(params["matrix"], optimizer.param_groups[0])
+    if rule.sparse and not variant.options.get("weight_decay"):
+        pytest.skip("takes them: test_sparse.py")
     params["matrix"].grad = params["matrix"].grad.to_sparse()
     before = copy.deepcopy((values(params), states(optimizer, params), [dict(g) for g in optimizer.param_groups]))
     with pytest.raises(TypeError, match=r"'matrix' has a sparse gradient"):
