@@ -78,11 +78,11 @@ def nero_bias(grad: Any, param: Any, exp_avg_sq: Any, scale: Any, h: Any) -> tup
 class Nero(RuleOptimizer):
     """Turns the weight vector of each neuron by an angle of about lr, on the sphere of balanced ones.
 
-    With w the weights of one neuron (a row, a kernel of an output channel), g their gradient, t the step:
+    With p the weights of one neuron (a row, a kernel of an output channel), g their gradient, t the step:
 
         v = beta v + (1 - beta) |g|^2
-        w = w - lr |w| / (sqrt(v / (1 - beta^t)) + eps) g
-        w = w - mean(w);  w = w / |w|                                   (constraints)
+        p = p - lr |p| / (sqrt(v / (1 - beta^t)) + eps) g
+        p = p - mean(p);  p = p / |p|                                   (constraints)
 
     and for parameters with one number b per neuron, biases and gains:
 
@@ -96,7 +96,7 @@ class Nero(RuleOptimizer):
     (sigma).
 
     Written from the paper alone. pytorch_optimizer 4.1 takes the same steps from balanced weights; from others it
-    projects before the first step, too, and without constraints it has the mean of the first norms in place of |w|.
+    projects before the first step, too, and without constraints it has the mean of the first norms in place of |p|.
 
     Raises:
         TypeError: a complex parameter.

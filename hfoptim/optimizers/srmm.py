@@ -32,7 +32,7 @@ class SRMM(RuleOptimizer):
         w = (t mod memory_length + 1)^-beta                     (memory_length None: (t + 1)^-beta)
         m = (1 - w) m + w g
         a = (1 - w) a + w p
-        p = (1 - q) a + q p - lr m
+        p = p - (1 - q) (p - a) - lr m
 
     Both averages begin at 0, as the author's: with w = 2^-beta at the first step p shrinks to that share of itself,
     also at lr 0. State: `mov_avg_grad` (m), `mov_avg_param` (a).

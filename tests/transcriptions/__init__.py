@@ -1,10 +1,12 @@
-"""Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here.
+"""Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here
+(checked.py: by the writer of the rule).
 
 `tests/optimizers` follows them where no package ships a method as its paper has it. Nothing here imports torch or this
 package. Each class names the algorithm it was written from.
 """
 
 from .base import Array, Transcription
+from .checked import SRMM, GrokAdamW, Nero
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
@@ -13,6 +15,7 @@ from .together import SWATS, Momo, MomoAdam
 
 __all__ = [
     "BCOS",
+    "SRMM",
     "SWATS",
     "TAM",
     "A2Grad",
@@ -26,11 +29,13 @@ __all__ = [
     "Array",
     "DualAdam",
     "FAdam",
+    "GrokAdamW",
     "Kate",
     "Kourkoutas",
     "MirrorMADGRAD",
     "Momo",
     "MomoAdam",
+    "Nero",
     "Padam",
     "SimplifiedAdEMAMix",
     "SophiaG",
