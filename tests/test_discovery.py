@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hfoptim
-from hfoptim import optimizers, registry
+from hfoptim import optimizers, registry, schedules
 from hfoptim.engine import RuleOptimizer, discovery
 from hfoptim.engine.discovery import found_in
 from hfoptim.optimizers.lion import lion
@@ -123,7 +123,10 @@ def test_the_paper_is_the_first_in_the_section_source(source, paper):
 def test_type_checkers_see_all_of_them():
     assert stubs.main(["--check"]) == 0
     for name in optimizers.__all__:
-        assert f" import {name} as {name}\n" in stubs.stub()
+        assert f" import {name} as {name}\n" in stubs.of_optimizers()
+    for info in schedules.table.SCHEDULES.values():
+        declared = stubs.of_schedules().split(f"def {info.factory.__name__}(\n")[1].split(") -> ")[0]
+        assert all(f" {name}: " in declared for name in info.kwargs if info.curve is not None)
 
 
 def test_a_curvature_says_that_gradients_need_a_graph(tmp_path):
@@ -303,9 +306,12 @@ def test_two_hundred_optimizers_cost_no_time_to_import(tmp_path):
     # With bytecode, as for users; the first run makes it.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     env["PYTHONPYCACHEPREFIX"] = str(tmp_path / "bytecode")
-    best = min(([float(word) for word in run(script, env=env).split()] for _ in range(3)), key=lambda times: times[1])
-    torch_took, ours_took, listing_took = best
-    # Seconds of the processor; on a busy or slow machine, by what torch takes there (about 1.5 s on a quiet one).
-    slowness = max(1.0, torch_took / 1.5)
-    assert ours_took < 0.2 * slowness, best
-    assert listing_took < 0.5 * slowness, best
+    seen = []
+    for _ in range(6):  # what else a busy machine does only ever adds to a time: one run within the limits shows them
+        seen.append([float(word) for word in run(script, env=env).split()])
+        torch_took, ours_took, listing_took = seen[-1]
+        # Seconds of the processor; on a slow machine, by what torch takes there (about 1.5 s on a quiet one).
+        slowness = max(1.0, torch_took / 1.5)
+        if ours_took < 0.2 * slowness and listing_took < 0.5 * slowness:
+            return
+    pytest.fail(f"torch, hfoptim and the list took {seen} seconds")

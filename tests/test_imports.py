@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "hfoptim.optimizers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.param_groups"},
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
     "hfoptim.training": {"hfoptim.engine", "hfoptim.training"},
+    "hfoptim.registry.stubs": {"hfoptim.optimizers", "hfoptim.schedules"},
     "hfoptim.registry": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.registry", "hfoptim.wrappers"},
     "hfoptim.factory": {
         "hfoptim.engine",
