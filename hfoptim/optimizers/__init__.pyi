@@ -42,7 +42,14 @@ from hfoptim.optimizers.asgd import ASGD as ASGD
 from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.came import CAME as CAME
+from hfoptim.optimizers.dadapt_adagrad import DAdaptAdaGrad as DAdaptAdaGrad
+from hfoptim.optimizers.dadapt_adam import DAdaptAdam as DAdaptAdam
+from hfoptim.optimizers.dadapt_adan import DAdaptAdan as DAdaptAdan
+from hfoptim.optimizers.dadapt_lion import DAdaptLion as DAdaptLion
+from hfoptim.optimizers.dadapt_sgd import DAdaptSGD as DAdaptSGD
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
+from hfoptim.optimizers.dog import DoG as DoG
+from hfoptim.optimizers.dog import LDoG as LDoG
 from hfoptim.optimizers.dual_adam import DualAdam as DualAdam
 from hfoptim.optimizers.emo import EmoFact as EmoFact
 from hfoptim.optimizers.emo import EmoLynx as EmoLynx
@@ -171,7 +178,13 @@ __all__ = [
     "Ano",
     "Apollo",
     "AvaGrad",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
     "DiffGrad",
+    "DoG",
     "DualAdam",
     "EXAdam",
     "EmoFact",
@@ -183,6 +196,7 @@ __all__ = [
     "GrokAdamW",
     "Kate",
     "Kourkoutas",
+    "LDoG",
     "LaProp",
     "Lamb",
     "Lars",

@@ -12,18 +12,13 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper, is_dtensor
-from hfoptim.engine.checks import number, plain
 from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, State, clone, ema, nonnegative, zeros
-from hfoptim.optimizers.shared.moments import corrected, moment_rates
+from hfoptim.optimizers.shared.distance import D0, FSDP_IN_USE, GROWTH_RATE, exact_zeros, rate
+from hfoptim.optimizers.shared.moments import moment_rates
 
 
 def _beta3(group: Group) -> float:
     return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
-
-
-def _rate(group: Group) -> float:
-    """What d is multiplied by to give the step size."""
-    return corrected(group["k"] + 1, group)["lr"] if group["use_bias_correction"] else float(group["lr"])
 
 
 def _weights(group: Group, d: Any, dlr: Any) -> dict[str, Any]:
@@ -33,7 +28,7 @@ def _weights(group: Group, d: Any, dlr: Any) -> dict[str, Any]:
 
 def _probing(t: int, group: Group) -> Scalars:
     d = group["d"]
-    dlr = d * _rate(group)
+    dlr = d * rate(group)
     return {**_weights(group, d, dlr), "pull": (d / group["d0"]) * dlr}
 
 
@@ -60,7 +55,7 @@ def _estimate(state: Group, totals: Mapping[str, Tensor], group: Group) -> dict[
     largest = torch.maximum(state["d_max"], d_hat)
     grown = torch.where(d == group["d0"], torch.maximum(d, d_hat), d) * group["growth_rate"]
     return {
-        "dlr": torch.where(known, d * _rate(group), 0.0),
+        "dlr": torch.where(known, d * rate(group), 0.0),
         "d_before": d,
         "d": torch.minimum(largest, grown),
         "d_max": largest,
@@ -106,8 +101,7 @@ def prodigy(first_moment: bool, every: int) -> Rule:
 
     fn.__name__ = "prodigy"
     first = {"exp_avg": zeros} if first_moment else {}
-    # s is read before a step and compared over all steps: never in few bits.
-    own = {"p0": clone, "s": State(zeros.init)}
+    own = {"p0": clone, "s": exact_zeros}
     if every > 1:
         own = {"p0": _sample(clone, every), "s": _sample(zeros, every)}
     scope = ELEMENT if every == 1 else TENSOR
@@ -116,10 +110,6 @@ def prodigy(first_moment: bool, every: int) -> Rule:
 
 def _sample(state: State, every: int) -> State:
     return State(lambda param, dtype: state.init(param, dtype).flatten()[::every].clone())
-
-
-def _growth(name: str, value: Any) -> float:
-    return math.inf if plain(value) == math.inf else number(name, value, 1.0)
 
 
 class Prodigy(RuleOptimizer):
@@ -172,14 +162,10 @@ class Prodigy(RuleOptimizer):
     decouple: bool = hyper(True, "decoupled weight decay; False adds it to the gradient")
     use_bias_correction: bool = hyper(False, "Adam's bias corrections")
     safeguard_warmup: bool = hyper(False, "keep lr out of s, so that a long warm-up does not inflate d")
-    d0: float = hyper(1e-6, "first d", above=0.0)
+    d0: float = D0
     d_coef: float = hyper(1.0, "factor of the estimate; the knob to turn, say from 0.5 to 2")
-    growth_rate: float = hyper(math.inf, "largest factor that d grows by in a step, at least 1", check=_growth)
-    fsdp_in_use: bool = hyper(
-        False,
-        "parameters are sharded over the ranks of torch.distributed: sums are taken over all ranks. PyTorch's "
-        "FullyShardedDataParallel is noticed without it",
-    )
+    growth_rate: float = GROWTH_RATE
+    fsdp_in_use: bool = FSDP_IN_USE
     slice_p: int = hyper(
         1, "estimate d from every slice_p-th entry of each parameter, which makes `p0` and `s` smaller", low=1
     )

@@ -70,7 +70,7 @@ def options_of(name):
     if registry.engine_class_of(registry.get_optimizer_info(name).opt_class) is None:
         first |= registry.dummy(registry.get_optimizer_info(name).opt_class, {}).defaults
     more = {option: value for option, value in MORE.items() if option in first}
-    chosen = {**first, **more, **OF_NAME.get(name, {}), **OF_NAME.get(name.split("_", 1)[-1], {})}
+    chosen = {**first, **more, **OF_NAME.get(name.removeprefix("lookahead_").removeprefix("sam_"), {})}
     kept = {k: v for k, v in chosen.items() if k not in ENGINE_DEFAULTS and v is not None and not isinstance(v, str)}
     return {k: v for k, v in kept.items() if not isinstance(v, bool) or k == "relative_step"}
 

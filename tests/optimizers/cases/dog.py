@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import hfoptim
+from cases.entry import Entry, Reference, Variant, grid
+
+_RUNS = [*grid(reps_rel=[1e-2], weight_decay=[0.0, 0.25], eps=[1e-8, 1e-2]), {"lr": 0.5, "init_eta": 1e-2}]
+_NUMBERS = {"reps_rel": -1e-6, "lr": -1e-3, "weight_decay": -0.1, "eps": -1e-8, "init_eta": -1e-3}
+
+DOG = Entry(
+    "dog",
+    hfoptim.DoG,
+    variants={
+        "decay": Variant({"reps_rel": 1e-2, "weight_decay": 0.1}, lr=1.0, alone=False, compiled=True),
+        "first": Variant({"init_eta": 1e-2}, lr=1.0, alone=False, linear=False),
+    },
+    references=[Reference("dog.DoG", _RUNS)],
+    numbers=_NUMBERS,
+    small_steps={"reps_rel": 1e-6, "weight_decay": 0.1},
+)
+
+LDOG = Entry(
+    "ldog",
+    hfoptim.LDoG,
+    variants={
+        "decay": Variant({"reps_rel": 1e-2, "weight_decay": 0.1}, lr=1.0, complex=False, compiled=True),
+        "first": Variant({"init_eta": 1e-2}, lr=1.0, complex=False, linear=False),
+    },
+    references=[Reference("dog.LDoG", _RUNS)],
+    numbers=_NUMBERS,
+    small_steps={"reps_rel": 1e-6, "weight_decay": 0.1},
+)
