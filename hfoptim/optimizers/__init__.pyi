@@ -93,6 +93,8 @@ from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rose import ROSE as ROSE
 from hfoptim.optimizers.rprop import Rprop as Rprop
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
+from hfoptim.optimizers.schedule_free import RAdamScheduleFree as RAdamScheduleFree
+from hfoptim.optimizers.schedule_free import SGDScheduleFree as SGDScheduleFree
 from hfoptim.optimizers.sgd import SGD as SGD
 from hfoptim.optimizers.sgdp import SGDP as SGDP
 from hfoptim.optimizers.sgdsai import SGDSaI as SGDSaI
@@ -215,10 +217,12 @@ __all__ = [
     "Prodigy",
     "QHAdam",
     "RAdam",
+    "RAdamScheduleFree",
     "RMSprop",
     "RMSpropTF",
     "Rprop",
     "SGDSaI",
+    "SGDScheduleFree",
     "SignSGD",
     "SimplifiedAdEMAMix",
     "SophiaG",

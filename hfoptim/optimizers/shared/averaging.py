@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfoptim.engine import RuleOptimizer, RunState, local
+from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local
 from hfoptim.engine.ambient import leave_undisturbed
+from hfoptim.engine.rule import add_scaled
 from hfoptim.engine.storage.rounding import join_float32
 
 
-def _weigh(state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Any]:
-    """A step weighs `k ** r * lr_max ** weight_lr_power` in the average, with lr warmed up over `warmup_steps`."""
-    k, warmup = state["k"] + 1, group["warmup_steps"]
-    lr = float(group["lr"]) * (min(1.0, k / warmup) if warmup else 1.0)
-    lr_max = max(state["lr_max"], lr)
-    weight = float(k ** group["r"] * lr_max ** group["weight_lr_power"])
+def warmed_up(k: int, group: Mapping[str, Any]) -> float:
+    """The learning rate of step k, which grows linearly over `warmup_steps`."""
+    return float(group["lr"]) * (min(1.0, k / group["warmup_steps"]) if group["warmup_steps"] else 1.0)
+
+
+def average_of(rate: Callable[[int, Mapping[str, Any]], float]) -> RunState:
+    """The run state of an average over steps of which each weighs `k ** r * lr_max ** weight_lr_power`.
+
+    Args:
+        rate: `(k, group)` -> the learning rate of step k, from 1.
+    """
+
+    def weigh(state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Any]:
+        k = state["k"] + 1
+        lr = rate(k, group)
+        lr_max = max(state["lr_max"], lr)
+        weight = float(k ** group["r"] * lr_max ** group["weight_lr_power"])
+        return {
+            "k": k,
+            "scheduled_lr": lr,
+            "lr_max": lr_max,
+            "weight_sum": state["weight_sum"] + weight,
+            "weight": weight,
+        }
+
+    return RunState({"k": 0, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0, "train_mode": True}, weigh)
+
+
+def average_rates(group: Group, weight: float, beta: float) -> Scalars:
+    """What `averaged` reads: of a step that weighs `weight`, with `beta` the share of the average in y."""
+    lr = group["scheduled_lr"]
+    # A learning rate of 0 from the start leaves nothing to average.
+    share = weight / group["weight_sum"] if group["weight_sum"] else 0.0
     return {
-        "k": k,
-        "scheduled_lr": lr,
-        "lr_max": lr_max,
-        "weight_sum": state["weight_sum"] + weight,
-        "weight": weight,
+        "lr": lr,
+        "share": share,
+        "step_of_y": lr * (1.0 - beta * (1.0 - share)),
+        "weight_decay": float(group["weight_decay"]),
     }
+
+
+def averaged(direction: Any, param: Any, z: Any, h: Any) -> tuple[Any, Any, Any]:
+    """The update of y, the step size, and z after its step: y is pulled towards z as the average moves."""
+    direction = add_scaled(direction, param, h.weight_decay)
+    update = add_scaled(direction * h.step_of_y, param - z, h.share)
+    return update, h.lr, add_scaled(z, direction, -h.lr)
 
 
 class Averaging(RuleOptimizer):
     """An optimizer that trains at y, between z, where a step leads, and x, the average of all z.
 
-    With betas[0] the share of x in y. It has the options `warmup_steps`, `r` and `weight_lr_power`; its rule keeps z
-    in the state `z`, and its `per_step` is handed `weight`, what the step weighs in the average.
+    Its rule keeps z in the state `z`, and its `per_step` is handed `weight`, what the step weighs in the average.
     """
 
-    run_state = RunState({"k": 0, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0, "train_mode": True}, _weigh)
+    # The option that is the share of x in y, or has it as its first number.
+    share_option = "betas"
+    run_state = average_of(warmed_up)
+    decay = Decay.INSIDE
     occasional_state = RuleOptimizer.occasional_state | {"y"}
     wants_constant_lr = True
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if group["betas"][0] == 0.0:
+        if self._share(group) == 0.0:
+            name, of = self.share_option, "[0]" if self.share_option == "betas" else ""
             raise ValueError(
-                f"betas={group['betas']!r}: without a share of the average in the training point the average is lost; "
-                f"expected betas[0] above 0"
+                f"{name}={group[name]!r}: without a share of the average in the training point the average is lost; "
+                f"expected {name}{of} above 0"
             )
+
+    def _share(self, group: Mapping[str, Any]) -> float:
+        share = group[self.share_option]
+        return float(share[0] if isinstance(share, tuple) else share)
 
     def check_ready(self) -> None:
         if not all(group["train_mode"] for group in self.param_groups):
@@ -61,7 +102,7 @@ class Averaging(RuleOptimizer):
         for param, state, group in self._switching(to_train=False):
             state["y"] = param.detach().clone()
             y, z = _exact(param, state), local(state["z"])
-            local(param.detach()).copy_(y + (z - y) * (1.0 - 1.0 / group["betas"][0]))
+            local(param.detach()).copy_(y + (z - y) * (1.0 - 1.0 / self._share(group)))
 
     @leave_undisturbed
     @torch.no_grad()
@@ -72,7 +113,11 @@ class Averaging(RuleOptimizer):
                 param.copy_(state.pop("y"))
             else:  # a checkpoint of schedulefree, which keeps x only
                 x, z = _exact(param, state), local(state["z"])
-                local(param.detach()).copy_(x + (z - x) * (1.0 - group["betas"][0]))
+                local(param.detach()).copy_(x + (z - x) * (1.0 - self._share(group)))
+
+    def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        # schedulefree counts steps by group only.
+        return {"step": group["k"], **state}
 
     def _switching(self, to_train: bool) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
         """(parameter, state, group) of all that change when the mode does, and the mode changed."""
