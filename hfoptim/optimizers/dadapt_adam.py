@@ -89,6 +89,7 @@ class DAdaptAdam(DAdaptation):
 
     decay = Decay.COUPLED
     decoupled_by = "decouple"
+    counted = True
     names = (Name("dadapt_adam"),)
     rule = Rule(
         _dadapt_adam,

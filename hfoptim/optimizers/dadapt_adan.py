@@ -108,6 +108,7 @@ class DAdaptAdan(DAdaptation):
         facebookresearch/dadaptation; Xie et al., Adan, arXiv 2208.06677.
     """
 
+    counted = True
     names = (Name("dadapt_adan"),)
     rule = Rule(
         _dadapt_adan,

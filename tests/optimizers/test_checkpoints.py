@@ -330,10 +330,6 @@ def test_other_numbers_of_groups_and_parameters_are_refused(entry, variant):
     assert_refused(optimizer, params, shorter, "parameters")
 
 
-# Their peers write no step of a parameter, or they have no state but the step.
-STEPLESS = ("sgd", "sgdw", "sgdp", "lars", "pid", "signsgd", "fromage", "adamw_schedule_free", "muon")
-
-
 @every_variant
 def test_missing_unknown_and_bad_values_are_refused(entry, variant):
     params = parameters(NAMES)
@@ -355,7 +351,7 @@ def test_missing_unknown_and_bad_values_are_refused(entry, variant):
     if "weight_decay" in optimizer.defaults and "weight_decay" not in entry.cls.absent_from_peers:
         assert_refused(optimizer, params, changed(lambda s: s["param_groups"][0].pop("weight_decay")), "weight_decay")
     assert_refused(optimizer, params, changed(lambda s: state(s).update(hessian=torch.ones(2))), "hessian")
-    if entry.name not in STEPLESS and len(saved["state"][0]) > 1:
+    if entry.counted and len(saved["state"][0]) > 1:
         assert_refused(optimizer, params, changed(lambda s: state(s).pop("step")), "step")
     for name in set(saved["state"][0]) - {"step"}:
         assert_refused(optimizer, params, changed(lambda s, n=name: state(s).pop(n)), name)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from operator import itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,9 +83,10 @@ class DAdaptation(RuleOptimizer):
     peer_flags = {"log_every": any_value}
     one_lr = True
     lr_is_factor = True
+    # Whether dadaptation counts the steps of a parameter; it does where something follows from them.
+    counted: ClassVar[bool] = False
     _: KW_ONLY
     d0: float = D0
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-        # Where nothing follows from the number of a parameter's own steps, dadaptation does not count them.
-        return {"step": 1.0, **state} if state else state
+        return state if self.counted else {"step": 1.0, **state}

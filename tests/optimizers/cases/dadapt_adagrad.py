@@ -6,6 +6,7 @@ from cases.entry import Checkpoint, Entry, Reference, Variant, grid
 DADAPT_ADAGRAD = Entry(
     "dadapt_adagrad",
     hfoptim.DAdaptAdaGrad,
+    counted=False,
     variants={
         "plain": Variant({"d0": 1e-2}, lr=1.0, alone=False),
         "momentum": Variant(

@@ -6,6 +6,7 @@ from cases.entry import Checkpoint, Entry, Reference, Variant, grid
 DADAPT_LION = Entry(
     "dadapt_lion",
     hfoptim.DAdaptLion,
+    counted=False,
     variants={"decay": Variant({"d0": 1e-3, "weight_decay": 0.1}, lr=1.0, alone=False, compiled=True)},
     references=[
         Reference(

@@ -6,6 +6,7 @@ from cases.entry import Checkpoint, Entry, Reference, Variant, grid
 DADAPT_SGD = Entry(
     "dadapt_sgd",
     hfoptim.DAdaptSGD,
+    counted=False,
     variants={
         "plain": Variant({"d0": 1e-1}, lr=1.0, alone=False),
         "momentum": Variant(

@@ -110,6 +110,7 @@ class Entry:
         numbers: hyper-parameters that must be finite numbers, with a value out of range for each.
         small_steps: options under which its steps are far below the spacing of bfloat16 numbers around 1, which is
             1/128.
+        counted: whether a state_dict without counts of steps is refused; not where peers have none.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Entry:
     numbers: dict[str, Any]
     checkpoints: list[Checkpoint] = field(default_factory=list)
     small_steps: Options = field(default_factory=lambda: {"lr": 1e-4, "weight_decay": 0.1})
+    counted: bool = True
 
 
 BETAS = [(0.9, 0.999), (0.5, 0.0), (0.0, 0.9)]

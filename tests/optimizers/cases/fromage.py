@@ -6,6 +6,7 @@ from cases.entry import Entry, Reference, Variant, grid, without
 FROMAGE = Entry(
     "fromage",
     hfoptim.Fromage,
+    counted=False,
     variants={"default": Variant(complex=False, compiled=True, linear=False)},
     references=[
         Reference("pytorch_optimizer.Fromage", grid(lr=[1e-2, 0.3], maximize=[False, True]), without(foreach=False)),

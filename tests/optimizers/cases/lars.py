@@ -11,6 +11,7 @@ _STEPS = grid(lr=[0.1], trust_coeff=[1e-3, 0.1], weight_decay=[0.0, 0.25], trust
 LARS = Entry(
     "lars",
     hfoptim.Lars,
+    counted=False,
     variants={
         "momentum": Variant(
             {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "trust_coeff": 0.1, "weight_decay": 0.1},

@@ -88,6 +88,7 @@ _REST = ("scalar", "one", "vector", "row", "column")
 MUON = Entry(
     "muon",
     hfoptim.Muon,
+    counted=False,
     variants={
         # A vector alone is no case for Muon: that a parameter steps alike alone and among others has a test of its own.
         "decay": Variant({"weight_decay": 0.1}, complex=False, alone=False),

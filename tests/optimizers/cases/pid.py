@@ -6,6 +6,7 @@ from cases.entry import Entry, Reference, Variant, grid, without
 PID = Entry(
     "pid",
     hfoptim.PID,
+    counted=False,
     variants={
         "momentum": Variant({"momentum": 0.9, "weight_decay": 0.1}, lr=1e-3, compiled=True),
         "plain": Variant({"weight_decay": 0.1}),

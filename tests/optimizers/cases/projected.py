@@ -40,6 +40,7 @@ ADAMP = Entry(
 SGDP = Entry(
     "sgdp",
     hfoptim.SGDP,
+    counted=False,
     variants={
         "projected": Variant(
             {**_LIKELY, "momentum": 0.9, "weight_decay": 0.01}, complex=False, compiled=True, layouts=_WALKABLE

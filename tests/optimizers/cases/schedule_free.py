@@ -25,6 +25,7 @@ _RUNS = (
 SCHEDULE_FREE = Entry(
     "adamw_schedule_free",
     hfoptim.AdamWScheduleFree,
+    counted=False,
     variants={
         "decay": Variant({"weight_decay": 0.1, "warmup_steps": 3}, late=False, linear=False, compiled=True),
         "power": Variant({"r": 0.7, "weight_lr_power": 1.0, "betas": (0.95, 0.99)}, late=False, linear=False),
@@ -47,6 +48,7 @@ SCHEDULE_FREE = Entry(
 RADAM_SCHEDULE_FREE = Entry(
     "radam_schedule_free",
     hfoptim.RAdamScheduleFree,
+    counted=False,
     variants={
         "decay": Variant({"weight_decay": 0.1, "betas": (0.9, 0.7)}, late=False, linear=False, compiled=True),
         "sgd": Variant({"silent_sgd_phase": False, "betas": (0.95, 0.99), "r": 0.7}, late=False, linear=False),
@@ -69,6 +71,7 @@ RADAM_SCHEDULE_FREE = Entry(
 SGD_SCHEDULE_FREE = Entry(
     "sgd_schedule_free",
     hfoptim.SGDScheduleFree,
+    counted=False,
     variants={
         "decay": Variant({"weight_decay": 0.1, "warmup_steps": 3, "r": 0.7}, late=False, linear=False, compiled=True),
     },

@@ -6,6 +6,7 @@ from cases.entry import Checkpoint, Entry, Reference, Variant, grid, without
 SGD = Entry(
     "sgd",
     hfoptim.SGD,
+    counted=False,
     variants={
         "momentum": Variant({"lr": 1e-2, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
         "plain": Variant({"lr": 1e-2}),

@@ -6,6 +6,7 @@ from cases.entry import Checkpoint, Entry, Reference, Variant, grid, without
 SGDW = Entry(
     "sgdw",
     hfoptim.SGDW,
+    counted=False,
     variants={
         "nesterov": Variant({"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, compiled=True),
         "momentum": Variant({"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),

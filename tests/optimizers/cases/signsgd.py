@@ -6,6 +6,7 @@ from cases.entry import Entry, Reference, Variant, grid, without
 SIGNSGD = Entry(
     "signsgd",
     hfoptim.SignSGD,
+    counted=False,
     variants={
         "momentum": Variant({"weight_decay": 0.1}, lr=1e-3, compiled=True),
         "plain": Variant({"momentum": 0.0, "weight_decay": 0.1, "weight_decouple": False}, lr=1e-3),
