@@ -18,6 +18,7 @@ from hfoptim.engine import (
     Name,
     Rule,
     Scalars,
+    State,
     bias_correction,
     ema,
     hyper,
@@ -49,8 +50,29 @@ def _adaptive_rates(t: int, group: Group) -> Scalars:
     return {**_rates(t, group), "alpha2": 1.0 - beta2, "inverse_root": 1.0 / root}
 
 
+def _row_rates(t: int, group: Group) -> Scalars:
+    return {**_rates(t, group), "alpha2": 1.0 - group["betas"][1], "rms": 0.2}
+
+
+def _mean(x: Any) -> Any:
+    """Over each matrix."""
+    return x.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+
+
+def _row(param: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(param[..., :1], dtype=dtype)
+
+
+# One number for each row of a matrix.
+_of_rows = State(_row, signed=False, of_shaped=True)
+_SECOND = {"muon": {}, "adamuon": {"exp_avg_sq": nonnegative}, "normuon": {"second_momentum_buffer": _of_rows}}
+_RATES = {"muon": _rates, "adamuon": _adaptive_rates, "normuon": _row_rates}
+# What NorMuon adds to roots.
+_TINY = 1e-10
+
+
 @cache
-def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, adaptive: bool) -> Rule:
+def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, algo: str) -> Rule:
     """The rule for matrices of one form: the momentum made orthogonal, times a factor that follows from its shape.
 
     Args:
@@ -58,8 +80,11 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, adapti
         iteration: makes them orthogonal.
         nesterov: look one step ahead.
         scale: one of `LR_SCALES`.
-        adaptive: divide the direction by the root of the moving average of its square, entry by entry (AdaMuon).
+        algo: "adamuon" divides the direction by the root of the moving average of its square, entry by entry, "normuon"
+            by that of each row's mean square.
     """
+    adaptive = algo == "adamuon"
+    brought_to_one_size = algo != "muon" and scale == "match_rms_adamw"
 
     def sized(part: Tensor, eps: Any) -> Tensor:
         if adaptive and scale == "match_rms_adamw":
@@ -70,7 +95,7 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, adapti
     @MatrixFunction
     def orthogonal(stacks: Sequence[Tensor], eps: Any) -> list[Tensor]:
         made = iteration.each
-        if adaptive:
+        if adaptive or brought_to_one_size:
             return form.all(lambda parts: list(made(parts, eps)), stacks)
         return form.all(lambda parts: [sized(part, eps) for part in made(parts, eps)], stacks)
 
@@ -83,15 +108,19 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, adapti
         momentum_buffer = ema(momentum_buffer, grad, h.alpha)
         update = ema(grad, momentum_buffer, h.momentum) if nesterov else momentum_buffer
         update = orthogonal(update, h.eps)
-        if not adaptive:
+        if algo == "muon":
             return update, momentum_buffer
+        if algo == "normuon":
+            rows = ema(second[0], (update * update).mean(dim=-1, keepdim=True), h.alpha2)
+            even = update / (rows.sqrt() + _TINY)
+            size = h.rms if brought_to_one_size else _mean(update * update).sqrt()
+            return even * (size / (_mean(even * even).sqrt() + _TINY)), momentum_buffer, rows
         exp_avg_sq = ema(second[0], update * update, h.alpha2)
         update = update / (exp_avg_sq.sqrt() * h.inverse_root + h.eps)
         return rescaled(update, h.eps), momentum_buffer, exp_avg_sq
 
-    fn.__name__ = "adamuon" if adaptive else "muon"
-    state = {"momentum_buffer": zeros, **({"exp_avg_sq": nonnegative} if adaptive else {})}
-    return Rule(fn, MATRIX, state, _adaptive_rates if adaptive else _rates, shape=form.shape)
+    fn.__name__ = algo
+    return Rule(fn, MATRIX, {"momentum_buffer": zeros, **_SECOND[algo]}, _RATES[algo], shape=form.shape)
 
 
 def _flattens(optimizer: MatrixOptimizer, value: Any, group: Group) -> bool:
@@ -115,12 +144,18 @@ class Muon(MatrixOptimizer):
         D = 0.2 sqrt(r c) Q / |Q|,  Q = O / (sqrt(V) + eps) ("match_rms_adamw")
         D = s O / (sqrt(V / (1 - beta2^t)) + eps) (else)
 
+    and with `algo="normuon"` (NorMuon), D in place of s O, W a number for each row:
+
+        W = beta2 W + (1 - beta2) mean(O^2) of the row
+        Q = O / (sqrt(W) + 1e-10)
+        D = 0.2 sqrt(r c) Q / |Q| ("match_rms_adamw", as the paper), s |O| Q / |Q| (else, as the authors' code)
+
     Everything else, p with the moments m and v, takes AdamW's step with lr f, f = `fallback_lr_scale`:
 
         p = p - lr f (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)) - lr f weight_decay p
 
-    State: `momentum_buffer` (B), `exp_avg_sq` (V); for everything else `exp_avg` (m), `exp_avg_sq` (v). A state_dict of
-    torch.optim.Muon loads, and one of timm's Muon.
+    State: `momentum_buffer` (B), `exp_avg_sq` (V), `second_momentum_buffer` (W, times s^2 where s is in D); for
+    everything else `exp_avg` (m), `exp_avg_sq` (v). A state_dict of torch.optim.Muon loads, and one of timm's Muon.
 
     Hidden matrices are found by name: give the model's named parameters. Embeddings, heads, norms, biases, what has a
     side of 1 (depthwise convolutions, position tables) are never taken for one. `param_groups_muon(model)` makes groups
@@ -134,7 +169,7 @@ class Muon(MatrixOptimizer):
     The class has torch's defaults, which mean an lr near 0.02. The name "muon" stands for
     `adjust_lr_fn="match_rms_adamw"`: then lr and weight decay are those one would give AdamW, and both kinds of
     parameters share them. "nmuon" is timm's name for that with NAdamW for everything else, "adamuon" and "nadamuon" are
-    those of AdaMuon.
+    those of AdaMuon, "normuon" that of NorMuon.
 
     Raises:
         ValueError: no hidden matrix among the parameters, one with fewer than two dimensions, or parameters that need
@@ -146,7 +181,8 @@ class Muon(MatrixOptimizer):
         2502.16982; torch.optim.Muon, timm's Muon. Between them this follows torch; Jordan's code differs by its
         rounding in bfloat16. AdamW for everything else is Jordan's choice, timm takes NAdamW where nesterov is on.
         Si, Zhang and Shen, AdaMuon, arXiv 2507.11005, as timm has it: the authors' code takes the signs of B before
-        Newton-Schulz, and `momentum` for beta2.
+        Newton-Schulz, and `momentum` for beta2. Li et al., NorMuon, arXiv 2510.05491; zichongli5/NorMuon, which takes
+        a row of a kernel for a matrix.
     """
 
     hidden_matrices = True
@@ -171,6 +207,12 @@ class Muon(MatrixOptimizer):
             "https://arxiv.org/abs/2507.11005",
             {"algo": "adamuon", "adjust_lr_fn": "match_rms_adamw", "fallback": "nadamw"},
         ),
+        Name(
+            "normuon",
+            "Muon with rows of equal size, by their second moments, AdamW for everything else",
+            "https://arxiv.org/abs/2510.05491",
+            {"algo": "normuon", "adjust_lr_fn": "match_rms_adamw"},
+        ),
     )
     lr: float = hyper(1e-3, "learning rate")
     weight_decay: float = hyper(0.1, "decoupled weight decay, per step and unit of lr")
@@ -191,7 +233,7 @@ class Muon(MatrixOptimizer):
     safety_factor: float = hyper(
         1.0, 'multiplies the norm before Newton-Schulz; 1.01 with "polar_express"', above=0.0, in_peers=False
     )
-    algo: str = hyper("muon", "which rule takes the matrices", choices=("muon", "adamuon"), in_peers=False)
+    algo: str = hyper("muon", "which rule takes the matrices", choices=tuple(_SECOND), in_peers=False)
     ns_dtype: torch.dtype | str | None = hyper(
         None,
         "what Newton-Schulz computes in, a dtype or its name. None: bfloat16, but on a CPU the dtype of the step, "
@@ -207,7 +249,7 @@ class Muon(MatrixOptimizer):
         steps, dtype = newton_schulz.iterations(group["ns_coefficients"], group["ns_steps"]), group["ns_dtype"]
         iteration = NewtonSchulz(steps, newton_schulz.NS_DTYPES.get(dtype, dtype), group["safety_factor"])
         scale = group["adjust_lr_fn"] or "original"
-        return muon(form, iteration, group["nesterov"], scale, group["algo"] == "adamuon")
+        return muon(form, iteration, group["nesterov"], scale, group["algo"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # Nothing follows from the number of Muon's own steps, so neither torch nor timm counts them.
