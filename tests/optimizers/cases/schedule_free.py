@@ -50,14 +50,20 @@ RADAM_SCHEDULE_FREE = Entry(
     hfoptim.RAdamScheduleFree,
     counted=False,
     variants={
-        "decay": Variant({"weight_decay": 0.1, "betas": (0.9, 0.7)}, late=False, linear=False, compiled=True),
+        # Without the steps of SGD nothing moves in the first five.
+        "decay": Variant(
+            {"weight_decay": 0.1, "silent_sgd_phase": False, "betas": (0.9, 0.7)},
+            late=False,
+            linear=False,
+            compiled=True,
+        ),
         "sgd": Variant({"silent_sgd_phase": False, "betas": (0.95, 0.99), "r": 0.7}, late=False, linear=False),
     },
     references=[
         Reference(
             "schedulefree.RAdamScheduleFree",
             grid(lr=[1e-2], weight_decay=[0.0, 0.25], silent_sgd_phase=[True, False], betas=[(0.9, 0.999), (0.5, 0.9)])
-            + grid(lr=[1e-2], eps=[1e-2], weight_lr_power=[0.0, 1.0], r=[0.5]),
+            + grid(lr=[1e-2], eps=[1e-2], weight_lr_power=[0.0, 1.0], r=[0.5], silent_sgd_phase=[False]),
             make=_training,
         ),
     ],
@@ -65,7 +71,7 @@ RADAM_SCHEDULE_FREE = Entry(
     checkpoints=[
         Checkpoint("schedulefree.RAdamScheduleFree", {}, {"lr": 1e-2, "betas": (0.8, 0.9), "weight_decay": 0.2}),
     ],
-    small_steps={"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.7)},
+    small_steps={"lr": 1e-3, "weight_decay": 0.1, "silent_sgd_phase": False},
 )
 
 SGD_SCHEDULE_FREE = Entry(
