@@ -72,7 +72,10 @@ class Adam(FullyDecoupling):
         p = p - lr u - lr weight_decay p                        (decouple_wd: AdamW as in torch)
         p = p - lr u - lr / max_lr weight_decay p               (decouple_lr)
 
-    By name it has torch's defaults: "adam" those of torch.optim.Adam, "adamw" those of torch.optim.AdamW.
+    By name it has torch's defaults: "adam" those of torch.optim.Adam, "adamw" those of torch.optim.AdamW. "flashadamw"
+    is the latter with `state_dtype="8bit"` and `master_weights=8`, FlashOptim's choice of memory (its codes and blocks
+    are others than here); its `master_weight_bits` of 24 and 32 are `master_weights` of 8 and 16, its `quantize=False`
+    is `state_dtype="float32"`.
 
     State: `exp_avg` (m), `exp_avg_sq` (v), `max_exp_avg_sq` (w) with amsgrad, in torch's form: state_dicts of
     torch.optim.Adam and AdamW load, here and there. (optimi keeps m and v divided by their bias corrections: the same
@@ -93,6 +96,19 @@ class Adam(FullyDecoupling):
             "https://arxiv.org/abs/1711.05101",
             {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "decouple_wd": True},
             ("adamw_legacy",),
+        ),
+        Name(
+            "flashadamw",
+            "AdamW with 8-bit state, and 24 bits of bfloat16 weights: FlashOptim's defaults",
+            "https://arxiv.org/abs/2602.23349",
+            {
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "weight_decay": 1e-2,
+                "decouple_wd": True,
+                "state_dtype": "8bit",
+                "master_weights": 8,
+            },
         ),
         Name(
             "cadamw",

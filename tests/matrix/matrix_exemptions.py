@@ -231,6 +231,22 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
         "goes to an average of parameters that begins at 0, whatever lr is",
     ),
     **_all(
+        (
+            "test_the_loss_falls_and_rises_with_maximize",
+            "test_schedules_move_it",
+            "test_a_group_with_its_own_learning_rate_follows_a_schedule",
+            "test_foreach_is_the_loop_also_where_parameters_freeze_and_gradients_are_missing",
+            "test_parameters_of_several_dtypes_step_alike_with_and_without_foreach",
+            "test_complex_parameters_step_like_pairs_of_reals",
+            "test_clipped_gradients_are_what_the_step_takes",
+            "test_state_loads_into_parameters_of_another_dtype",
+            "test_every_compiled_step_is_the_plain_one",
+        ),
+        ("flashadamw",),
+        ValueError,
+        "its state of 8 bits is not for parameters in double precision, in float16 or complex ones: refused",
+    ),
+    **_all(
         ("test_names_survive_if_one_side_has_them",),
         ("adam_mini",),
         ValueError,

@@ -151,6 +151,8 @@ def test_a_step_is_the_same_in_every_state_compiled_and_coded(state, name):
     assert_as_outside(name, state, torch.float32, fused=True)
     assert_as_outside(name, state, torch.bfloat16, fused=True)
     assert_as_outside(name, state, torch.bfloat16, foreach=False)
+    if name == "flashadamw":  # has 8 bits and 24-bit weights by itself, and takes no float16
+        return
     assert_as_outside(name, state, torch.float16, foreach=True)
     if name != "prodigy":
         coded = {"state_dtype": "8bit", "state_rounding": "stochastic"}
