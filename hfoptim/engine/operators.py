@@ -75,8 +75,9 @@ def _scaled(sign: int) -> Callable[..., Any]:
 
 
 def _pow(x: Any, exponent: Any) -> Any:
-    if _is(exponent, 2):
-        return x * x
+    if _is(exponent, 2, 4):
+        square = x * x
+        return square if exponent == 2 else square * square
     if _is(exponent, 0.5, -0.5):
         return x.sqrt() if exponent > 0 else x.rsqrt()
     return NotImplemented

@@ -24,7 +24,7 @@ def _probing(t: int, group: Group) -> Scalars:
 def _rates(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> dict[str, Any]:
     """The squared norm of all step sizes, and how many they are."""
     root = exp_avg_sq.sqrt() * h.inverse + h.eps
-    return {"rate_sq": (1.0 / (root * root)).sum(), "entries": torch.ones_like(grad).sum()}
+    return {"rate_sq": (1.0 / (root * root)).sum(), "entries": torch.ones_like(exp_avg_sq).sum()}
 
 
 def _gamma(state: Group, totals: Mapping[str, Tensor], group: Group) -> dict[str, Any]:

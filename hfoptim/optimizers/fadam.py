@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
-from hfoptim.engine.rule import TENSOR, ema, nonnegative, rule, zeros
+from hfoptim.engine import TENSOR, Decay, Group, Name, Rule, RuleOptimizer, Scalars, ema, hyper, nonnegative, zeros
 from hfoptim.optimizers.shared.moments import debiased_rates
 
 
@@ -33,15 +34,20 @@ def _clipped(x: Any, most: Any) -> Any:
 #   the gradient's mean square: read grad                                       1
 #   both other means: read grad, param, fim                                     3
 #   update: read grad, param, m, fim; write param, m, fim                       7
-@rule(TENSOR, per_step=_per_step, momentum=zeros, fim=nonnegative)
-def fadam(grad: Any, param: Any, momentum: Any, fim: Any, h: Any) -> tuple[Any, Any, Any]:
-    """Momentum of the clipped natural gradient, and weight decay that is a natural gradient, too."""
-    fim = ema(fim, grad * grad, h.alpha2)
-    eps = grad.square().mean().sqrt() * h.eps_2
-    added = torch.where(eps > 0, torch.where(eps < h.eps, eps**h.twice_p, h.power_of_eps), h.power_of_eps)
-    base = fim**h.p + added
-    momentum = ema(momentum, _clipped(grad / base, h.clip), h.alpha1)
-    return momentum + _clipped(param / base, h.clip) * h.weight_decay, momentum, fim
+@cache
+def fadam(root: bool) -> Rule:
+    """Momentum of the clipped natural gradient, and decay that is a natural gradient, too; `root` where p is 1/2."""
+
+    def fn(grad: Any, param: Any, momentum: Any, fim: Any, h: Any) -> tuple[Any, Any, Any]:
+        fim = ema(fim, grad * grad, h.alpha2)
+        eps = grad.square().mean().sqrt() * h.eps_2
+        added = torch.where(eps > 0, torch.where(eps < h.eps, eps**h.twice_p, h.power_of_eps), h.power_of_eps)
+        base = (fim.sqrt() if root else fim**h.p) + added
+        momentum = ema(momentum, _clipped(grad / base, h.clip), h.alpha1)
+        return momentum + _clipped(param / base, h.clip) * h.weight_decay, momentum, fim
+
+    fn.__name__ = "fadam"
+    return Rule(fn, TENSOR, {"momentum": zeros, "fim": nonnegative}, _per_step)
 
 
 class FAdam(RuleOptimizer):
@@ -68,7 +74,6 @@ class FAdam(RuleOptimizer):
         arXiv 2405.12807; pytorch_optimizer 4.1.
     """
 
-    rule = fadam
     decay = Decay.INSIDE
     names = (Name("fadam"),)
     lr: float = hyper(1e-3, "learning rate")
@@ -78,3 +83,6 @@ class FAdam(RuleOptimizer):
     p: float = hyper(0.5, "exponent of f; 1/2 is Adam's", above=0.0, excluded="would not look at f")
     eps: float = hyper(1e-8, "largest number whose power is added", above=0.0, excluded="would divide 0 by 0")
     eps_2: float = hyper(0.01, "the same as a share of the gradient's root mean square")
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return fadam(group["p"] == 0.5)

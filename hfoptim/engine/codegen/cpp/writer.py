@@ -60,6 +60,8 @@ class Writer(Places):
             return f"({real}){node.value.hex()}" if finite else f"({real}){'-' if node.value < 0 else ''}INFINITY"
         if op == "cast":
             return f"{'round_bf16' if node.value is torch.bfloat16 else 'round_f16'}({args[0]})"
+        if op == "pow" and self.nodes[node.args[1]].value == 1.0 / 3.0:
+            return f"math::cube_root({args[0]})"
         return OPERATORS[op].cpp.format(*args, real=real)
 
     def _slot(self, index: int) -> Slot:
