@@ -94,8 +94,14 @@ def row_of(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> Te
     return plan.slots([param.detach(), grad.detach(), *(state[key] for key in plan.keys)])
 
 
-def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-    """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed."""
+def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int) -> dict[str, Any]:
+    """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed.
+
+    Args:
+        plan, param: the parameter's.
+        state: what there is of it.
+        ordinal: the parameter's place among those of all groups, by which random numbers are drawn.
+    """
     if param.is_complex() and plan.scope is not Scope.ELEMENT:
         raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
     if "step" not in state:
@@ -105,6 +111,9 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any]) -> dict[str, 
         if name not in state:
             for key, init in storage.inits(kept, plan.rule, name).items():
                 state[key] = dtensor.new_state(init, param, dtype)
+            if plan.rule.state[name].drawn:
+                whole = storage.normal(param.shape, storage.row_seed(0, ordinal), dtype, param.device)
+                dtensor.local(state[name]).copy_(dtensor.here(whole, state[name]))
         elif not storage.fits(kept, state[name], param.shape):
             state.update(dtensor.converted(kept, plan.rule, name, state, param))
             if not kept.bits:

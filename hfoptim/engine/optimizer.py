@@ -506,7 +506,8 @@ class EngineOptimizer(Optimizer):
             tried = backends.eager(group) if sparse else survey.backends[index, param.device.type]
             plan = self._plan(param, group, tried)
             backend = backends.first_of(tried, plan, param.device)
-            planned.append((index, backend, plan, param, grad, ensure_state(plan, param, self.state[param])))
+            state = ensure_state(plan, param, self.state[param], survey.places[param].ordinal)
+            planned.append((index, backend, plan, param, grad, state))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
         work: dict[tuple[Any, ...], BucketStep] = {}
         for (index, backend, plan, param, grad, state), count in zip(planned, counts, strict=True):

@@ -54,6 +54,8 @@ class State:
         compressible: whether it may be kept in fewer bits; only what has the parameter's shape may.
         of_shaped: whether `init` is given the parameter in the shape that the rule sees (`Rule.shape`), not in its own.
         narrow: whether it is kept in bfloat16, rounded to the nearest, where `state_dtype` does not ask for less.
+        drawn: whether it begins as numbers of a standard normal distribution in place of `init`'s: each entry's by its
+            index and by the parameter's place in the optimizer, so that sharding and repeating give the same.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
@@ -61,6 +63,7 @@ class State:
     compressible: bool = False
     of_shaped: bool = False
     narrow: bool = False
+    drawn: bool = False
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)
@@ -68,7 +71,7 @@ class State:
     @property
     def starts_at_zero(self) -> bool:
         """Whether it is known to begin at zero, so that its compressed form can be made without it."""
-        return self.init is _zeros
+        return self.init is _zeros and not self.drawn
 
 
 def _zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,6 +92,8 @@ zeros = State(_zeros, compressible=True)
 nonnegative = State(_zeros, signed=False, compressible=True)
 # A copy of the parameter, kept exact: weights that are averaged or returned to.
 clone = State(_clone)
+# The parameter's shape, normal noise of variance 1, kept exact.
+noise = State(_zeros, drawn=True)
 # One number per parameter, zero, on the parameter's device.
 scalar = State(_scalar)
 

@@ -60,6 +60,7 @@ from hfoptim.optimizers.focus import FOCUS as FOCUS
 from hfoptim.optimizers.fromage import Fromage as Fromage
 from hfoptim.optimizers.ftrl import FTRL as FTRL
 from hfoptim.optimizers.grams import Grams as Grams
+from hfoptim.optimizers.gravity import Gravity as Gravity
 from hfoptim.optimizers.grokadamw import GrokAdamW as GrokAdamW
 from hfoptim.optimizers.kate import Kate as Kate
 from hfoptim.optimizers.kourkoutas import Kourkoutas as Kourkoutas
@@ -195,6 +196,7 @@ __all__ = [
     "FAdam",
     "Fromage",
     "Grams",
+    "Gravity",
     "GrokAdamW",
     "Kate",
     "Kourkoutas",

@@ -219,6 +219,11 @@ def part_of(value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) ->
     return everywhere.redistribute(placements=placements).to_local()
 
 
+def here(value: Tensor, like: Any) -> Tensor:
+    """What another tensor, of the same shape, has on this rank of one that every rank has."""
+    return part_of(value, like.device_mesh, like.placements) if is_dtensor(like) else value
+
+
 def placed(value: Any, param: Any, init: Init) -> Tensor:
     """A loaded state tensor, of the right shape, as `new_state` would have made it.
 

@@ -21,6 +21,7 @@ from hfoptim.engine.storage.formats import (
 )
 from hfoptim.engine.storage.rounding import (
     join_float32,
+    normal,
     random_bits,
     row_seed,
     split_float32,
@@ -60,6 +61,7 @@ __all__ = [
     "kept_as",
     "matrix_shape",
     "midpoints",
+    "normal",
     "random_bits",
     "rounding_of",
     "row_seed",

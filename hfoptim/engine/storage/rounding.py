@@ -6,9 +6,16 @@ backend, the same after a checkpoint, and nothing to save.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from hfoptim.engine.precision import precise
+
+# Entries drawn at once.
+_PIECE = 1 << 20
 _MASK = 0xFFFFFFFF
 # Odd constants of 32 bits: of the golden ratio, and of xxHash.
 _INDEX, _STEP, _ORDINAL, _SALT = 2654435769, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
@@ -40,6 +47,18 @@ def random_bits(count: int, seed: int, start: int, device: torch.device) -> Tens
     x = x.bitwise_xor_(x >> 16).mul_(0x7FEB352D).bitwise_and_(_MASK)
     x = x.bitwise_xor_(x >> 15).mul_(0x846CA68B).bitwise_and_(_MASK)
     return x.bitwise_xor_(x >> 16)
+
+
+def normal(shape: Sequence[int], seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of a standard normal distribution, of two hashes of each entry's index (Box and Muller)."""
+    out = torch.empty(math.prod(shape), dtype=dtype, device=device)
+    for start in range(0, out.numel(), _PIECE):
+        piece = out[start : start + _PIECE]
+        size, angle = (
+            (precise(random_bits(len(piece), state_seed(seed, index), start, device)) + 0.5) / 2**32 for index in (0, 1)
+        )
+        piece.copy_((-2.0 * size.log()).sqrt() * (2.0 * math.pi * angle).cos())
+    return out.view(torch.Size(shape))
 
 
 def stochastic_bfloat16(values: Tensor, seed: int, start: int) -> Tensor:
