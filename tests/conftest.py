@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import tempfile
 from collections import Counter
+from itertools import compress
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,12 +48,49 @@ def starts_processes(module):
     )
 
 
+def is_slow(value):
+    return any(mark.name == "slow" for mark in getattr(value, "marks", ()))
+
+
+def without_slow(mark):
+    """A `parametrize` without the values marked `slow`; as it is where it has none or no others."""
+    names, values, *rest = mark.args
+    values = list(values)
+    kept = [not is_slow(value) for value in values]
+    if all(kept) or not any(kept):
+        return mark
+    given, ids = dict(mark.kwargs), mark.kwargs.get("ids")
+    if ids is not None and not callable(ids):
+        given["ids"] = list(compress(ids, kept))
+    return pytest.mark.parametrize(names, list(compress(values, kept)), *rest, **given).mark
+
+
+def pytest_generate_tests(metafunc):
+    """Where slow tests are left out anyway they are not made: they are more than half of all."""
+    if metafunc.config.option.markexpr == "not slow":
+        own = metafunc.definition.own_markers
+        own[:] = [without_slow(mark) if mark.name == "parametrize" else mark for mark in own]
+
+
+def pytest_collection_finish():
+    """accelerate collects garbage in every training: not among the objects of all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
-    """First the files that start processes, then by number of tests: so the workers come to their end together."""
+    """First the files that start processes, then those that train, then by number of tests: so the workers come to
+    their end together."""
     tests = Counter(item.path for item in items)
     modules = {item.path: item.module for item in items}
     first = {path for path, module in modules.items() if starts_processes(module)}
-    items.sort(key=lambda item: (item.path not in first, -tests[item.path], item.path))
+    items.sort(
+        key=lambda item: (item.path not in first, item.path.parent.name != "trainer", -tests[item.path], item.path)
+    )
 
 
 def pytest_configure(config):
