@@ -10,7 +10,7 @@ import pytest
 import torch
 from resuming import SCHEDULES, WARMUPS, SaveAt, history, parameters, same_end
 from safetensors.torch import load_file
-from tiers import names_by_kind
+from tiers import names_by_kind, one_of_each_kind
 
 import hfoptim
 import schedules
@@ -111,7 +111,19 @@ def test_wrappers_and_forms_of_state(resumes_exactly, form):
     resumes_exactly(name, options, by_callback=(False,), dtype=dtype)
 
 
-@pytest.mark.parametrize("name", schedules.list_schedules())
+# Of others, by a metric, with momentum, with noise.
+OWN_KINDS = {"sequential", "proportion", "reduce_lr_on_plateau", "cyclic", "multistep"}
+
+
+def kind_of_schedule(name):
+    """What the Trainer and a checkpoint have to do with: what it is given, and whose it is."""
+    info = schedules.get_schedule_info(name)
+    given = info.needs_warmup, info.needs_total, info.needs_metric
+    return name if name in OWN_KINDS else (*given, info.factory.__module__)
+
+
+# That every schedule resumes is shown in test_schedules_resume.py, without a Trainer.
+@pytest.mark.parametrize("name", one_of_each_kind(schedules.list_schedules(), kind_of_schedule, str))
 def test_every_schedule(resumes_exactly, name):
     info, options = schedules.get_schedule_info(name), SCHEDULES.get(name, {})
     missing = [option for option in info.required_kwargs if option not in options]
@@ -134,4 +146,4 @@ def test_the_other_optimizers_are_refused(names, arguments, name):
 
 def test_no_entry_of_the_tables_above_is_stale():
     assert {*LEARNING_RATES} <= {*OPTIMIZERS}
-    assert {*SCHEDULES, *WARMUPS} <= {*schedules.list_schedules()}
+    assert {*SCHEDULES, *WARMUPS, *OWN_KINDS} <= {*schedules.list_schedules()}

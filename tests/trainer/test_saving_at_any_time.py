@@ -4,6 +4,7 @@ The average comes from the authors' package, in a loop of its own over the batch
 """
 
 import copy
+from functools import partial
 
 import pytest
 import schedulefree
@@ -26,19 +27,16 @@ EVENTS = ["on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimi
 
 
 class Busy(TrainerCallback):
-    """Does something at one event; `at` is 'on_log', say."""
+    """Does something at each of these events: `work(trainer, steps, at)`."""
 
-    def __init__(self, at, work):
-        self.at, self.work = at, work
-        setattr(self, at, self._event)
+    def __init__(self, events, work):
+        for at in events:
+            setattr(self, at, partial(self._event, work, at))
 
-    def _event(self, args, state, control, **kwargs):
+    def _event(self, work, at, args, state, control, **kwargs):
         if state.global_step < STEPS:
-            self.work(self.trainer, self.steps(state))
-
-    def steps(self, state):
-        """Optimizer steps taken so far: the Trainer counts after `on_optimizer_step`."""
-        return state.global_step + (self.at == "on_optimizer_step")
+            # The Trainer counts after `on_optimizer_step`.
+            work(self.trainer, state.global_step + (at == "on_optimizer_step"), at)
 
 
 class Recorder:
@@ -86,8 +84,8 @@ def by_transformers(make_trainer, own, callbacks, given):
 WAYS = [by_callback, by_name, by_hand, by_transformers]
 
 
-def run(way, make_trainer, quiet, at="on_log", work=lambda trainer, steps: None, **given):
-    recorder, busy = Recorder(), Busy(at, work)
+def run(way, make_trainer, quiet, events=(), work=None, **given):
+    recorder, busy = Recorder(), Busy(events, work)
     own = {**copy.deepcopy(quiet), "data_collator": recorder}
     trainer = way(make_trainer, own, [busy], {**USUAL, **given})
     busy.trainer = trainer
@@ -151,23 +149,26 @@ def save_checkpoint(trainer, folder):
     next(folder.glob("checkpoint-*/model.safetensors")).rename(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("at", EVENTS)
+def each_was_seen(seen, events):
+    assert all(len([steps for steps, at in seen if at == event]) >= STEPS - 1 for event in events), seen
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_a_user_saves_the_model(names, make_trainer, quiet, tmp_path, way, at):
+def test_a_user_saves_the_model(names, make_trainer, quiet, tmp_path, way):
     plain, batches = run(way, make_trainer, quiet)
     reference = averages(quiet["model"], batches)
     seen = []
 
-    def work(trainer, steps):
+    def work(trainer, steps, at):
         before = [p.clone() for p in trainer.model.parameters()]
-        save_model(trainer, tmp_path / str(steps))
-        assert way is by_transformers or all(map(torch.equal, before, trainer.model.parameters()))
-        seen.append(steps)
+        save_model(trainer, tmp_path / f"{at} {steps}")
+        assert way is by_transformers or all(map(torch.equal, before, trainer.model.parameters())), at
+        seen.append((steps, at))
 
-    busy, _ = run(way, make_trainer, quiet, at, work)
-    assert len(seen) >= STEPS - 1
-    for steps in seen:
-        check_saved(tmp_path / str(steps), steps, reference)
+    busy, _ = run(way, make_trainer, quiet, EVENTS, work)
+    each_was_seen(seen, EVENTS)
+    for steps, at in seen:
+        check_saved(tmp_path / f"{at} {steps}", steps, reference)
     if way is by_transformers:  # schedulefree's own switch there and back rounds
         assert distance(busy.model.state_dict(), plain.model.state_dict()) < 5e-5
     else:
@@ -176,59 +177,61 @@ def test_a_user_saves_the_model(names, make_trainer, quiet, tmp_path, way, at):
     check_saved(tmp_path / "end", STEPS, reference)
 
 
+SOME = ["on_substep_end", "on_pre_optimizer_step", "on_step_end"]
+
+
 @pytest.mark.parametrize("save", [push_to_hub, save_checkpoint])
-@pytest.mark.parametrize("at", ["on_substep_end", "on_pre_optimizer_step", "on_step_end"])
-def test_a_user_saves_in_another_way(make_trainer, quiet, tmp_path, save, at):
+def test_a_user_saves_in_another_way(make_trainer, quiet, tmp_path, save):
     plain, batches = run(by_callback, make_trainer, quiet)
     reference = averages(quiet["model"], batches)
     seen = []
 
-    def work(trainer, steps):
-        save(trainer, tmp_path / str(steps))
-        seen.append(steps)
-        assert all(group["train_mode"] for group in trainer.optimizer.param_groups)
+    def work(trainer, steps, at):
+        save(trainer, tmp_path / f"{at} {steps}")
+        seen.append((steps, at))
+        assert all(group["train_mode"] for group in trainer.optimizer.param_groups), at
 
-    busy, _ = run(by_callback, make_trainer, quiet, at, work)
-    assert len(seen) >= STEPS - 1
-    for steps in seen:
-        check_saved(tmp_path / str(steps), steps, reference)
+    busy, _ = run(by_callback, make_trainer, quiet, SOME, work)
+    each_was_seen(seen, SOME)
+    for steps, at in seen:
+        check_saved(tmp_path / f"{at} {steps}", steps, reference)
     same(plain, busy)
 
 
 def test_a_checkpoint_that_a_user_asked_for_resumes_exactly(make_trainer, quiet, tmp_path):
     whole, _ = run(by_callback, make_trainer, quiet)
 
-    def work(trainer, steps):
+    def work(trainer, steps, at):
         if steps == 3:
             trainer.args.output_dir = str(tmp_path)
             trainer._save_checkpoint(trainer.model, trial=None)
 
-    run(by_callback, make_trainer, quiet, "on_log", work)
+    run(by_callback, make_trainer, quiet, ["on_log"], work)
     resumed = make_trainer(OptimizerCallback("adamw_schedule_free"), own=copy.deepcopy(quiet), **USUAL)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     same(whole, resumed)
 
 
-@pytest.mark.parametrize("at", ["on_substep_end", "on_pre_optimizer_step", "on_step_end"])
 @pytest.mark.parametrize("method", ["evaluate", "predict"])
-def test_a_user_evaluates(make_trainer, quiet, at, method):
+def test_a_user_evaluates(make_trainer, quiet, method):
     plain, batches = run(by_callback, make_trainer, quiet)
     xs, _ = averages(quiet["model"], batches)
     losses = {}
 
-    def work(trainer, steps):
+    def work(trainer, steps, at):
         if method == "evaluate":
-            losses[steps] = trainer.evaluate()["eval_loss"]
+            losses[steps, at] = trainer.evaluate()["eval_loss"]
         else:
-            losses[steps] = trainer.predict(trainer.eval_dataset).metrics["test_loss"]
+            losses[steps, at] = trainer.predict(trainer.eval_dataset).metrics["test_loss"]
 
-    busy, _ = run(by_callback, make_trainer, quiet, at, work)
+    busy, _ = run(by_callback, make_trainer, quiet, SOME, work)
+    each_was_seen(losses, SOME)
     same(plain, busy)
     rows = {name: torch.stack([row[name] for row in quiet["eval_dataset"]]) for name in quiet["eval_dataset"][0]}
-    for steps, loss in losses.items():
+    for (steps, at), loss in losses.items():
         model = GPT2LMHeadModel(quiet["model"].config).eval()
         model.load_state_dict(xs[steps])
-        assert loss == pytest.approx(model(**rows).loss.item(), abs=1e-4)
+        assert loss == pytest.approx(model(**rows).loss.item(), abs=1e-4), at
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -236,14 +239,14 @@ def test_a_training_that_was_broken_off_is_saved_right(make_trainer, quiet, tmp_
     _, batches = run(by_callback, make_trainer, quiet)
     reference = averages(quiet["model"], batches)
 
-    def work(trainer, steps):
+    def work(trainer, steps, at):
         if steps == 3:
             raise error("stop")
 
     trainers = []
     keep = lambda *given: trainers.append(by_callback(*given)) or trainers[0]  # noqa: E731
     with pytest.raises(error):
-        run(keep, make_trainer, quiet, "on_step_end", work)
+        run(keep, make_trainer, quiet, ["on_step_end"], work)
     trainers[0].save_model(str(tmp_path / "broken"))
     check_saved(tmp_path / "broken", 3, reference)
 
@@ -260,7 +263,7 @@ def test_others_around_it_or_beside_it(make_trainer, quiet, tmp_path, wrapper):
     plain, _ = run(way, make_trainer, quiet)
     seen = []
 
-    def work(trainer, steps):
+    def work(trainer, steps, at):
         save_model(trainer, tmp_path / str(steps))
         training = copy.deepcopy(trainer.model.state_dict())
         trainer.optimizer.eval()
@@ -270,7 +273,7 @@ def test_others_around_it_or_beside_it(make_trainer, quiet, tmp_path, wrapper):
         trainer.optimizer.train()
         seen.append(steps)
 
-    busy, _ = run(way, make_trainer, quiet, "on_log", work)
+    busy, _ = run(way, make_trainer, quiet, ["on_log"], work)
     assert len(seen) == STEPS - 1
     assert isinstance(getattr(busy.optimizer, "optimizer", None), wrapper)
     same(plain, busy)
