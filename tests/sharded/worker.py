@@ -103,8 +103,13 @@ def counted(function: Callable[[], Any]) -> dict[str, int]:
     return {str(op).split(".")[-1]: n for op, n in mode.get_comm_counts().items() if n}
 
 
-def names_for(variant: Any) -> tuple[str, ...]:
-    return (*NAMES, "q_proj.weight") if "n_heads" in variant.options else NAMES
+# Parts of every kind, and every kind of layer, once.
+FEW_NAMES = ("matrix", "vector", "one", "conv", "scalar", "embed.weight", "mlp.weight")
+
+
+def names_for(variant: Any, few: bool = False) -> tuple[str, ...]:
+    names = FEW_NAMES if few else NAMES
+    return (*names, "q_proj.weight") if "n_heads" in variant.options else names
 
 
 def follow(entry: Any, variant: Any, model: nn.Module, steps: int, **options: Any) -> dict[str, int]:
@@ -159,7 +164,7 @@ def every_optimizer(folder: Path, few: bool) -> dict[str, Any]:
             key, variant = f"{entry.name}-{name}", entry.variants[name]
             with counted_for(entry.name):
                 try:
-                    steps = 5 if few else 10
+                    steps = 3 if few else 10
                     collectives[key] = follow(entry, variant, sharded_model(mesh, names_for(variant)), steps)
                 except (TypeError, ValueError) as error:
                     if "sharded parameter" not in str(error):
@@ -190,9 +195,9 @@ def set_values(params: dict[str, Tensor], others: dict[str, Tensor]) -> None:
             here(param).copy_(here(like(others[name].detach(), param)))
 
 
-def trained(entry: Any, variant: Any, steps: int) -> tuple[Any, dict[str, nn.Parameter]]:
+def trained(entry: Any, variant: Any, few: bool, steps: int) -> tuple[Any, dict[str, nn.Parameter]]:
     """An optimizer of plain parameters after so many steps."""
-    params = parameters(names_for(variant), torch.float64)
+    params = parameters(names_for(variant, few), torch.float64)
     optimizer = entry.cls(list(params.items()), **variant.options)
     train(optimizer, params, range(1, steps + 1), variant.lr)
     return optimizer, params
@@ -214,7 +219,7 @@ def go_on(variant: Any, ours: Any, model: nn.Module, theirs: Any, other: dict[st
 
 def fresh(entry: Any, variant: Any, mesh: DeviceMesh | None, other: dict[str, Tensor]) -> tuple[Any, nn.Module]:
     """An optimizer and a model, sharded over the mesh if there is one, with another's values."""
-    names = names_for(variant)
+    names = tuple(other)
     model = model_of(parameters(names, torch.float64)) if mesh is None else sharded_model(mesh, names)
     set_values(dict(model.named_parameters()), other)
     return entry.cls(list(model.named_parameters()), **variant.options), model
@@ -260,7 +265,7 @@ def save(folder: Path, few: bool) -> list[str]:
     no_state_of_torch(mesh)
     everything = {}
     for name, entry, variant in firsts(few):
-        theirs, other = trained(entry, variant, 0)
+        theirs, other = trained(entry, variant, few, 0)
         ours, model = fresh(entry, variant, mesh, other)
         go_on(variant, ours, model, theirs, other, range(1, 4))
         same_state(ours, model, theirs, other)
@@ -296,7 +301,7 @@ def resume(folder: Path, few: bool, start: int, end: int) -> list[str]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     everything, resumed = {}, []
     for name, entry, variant in firsts(few):
-        theirs, other = trained(entry, variant, start)
+        theirs, other = trained(entry, variant, few, start)
         ours, model = fresh(entry, variant, mesh, other)
         everything[name] = get_optimizer_state_dict(model, ours)
         for key, param in parts(other, dict(model.named_parameters())).items():
@@ -342,7 +347,7 @@ def by_columns(folder: Path, few: bool) -> dict[str, dict[str, int]]:
         return [Shard(param.ndim - 1) if param.ndim else Replicate()]
 
     return {
-        name: follow(entry, variant, distributed(names_for(variant), mesh, placements), 3)
+        name: follow(entry, variant, distributed(names_for(variant, few), mesh, placements), 3)
         for name, entry, variant in firsts(few)
     }
 
