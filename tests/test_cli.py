@@ -247,7 +247,7 @@ def comparable(run: dict[str, Any]) -> dict[str, Any]:
 def test_killed_comparison_goes_on_where_it_stopped(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 60 --checkpoint-steps 7".split()
+    options = f"--dataset {text_file} --batch-size 2 --seq-len 16 --steps 30 --checkpoint-steps 7".split()
     options += ["--optim", "adamw,lion,sgd", "--lr-grid", "1e-3", "--lr-grid", "sgd=0.01"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     process = begin(tmp_path, *options, "--output-dir", str(killed))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ranks
 import transformers
 from transformers import trainer as trainer_module
 
@@ -120,19 +121,20 @@ def check(results, project, line, world=1):
         assert result["helper"] == 42
 
 
-def test_python_m_hfoptim(project, run):
-    done, results = run(sys.executable, "-m", "hfoptim", str(project / "train.py"), *LINE)
-    assert done.returncode == 0, done.stderr
-    check(results, project, LINE)
-
-
-def test_accelerate_launch_with_spawned_data_loader_workers(project, run):
+# Of two processes accelerate makes one, without MPI. Two are started by it below.
+@pytest.mark.parametrize(
+    "starter",
+    [
+        pytest.param([sys.executable], id="python"),
+        pytest.param([*ACCELERATE, "--cpu", "--num_processes", "2"], id="accelerate", marks=pytest.mark.slow),
+    ],
+)
+def test_one_process_with_spawned_data_loader_workers(project, run, starter):
     script = (project / "train.py").read_text()
     spawn = "def main():\n    torch.multiprocessing.set_start_method('spawn')\n"
     (project / "train.py").write_text(script.replace("def main():\n", spawn))
-    launch = [*ACCELERATE, "--cpu", "--num_processes", "2"]  # of which accelerate makes one, without MPI
     line = [*LINE, "--dataloader_num_workers", "1"]
-    done, results = run(*launch, "-m", "hfoptim", str(project / "train.py"), *line)
+    done, results = run(*starter, "-m", "hfoptim", str(project / "train.py"), *line)
     assert done.returncode == 0, done.stderr
     check(results, project, line)
 
@@ -145,13 +147,16 @@ def test_two_processes_by_accelerate_launch(project, run):
     check(results, project, line, world=2)
 
 
-def test_a_module(project, run):
-    path = os.pathsep.join([str(ROOT), str(project)])
-    done, results = run(sys.executable, "-m", "hfoptim", "-m", "train", *LINE, PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
-    assert results[0]["class"] == "hfoptim.optimizers.lion.Lion"
-    assert results[0]["name"] == "__main__"
-    assert results[0]["argv"] == [str(project / "train.py"), *LINE]
+def test_a_module(project, tmp_path):
+    line = [str(tmp_path / "out") if given == "out" else given for given in LINE]
+    code, said = ranks.run(
+        *("hfoptim", "-m", "train", *line), output=tmp_path / "said.txt", timeout=300, paths=[project]
+    )
+    assert code == 0, said
+    result = json.loads((tmp_path / "out" / "rank-0.json").read_text())
+    assert result["class"] == "hfoptim.optimizers.lion.Lion"
+    assert result["name"] == "__main__"
+    assert result["argv"] == [str(project / "train.py"), *line]
 
 
 def test_names_come_with_transformers_and_a_mistake_shows_where_it_is(tmp_path, run):
@@ -170,6 +175,7 @@ def test_names_come_with_transformers_and_a_mistake_shows_where_it_is(tmp_path, 
     assert done.stderr.rstrip().endswith("KeyError: 'their mistake'")
 
 
+@pytest.mark.slow
 def test_names_come_with_our_own_module_too(tmp_path, run):
     """It imports transformers while it is not whole itself."""
     (tmp_path / "script.py").write_text(

@@ -1,6 +1,7 @@
 """Trainings with ragged labels and a partial last window, each next to a plain loop over the big batches.
 
-On one process: `measure(case)`. On several: torchrun this file with a folder, which gets one JSON for each process.
+On one process: `measure(case)`. On several: torchrun this file with a folder, which gets one JSON for each process, and
+names of cases.
 """
 
 from __future__ import annotations
@@ -235,7 +236,7 @@ def main() -> None:
     from test_token_weights import CASES  # beside this file
 
     folder = Path(sys.argv[1])
-    found = {name: measure(case, str(folder)) for name, case in CASES.items()}
+    found = {name: measure(CASES[name], str(folder)) for name in sys.argv[2:]}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     gc.collect()  # a living DDP module can make gloo hang
     dist.destroy_process_group()
