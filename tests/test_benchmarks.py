@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_code
 
 import hfoptim
 
@@ -20,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 
 
-# Tiny runs of all programs, in one process that the tests' own does not share: what the programs import of the peers,
-# transformers would find in it.
+# Tiny runs of all programs, in one process that the tests' own does not share: what the programs import of the peers
+# would stay in it.
 RUN = """
 import sys
 from pathlib import Path
@@ -64,9 +65,7 @@ def results(tmp_path_factory):
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("\n\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
     script = RUN.format(benchmarks=str(BENCHMARKS), folder=str(folder), text=str(text))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=500)
-    assert run.returncode == 0, run.stderr
-    assert "hfoptim lion" in run.stdout
+    assert "hfoptim lion" in run_code(script, folder=text.parent, timeout=500)
     return folder
 
 

@@ -141,11 +141,11 @@ FEW = [
     *(("novograd", form) for form in ("remainder16", "8bit")),
     *((name, "float32") for name in ("lars", "prodigy", "adopt", "ademamix")),
     *(("lion", form) for form in ("caution", "cautious_decay")),
-    *(("adafactor", form) for form in ("kahan", "rows")),
+    ("adafactor", "kahan"),
     ("adamw", "rows"),
     ("adam_mini", "float32"),
     *((name, "float32") for name in ("muon", "adamuon")),
-    ("muon", "8bit"),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (("adafactor", "rows"), ("muon", "8bit"))),
 ]
 
 
