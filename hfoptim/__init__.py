@@ -19,7 +19,7 @@ from hfoptim.registry.info import OptimInfo
 from hfoptim.registry.lookup import get_optimizer_class, get_optimizer_info, list_optimizers
 from hfoptim.training.accumulator import GradientAccumulator
 from hfoptim.training.gradient_release import prepare_for_gradient_release, remove_gradient_release
-from hfoptim.wrappers import SAM, CombinedOptimizer, Lookahead
+from hfoptim.wrappers import EMA, SAM, CombinedOptimizer, Lookahead
 
 if TYPE_CHECKING:
     from hfoptim.optimizers import *  # noqa: F403
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 # What is here beside the optimizers, which are found, and imported when one is asked for.
 __all__ = [
+    "EMA",
     "SAM",
     "CombinedOptimizer",
     "EvaluationWeights",

@@ -14,13 +14,19 @@ from hfoptim import optimizers
 from hfoptim.engine import Name, checks
 from hfoptim.engine.discovery import NEEDS, paper_of, summary_of
 from hfoptim.registry.info import OptimInfo, WrapperInfo
-from hfoptim.wrappers import SAM, Lookahead
+from hfoptim.wrappers import EMA, SAM, Lookahead
 
 # Where other distributions declare their optimizers: `my_name = "my_package.my_module:MyClass"`.
 ENTRY_POINTS = "hfoptim.optimizers"
 
 
 WRAPPERS = (
+    WrapperInfo(
+        "ema",
+        EMA,
+        "an average of the weights beside it, to evaluate and to save",
+        "https://doi.org/10.1137/0330046",
+    ),
     WrapperInfo(
         "lookahead",
         Lookahead,

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.trainer import private
-from hfoptim.wrappers import CombinedOptimizer
+from hfoptim.wrappers import CombinedOptimizer, Wrapper
 
 
 class EvaluationWeights(TrainerCallback):
@@ -55,7 +55,8 @@ def attend(trainer: Any, optimizer: Any) -> None:
         optimizer: its optimizer, wrapped or not.
     """
     present = any(isinstance(callback, EvaluationWeights) for callback in trainer.callback_handler.callbacks)
-    if not present and any(two_modes(inner) is not None for inner in unwrap_all(optimizer, RuleOptimizer)):
+    ours = unwrap_all(optimizer, (RuleOptimizer, Wrapper))
+    if not present and any(two_modes(inner) is not None for inner in ours):
         trainer.add_callback(EvaluationWeights())
 
 

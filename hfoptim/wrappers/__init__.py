@@ -1,8 +1,9 @@
 """Optimizers around optimizers, and several as one."""
 
 from hfoptim.wrappers.combined import CombinedOptimizer
+from hfoptim.wrappers.ema import EMA
 from hfoptim.wrappers.lookahead import Lookahead
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.wrapper import Wrapper, around
 
-__all__ = ["SAM", "CombinedOptimizer", "Lookahead", "Wrapper", "around"]
+__all__ = ["EMA", "SAM", "CombinedOptimizer", "Lookahead", "Wrapper", "around"]

@@ -82,7 +82,7 @@ class Lookahead(Wrapper):
         """
         self._begin()
         loss = self._inner.step(closure)
-        if self._only_made_state():
+        if self.only_made_state("lookahead_step"):
             return loss
         for group in self.param_groups:
             group["lookahead_step"] += 1
@@ -99,16 +99,6 @@ class Lookahead(Wrapper):
             for param in group["params"]:
                 if param.requires_grad and param not in slow:
                     slow[param] = param.detach().clone()
-
-    def _only_made_state(self) -> bool:
-        """Whether the inner optimizer has not counted its first step, which was there to create state.
-
-        torch.distributed.checkpoint asks for such a step before it reads or loads a state.
-        """
-        if any(group["lookahead_step"] for group in self.param_groups):
-            return False
-        counts = [state.get("step") for state in self.state.values() if state]
-        return bool(counts) and all(isinstance(count, Tensor) and not count.any() for count in counts)
 
     def sync_lookahead(self) -> None:
         """Synchronise now, whatever the number of steps since the last time. timm's training loop asks for it."""

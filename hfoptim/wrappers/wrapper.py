@@ -136,6 +136,19 @@ class Wrapper(Optimizer):
             for name, value in self.own.items():
                 group.setdefault(name, value)
 
+    def only_made_state(self, counter: str) -> bool:
+        """Whether the inner optimizer has not counted its first step, which was there to create state.
+
+        torch.distributed.checkpoint asks for such a step before it reads or loads a state.
+
+        Args:
+            counter: the name that the wrapper counts its steps by, in the groups.
+        """
+        if any(group[counter] for group in self.param_groups):
+            return False
+        counts = [state.get("step") for state in self.state.values() if state]
+        return bool(counts) and all(isinstance(count, Tensor) and not count.any() for count in counts)
+
     # -- copies and checkpoints -----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import copy
 import pickle
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_resume_is_exact import SCHEDULED, run_both
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hfoptim
@@ -37,6 +39,35 @@ def test_lookahead_through_the_callback(make_trainer, inner):
     assert isinstance(inner(trainer), hfoptim.Lookahead)
     assert type(inner(trainer).optimizer) is hfoptim.Lion
     assert inner(trainer).param_groups[0]["lookahead_alpha"] == 0.8
+
+
+def test_the_average_is_what_is_saved_and_evaluated(names, make_trainer, inner, tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, model=None, **kwargs):
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    given = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(
+        Watch(), optim="ema_adamw", optim_args="ema_decay=0.5", learning_rate=1e-2, output_dir=str(tmp_path), **given
+    )
+    trainer.eval_dataset = trainer.train_dataset
+    trainer.train()
+    optimizer = inner(trainer)
+    assert isinstance(optimizer, hfoptim.EMA)
+    optimizer.train()
+    trained = {name: param.detach().clone() for name, param in trainer.model.named_parameters()}
+    averages = {name: optimizer.kept["weight_average"][param] for name, param in trainer.model.named_parameters()}
+    saved = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    for name in set(saved) & set(trained):
+        assert torch.equal(saved[name], averages[name]), name
+        assert torch.equal(seen[-1][name], averages[name]), name
+    assert any(not torch.equal(trained[name], averages[name]) for name in trained)
+
+
+def test_ema_resumes_exactly(names, make_trainer, tmp_path):
+    run_both(make_trainer, tmp_path, list, optim="ema_lion", optim_args="ema_decay=0.5", **SCHEDULED)
 
 
 def test_lookahead_around_an_optimizer_that_sets_its_own_learning_rate(make_trainer, inner):

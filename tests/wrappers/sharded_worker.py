@@ -17,7 +17,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.optim import Optimizer
 
 import hfoptim
-from hfoptim import SAM, Lookahead
+from hfoptim import EMA, SAM, Lookahead
 from hfoptim.engine import RuleOptimizer
 
 # Parts of unequal sizes and an empty one; the scalar is on both processes.
@@ -90,6 +90,21 @@ def sam_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> No
     theirs.second_step()
 
 
+def averaged_beside(base: Any, mesh: DeviceMesh) -> None:
+    """The average of sharded parameters is that of whole ones, and so is what `eval()` puts into them."""
+
+    def step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> None:
+        lookahead_step(ours, theirs, parts, whole, t)
+        for optimizer in (ours, theirs):
+            optimizer.eval()
+        difference = (together(parts) - together(whole)).abs().max()
+        assert difference < 1e-12, difference
+        for optimizer in (ours, theirs):
+            optimizer.train()
+
+    beside(lambda params: EMA(base(params), decay=0.5), step, mesh)
+
+
 def pulling(base: Any, params: Any) -> Lookahead:
     return Lookahead(base(params), k=2, pullback_momentum="pullback")
 
@@ -100,6 +115,7 @@ def main(folder: Path, rank: int) -> None:
     for base in BASES.values():
         beside(lambda params, base=base: Lookahead(base(params), k=3), lookahead_step, mesh)  # type: ignore[misc]
         beside(lambda params, base=base: pulling(base, params), lookahead_step, mesh)  # type: ignore[misc]
+        averaged_beside(base, mesh)
         for on in (False, True):
             beside(lambda params, base=base, on=on: SAM(None, base(params), adaptive=on), sam_step, mesh)  # type: ignore[misc]
     dist.destroy_process_group()
