@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
-import dog
+import peers
 import pytest
 import torch
 from harness import assert_moved, assert_same, feed, flattened, parameters, through_disk, values
@@ -56,7 +56,7 @@ def evaluated(optimizer, params):
 
 class _Dog:
     def __init__(self, model):
-        self.inner = dog.PolynomialDecayAverager(model, gamma=3.0)
+        self.inner = peers.load("dog.averager.PolynomialDecayAverager")(model, gamma=3.0)
         self.module = self.inner.averaged_model
 
     def update_parameters(self, model):
@@ -255,5 +255,5 @@ def test_bad_options(options, error, match):
     ],
 )
 def test_goes_around_nothing_that_has_an_average(make):
-    with pytest.raises(ValueError, match="average|another EMA"):
+    with pytest.raises(ValueError, match=r"average|another EMA"):
         EMA(make(list(parameters(NAMES).values())))
