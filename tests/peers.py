@@ -87,14 +87,15 @@ def submodule(name: str) -> ModuleType:
         sys.modules.update(whole)
 
 
-class KerasAdam:
-    """keras.optimizers.Adam over torch tensors, in float64, with the face of a torch optimizer.
+class KerasOptimizer:
+    """An optimizer of Keras over torch tensors, in float64, with the face of a torch optimizer.
 
     Args:
         named_params: (name, tensor) pairs; the tensors receive the new values after every step.
         learning_rate: a number, or a function of the step count.
         decays: which names are decayed.
-        **options: those of keras.optimizers.Adam.
+        name: its class in keras.optimizers.
+        **options: those of that class.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class KerasAdam:
         named_params: Sequence[tuple[str, Tensor]],
         learning_rate: float | Callable[[int], float],
         decays: Callable[[str], bool],
+        name: str = "Adam",
         **options: Any,
     ) -> None:
         if not installed("keras"):
@@ -115,7 +117,7 @@ class KerasAdam:
         with _float64():
             self._params = [param for _, param in named_params]
             self._variables = [keras.Variable(p.detach().clone(), dtype="float64", name=n) for n, p in named_params]
-            self._optimizer = keras.optimizers.Adam(learning_rate=rate, **options)
+            self._optimizer = getattr(keras.optimizers, name)(learning_rate=rate, **options)
             exempt = [v for v in self._variables if not decays(v.name)]
             if exempt:
                 self._optimizer.exclude_from_weight_decay(var_list=exempt)

@@ -34,7 +34,7 @@ SIGNATURES = {
     ),
     "Adam": (
         "lr=0.001, betas=(0.9, 0.99), weight_decay=0.0, eps=1e-06, decouple_wd=False, decouple_lr=False, "
-        "max_lr=None, *, triton=None, amsgrad=False"
+        "max_lr=None, *, triton=None, amsgrad=False, clipping_threshold=None"
     ),
     "AdamMini": (
         "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, model_sharding=None, dim=2048, n_heads=32, "
@@ -54,7 +54,7 @@ SIGNATURES = {
     ),
     "Adan": (
         "lr=0.001, betas=(0.98, 0.92, 0.99), eps=1e-08, weight_decay=0.0, no_prox=False, *, decouple_lr=False, "
-        "max_lr=None"
+        "max_lr=None, max_grad_norm=None"
     ),
     "Adopt": "lr=0.001, betas=(0.9, 0.9999), eps=1e-06, clip_exp=0.333, weight_decay=0.0, decoupled=False",
     "Lamb": (
@@ -98,7 +98,10 @@ def bare(signature):
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_are_those_documented(name):
-    assert bare(inspect.signature(getattr(hfoptim, name))) == f"(params, {SIGNATURES[name]}, **options)"
+    cls = getattr(hfoptim, name)
+    assert bare(inspect.signature(cls)) == f"(params, {SIGNATURES[name]}, **options)"
+    # LightningCLI and timm's tests ask the constructor.
+    assert bare(inspect.signature(cls.__init__)) == f"(self, params, {SIGNATURES[name]}, **options)"
 
 
 class Toy(RuleOptimizer):
@@ -231,6 +234,8 @@ def test_a_constructor_of_ones_own_shows_its_own_signature():
         extra: int = hyper(1, "more")
 
     assert str(inspect.signature(Below)) == "(params, speed=2.0)"
+    assert str(inspect.signature(Below.__init__)) == "(self, params, speed=2.0)"
+    assert Below(params(), speed=3.0).lr == 3.0
 
 
 def test_the_docstring_has_arguments_and_errors():

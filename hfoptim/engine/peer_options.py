@@ -20,12 +20,18 @@ FLAGS = {
     "amsgrad": "this class keeps no largest second moment; adam, adamw, adam_weight_decay and novograd have it",
 }
 
-_DECAY = ("decouple_wd", "decouple", "decoupled", "no_prox")
+_DECAY = (
+    *("decouple_wd", "decouple", "decoupled", "no_prox"),
+    *("decoupled_weight_decay", "weight_decouple", "decoupled_decay"),
+)
 # An option's names here, of which a class has one or none.
 _CALLED = {
-    **dict.fromkeys(("weight_decouple", "decoupled_weight_decay", "adam_w_mode", *_DECAY), _DECAY),
+    **dict.fromkeys((*_DECAY, "adam_w_mode"), _DECAY),
     "adam_wd": ("no_prox",),
-    "fixed_decay": ("decouple_lr",),
+    **dict.fromkeys(("fixed_decay", "decoupled_wd"), ("decouple_lr",)),
+    "cautious_wd": ("cautious_weight_decay",),
+    "ams_bound": ("amsgrad", "amsbound"),
+    "schedule_decay": ("momentum_decay",),
     **dict.fromkeys(("learning_rate", "eta"), ("lr",)),
     **dict.fromkeys(("wd", "weight_decay_rate", "l2"), ("weight_decay",)),
     **dict.fromkeys(("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "beta"), ("betas", "momentum")),
@@ -56,10 +62,14 @@ _ADVICE = {
     "max_lr": "it belongs to decouple_lr, which adam, adamw, adan, lion and sgd have",
     "fixed_decay": "decay that lr does not multiply is decouple_lr=True of adam, adamw, adan, lion and sgd",
     **dict.fromkeys(
-        ("weight_decouple", "decoupled_weight_decay", "adam_w_mode", *_DECAY),
+        (*_DECAY, "adam_w_mode"),
         "where weight decay enters is fixed here, the equations in the docstring show it; leave it out",
     ),
     **dict.fromkeys(("is_paged", "percentile_clipping", "block_wise", "min_8bit_size"), _BITSANDBYTES),
+    "is_approx": (
+        "this is the approximate form, as True says; the exact one takes the gradient of every batch once more, at the "
+        "parameters of the step before, which costs a second backward pass and is not here"
+    ),
     "set_grad_none": "zero_grad() removes gradients",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hfoptim.engine import ELEMENT, Decay, Name, Rule, hyper
+from hfoptim.optimizers.shared.clipping import CLIPPING_THRESHOLD, clipped_by_rms
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
 from hfoptim.optimizers.shared.moments import adam_state, corrected, folded, moments_step
 from hfoptim.optimizers.shared.peer_flags import TORCH_ADAM
@@ -71,6 +72,9 @@ class Adam(FullyDecoupling):
         p = p - lr u
         p = p - lr u - lr weight_decay p                        (decouple_wd: AdamW as in torch)
         p = p - lr u - lr / max_lr weight_decay p               (decouple_lr)
+
+    With `clipping_threshold`, u is divided by max(1, rms(g / (sqrt(v / (1 - beta2^t)) + eps)) / clipping_threshold),
+    timm's, after StableAdamW (arXiv 2304.13013); the decay is not.
 
     By name it has torch's defaults: "adam" those of torch.optim.Adam, "adamw" those of torch.optim.AdamW. "flashadamw"
     is the latter with `state_dtype="8bit"` and `master_weights=8`, FlashOptim's choice of memory (its codes and blocks
@@ -154,9 +158,11 @@ class Adam(FullyDecoupling):
         None, "optimi's name for `fused`; on a GPU the compiled kernels are Triton's", in_group=False
     )
     amsgrad: bool = _AMSGRAD
+    clipping_threshold: float | None = CLIPPING_THRESHOLD
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        return adam_amsgrad if group["amsgrad"] else adam
+        rule = adam_amsgrad if group["amsgrad"] else adam
+        return rule if group["clipping_threshold"] is None else clipped_by_rms(rule)
 
     def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["triton"] is not None and given["fused"] is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, add_scaled, bias_correction, cautious, ema, nonnegative, zeros
+from hfoptim.optimizers.shared.clipping import clip_at, clipped
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
 from hfoptim.optimizers.shared.moments import corrected
 
@@ -69,7 +70,8 @@ class Adan(FullyDecoupling):
         p = (p - lr u) / (1 + lr weight_decay)
         p = p - lr u - lr weight_decay p                        (no_prox)
 
-    with lr / max_lr in place of lr before weight_decay under `decouple_lr`.
+    with lr / max_lr in place of lr before weight_decay under `decouple_lr`. With `max_grad_norm` gradients whose norm,
+    of all together, is larger are brought to it before all else.
 
     State: `exp_avg` (m), `exp_avg_diff` (d), `exp_avg_sq` (n), `neg_pre_grad` (-g); a state_dict of timm's Adan loads.
 
@@ -95,10 +97,12 @@ class Adan(FullyDecoupling):
     _: KW_ONLY
     decouple_lr: bool = DECOUPLE_LR
     max_lr: float | None = MAX_LR
+    max_grad_norm: float | None = clip_at(None, "norm of all gradients together", in_peers=False)
 
     def decay_for(self, group: dict[str, Any]) -> Decay:
         # The proximal step decays what the update has left.
         return super().decay_for(group) if group["no_prox"] else Decay.DECOUPLED_AFTER
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        return adan(group["caution"] == "momentum")
+        by_norm = None if group["max_grad_norm"] is None else "max_grad_norm"
+        return clipped(adan(group["caution"] == "momentum"), None, by_norm)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, replace
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hfoptim.engine import (
     ELEMENT,
@@ -14,6 +17,8 @@ from hfoptim.engine import (
     RuleOptimizer,
     RunState,
     Scalars,
+    add_scaled,
+    clone,
     ema,
     hyper,
     nonnegative,
@@ -35,12 +40,33 @@ def _felt(state: Group, totals: Group, group: Group) -> dict[str, Any]:
     trust = 1.0 - size
     turbo = 8.0 * trust * (1.0 + 0.1 * torch.copysign(trust, scalar))
     drive = torch.where(size > 0.75, trust, torch.where((size > 0.25) & (size < 0.5), turbo, 1.0))
-    return {"short": short, "long": long, "drive": drive, "k": state["k"] + 1}
+    back = torch.where(size > 0.625, trust, 0.0)
+    follow = torch.where(size > 0.625, 0.0, 0.1 * trust)
+    return {"short": short, "long": long, "drive": drive, "k": state["k"] + 1, "back": back, "follow": follow}
 
 
 def _driven(t: int, group: Group, **told: Any) -> Scalars:
     rates = moment_rates(t, group) if "betas" in group else {}
     return {**rates, "eps": group.get("eps", 0.0), "lr": group["drive"] * float(group["lr"])}
+
+
+@cache
+def _shadowed(inner: Rule) -> Rule:
+    """A rule with a shadow of the weights, towards which they are drawn back while the loss changes a lot."""
+
+    def per_step(t: int, group: Group, back: Any, follow: Any, **told: Any) -> Scalars:
+        scalars = inner.per_step(t, group)
+        # The weights are drawn back before they decay.
+        back = back * (1.0 - float(group["lr"]) * group["weight_decay"])
+        return {**scalars, "size": scalars["lr"], "back": back, "follow": follow, "lr": 1.0}
+
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
+        *state, shadow, h = args
+        update, *state = inner.fn(grad, param, *state, h)
+        return add_scaled(update * h.size, param - shadow, h.back), *state, ema(shadow, param, h.follow)
+
+    fn.__name__ = f"{inner.name}_shadowed"
+    return replace(inner, fn=fn, per_step=per_step, state={**inner.state, "shadow": clone})
 
 
 @rule(ELEMENT, per_step=_driven)
@@ -54,10 +80,17 @@ def _lynx(grad: Any, param: Any, exp_avg: Any, h: Any) -> tuple[Any, Any]:
 
 
 class Emo(RuleOptimizer):
-    """What the Emo family shares: a factor of lr from two averages of the loss."""
+    """What the Emo family shares: a factor of lr from two averages of the loss, and the shadow of the weights."""
 
     needs_loss = True
     run_state = RunState({"short": 0.0, "long": 0.0, "drive": 1.0, "k": 0}, _felt, shared=True)
+    _: KW_ONLY
+    use_shadow: bool = hyper(
+        False, "keep a slow copy of the weights, and draw them back to it while the loss changes a lot"
+    )
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return _shadowed(self.rule) if group["use_shadow"] else self.rule
 
 
 class EmoNavi(Emo):
@@ -72,12 +105,18 @@ class EmoNavi(Emo):
         v = beta2 v + (1 - beta2) g^2
         p = p - lr weight_decay p - lr d m / (sqrt(v) + eps)
 
-    Needs the loss: `step(loss=loss.detach())`, `step(closure)`, or `add_loss(loss)` before `step()`; the Trainer tells
-    it. State: `exp_avg` (m), `exp_avg_sq` (v); in the groups `short` (a), `long` (b), `drive` (d), `k`.
+    With `use_shadow` there is a slow copy S of the weights, p at first, and before all that has a p in it
 
-    Follows version 3.6 of the author's code without `use_shadow`, which is off there. That chooses between b and an
+        p = |s| p + (1 - |s|) S                      where |s| > 0.625
+        S = S + (1 - |s|) / 10 (p - S)               elsewhere
+
+    Needs the loss: `step(loss=loss.detach())`, `step(closure)`, or `add_loss(loss)` before `step()`; the Trainer tells
+    it. State: `exp_avg` (m), `exp_avg_sq` (v), `shadow` (S); in the groups `short` (a), `long` (b), `drive` (d), `k`.
+
+    Follows version 3.6 of the author's code. That chooses between b and an
     average in between as the divisor of s by a comparison whose sides are equal but for rounding; here it is b.
-    pytorch_optimizer 4.1 advances the averages once per group.
+    pytorch_optimizer 4.1 advances the averages once per group, and with `use_shadow` it decays first, and moves S in
+    both cases.
 
     Source:
         https://github.com/muooon/EmoNavi

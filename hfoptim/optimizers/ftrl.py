@@ -25,6 +25,7 @@ def _per_step(t: int, group: Group) -> Scalars:
         "beta": group["beta"],
         "l1": group["lambda_1"],
         "l2": group["lambda_2"],
+        "shrinkage": group["l2_shrinkage"],
         "lr": 1.0 if lr else 0.0,
     }
 
@@ -36,7 +37,8 @@ def ftrl(initial: float, root: bool) -> Rule:
     def fn(grad: Any, param: Any, z: Any, n: Any, h: Any) -> tuple[Any, Any, Any]:
         total = add_scaled(n, grad * grad, h.weight)
         scale, before = (total.sqrt(), n.sqrt()) if root else (total**h.power, n**h.power)
-        z = add_scaled(add_scaled(z, grad, h.weight), (scale - before) * param, -h.inverse_lr)
+        z = add_scaled(z, add_scaled(grad, param, h.shrinkage), h.weight)
+        z = add_scaled(z, (scale - before) * param, -h.inverse_lr)
         # Those within l1 become 0; the others are as far from it as before.
         beyond = (z.abs() - h.l1).clamp(min=0.0) * z.sign()
         strength = add_scaled(scale * h.inverse_lr, torch.ones_like(scale), h.l2 + h.beta * h.inverse_lr)
@@ -52,7 +54,7 @@ class FTRL(RuleOptimizer):
 
     With g the gradient, p the parameter, z = 0 and n = initial_accumulator_value at first:
 
-        z = z + g - ((n + g^2)^-lr_power - n^-lr_power) / lr p
+        z = z + g + l2_shrinkage p - ((n + g^2)^-lr_power - n^-lr_power) / lr p
         n = n + g^2
         w = 0                                           where |z| <= lambda_1
         w = (lambda_1 sign(z) - z) / ((beta + n^-lr_power) / lr + lambda_2)     elsewhere
@@ -62,8 +64,8 @@ class FTRL(RuleOptimizer):
     entry that never had one is 0. State: `z`, `n`.
 
     Follows pytorch_optimizer and, beyond its lr_power of -0.5, the paper and keras.optimizers.Ftrl:
-    pytorch_optimizer 4.1 takes the root of n in the last line whatever lr_power is. keras' strength l2 is half of
-    lambda_2, and its accumulator begins at 0.1.
+    pytorch_optimizer 4.1 takes the root of n in the last line whatever lr_power is. keras' strengths of l2 and of its
+    shrinkage are half of lambda_2 and of l2_shrinkage, and its accumulator begins at 0.1.
 
     Source:
         McMahan et al., Ad click prediction: a view from the trenches,
@@ -78,6 +80,7 @@ class FTRL(RuleOptimizer):
     lambda_2: float = hyper(0.0, "L2 penalty")
     initial_accumulator_value: float = hyper(0.0, "first value of n")
     _: KW_ONLY
+    l2_shrinkage: float = hyper(0.0, "L2 penalty that enters z, but not n, with the gradient")
     weight_decay: float = OWN_DECAY
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:

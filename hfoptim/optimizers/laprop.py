@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper
-from hfoptim.engine.rule import ELEMENT, add_scaled, bias_correction, ema, nonnegative, rule, zeros
-from hfoptim.optimizers.shared.moments import moment_rates
+from hfoptim.engine.rule import ELEMENT, Rule, add_scaled, bias_correction, ema, zeros
+from hfoptim.optimizers.shared.moments import adam_state, moment_rates
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 
@@ -31,17 +34,35 @@ def _per_step(t: int, group: Group) -> Scalars:
         "alpha2": rates["alpha2"],
         "beta1": beta1,
         "weight": lr * rates["alpha1"] * root,
+        "centered": float(t > group["steps_before_using_centered"]),
         "eps": group["eps"] * root,
         "lr": lr / average if average else 0.0,
     }
 
 
-@rule(ELEMENT, per_step=_per_step, exp_avg=zeros, exp_avg_sq=nonnegative)
-def laprop(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
-    """Momentum of steps that are normalised and multiplied by lr already."""
-    exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
-    exp_avg = add_scaled(exp_avg * h.beta1, grad / (exp_avg_sq.sqrt() + h.eps), h.weight)
-    return exp_avg, exp_avg, exp_avg_sq
+@cache
+def laprop(amsgrad: bool, centered: bool) -> Rule:
+    """The rule, with the largest second moment so far, and with that of the gradient's distance from its mean."""
+
+    def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, *args: Any) -> tuple[Any, ...]:
+        *more, h = args
+        exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
+        divisor, kept = exp_avg_sq, []
+        if centered:
+            mean = ema(more[0], grad, h.alpha2)
+            divisor, kept = add_scaled(divisor, mean * mean, -h.centered).clamp(min=0.0), [mean]
+        if amsgrad:
+            # Before there is centering the largest moment stays 0.
+            largest = torch.maximum(more[-1], divisor * h.centered) if centered else torch.maximum(more[-1], divisor)
+            divisor, kept = torch.maximum(largest, divisor), [*kept, largest]
+        # Momentum of steps that are normalised and multiplied by lr already.
+        exp_avg = add_scaled(exp_avg * h.beta1, grad / (divisor.sqrt() + h.eps), h.weight)
+        return exp_avg, exp_avg, exp_avg_sq, *kept
+
+    fn.__name__ = "laprop"
+    mean = {"exp_mean_avg_beta2": zeros} if centered else {}
+    first, second, *largest = adam_state(amsgrad).items()
+    return Rule(fn, ELEMENT, {**dict([first, second]), **mean, **dict(largest)}, _per_step)
 
 
 class LaProp(RuleOptimizer):
@@ -55,19 +76,23 @@ class LaProp(RuleOptimizer):
         p = p - lr / a m
         p = p - lr weight_decay p
 
+    With `centered`, after steps_before_using_centered steps, v - n^2 takes the place of v in m, where n is the average
+    of g as v is that of g^2; with `amsgrad` the largest one so far of what would stand there.
+
     a is lr (1 - beta1^t) while lr is constant. It is kept once per group (`exp_avg_lr`, beside `k`, its steps). A
     parameter with fewer steps than its group gets the bias correction of its own steps with the group's average.
 
-    State: `exp_avg` (m), `exp_avg_sq` (v); a state_dict of timm's LaProp loads.
+    State: `exp_avg` (m), `exp_avg_sq` (v), `exp_mean_avg_beta2` (n) with centered, `max_exp_avg_sq` with amsgrad; a
+    state_dict of timm's LaProp loads.
 
-    Follows timm, which keeps a in float32, 5e-8 away. The author's code decays by weight_decay p, whatever lr is.
+    Follows timm, which keeps a in float32, 5e-8 away, and for what timm has no option the author's code. That decays by
+    weight_decay p, whatever lr is.
     pytorch_optimizer divides by (sqrt(v + 1e-15) + eps) / sqrt(1 - beta2^t).
 
     Source:
         Ziyin, Wang and Ueda, arXiv 2002.04839; Z-T-WANG/LaProp-Optimizer; timm 1.0, `timm.optim.LaProp`.
     """
 
-    rule = laprop
     decay = Decay.DECOUPLED_AFTER
     run_state = RunState({"k": 0, "exp_avg_lr": 0.0}, _average)
     absent_from_peers = frozenset({"k", "exp_avg_lr"})
@@ -82,6 +107,13 @@ class LaProp(RuleOptimizer):
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-15, "added to the bias-corrected root of v")
     weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
+    _: KW_ONLY
+    amsgrad: bool = hyper(False, "divide by the largest v so far", in_peers=False)
+    centered: bool = hyper(False, "divide by the gradient's spread around its mean", in_peers=False)
+    steps_before_using_centered: int = hyper(10, "steps before the mean is taken away", low=0, in_peers=False)
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return laprop(group["amsgrad"], group["centered"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # timm keeps the average of lr with every parameter; the oldest one's is the group's.

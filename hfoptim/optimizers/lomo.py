@@ -32,7 +32,7 @@ class _Clipping(RuleOptimizer):
         raise NotImplementedError
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        by_value, by_norm = (group[name] is not None for name in ("clip_grad_value", "clip_grad_norm"))
+        by_value, by_norm = (None if group[name] is None else name for name in ("clip_grad_value", "clip_grad_norm"))
         return clipped(self.inner_rule(param), by_value, by_norm)
 
 

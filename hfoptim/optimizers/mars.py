@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from functools import cache
 from typing import Any
 
@@ -18,11 +19,10 @@ from hfoptim.engine import (
     Scalars,
     ema,
     hyper,
-    nonnegative,
     zeros,
 )
 from hfoptim.optimizers.shared.matrices import as_matrix
-from hfoptim.optimizers.shared.moments import corrected, moment_rates, moments_step
+from hfoptim.optimizers.shared.moments import adam_state, corrected, moment_rates, moments_step
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, iterations
 
 
@@ -47,19 +47,19 @@ def _vector_scalars(t: int, group: Group) -> Scalars:
 
 
 @cache
-def mars(mars_type: str) -> Rule:
-    """The rule with one kind of step: "adamw", "lion" or "shampoo"."""
+def mars(mars_type: str, amsgrad: bool) -> Rule:
+    """The rule with one kind of step: "adamw", with AMSGrad or without, "lion" or "shampoo"."""
     newton_schulz = NewtonSchulz(iterations("original", 5), None, 1.0)
 
     def fn(grad: Any, param: Any, exp_avg: Any, last_grad: Any, *args: Any) -> tuple[Any, ...]:
-        *state, h = args
+        h = args[-1]
         reduced = grad + (grad - last_grad) * h.correction
         # Matrices come in batches.
         norm = reduced.norm(dim=(-2, -1), keepdim=True) if mars_type == "shampoo" else reduced.norm()
         reduced = reduced / norm.clamp(min=1.0)
         if mars_type == "adamw":
-            update, exp_avg, exp_avg_sq = moments_step(reduced, param, exp_avg, state[0], h)
-            return update, exp_avg, grad, exp_avg_sq
+            update, exp_avg, *second = moments_step(reduced, param, exp_avg, *args)
+            return update, exp_avg, grad, *second
         exp_avg = ema(exp_avg, reduced, h.alpha1)
         if mars_type == "lion":
             return exp_avg.sign(), exp_avg, grad
@@ -68,17 +68,18 @@ def mars(mars_type: str) -> Rule:
         return newton_schulz(exp_avg / h.alpha1, h.eps) * factor, exp_avg, grad
 
     fn.__name__ = f"mars_{mars_type}"
-    second = {"exp_avg_sq": nonnegative} if mars_type == "adamw" else {}
+    first, *second = adam_state(amsgrad).items() if mars_type == "adamw" else [("exp_avg", zeros)]
     return Rule(
         fn,
         MATRIX if mars_type == "shampoo" else TENSOR,
-        {"exp_avg": zeros, "last_grad": zeros, **second},
+        dict([first, ("last_grad", zeros), *second]),
         _adamw_scalars if second else _plain_scalars,
         shape=as_matrix if mars_type == "shampoo" else None,
     )
 
 
-_VECTORS = Rule(moments_step, ELEMENT, {"exp_avg": zeros, "exp_avg_sq": nonnegative}, _vector_scalars)
+# Of what MARS leaves to AdamW, by whether that is AMSGrad.
+_VECTORS = {amsgrad: Rule(moments_step, ELEMENT, adam_state(amsgrad), _vector_scalars) for amsgrad in (False, True)}
 
 
 class Mars(RuleOptimizer):
@@ -99,6 +100,7 @@ class Mars(RuleOptimizer):
     convolutions are matrices to "shampoo", with all behind the first dimension as columns.
 
     State: `exp_avg` (m), `last_grad` (g'), `exp_avg_sq` (v, with "adamw"); without correction `exp_avg`, `exp_avg_sq`.
+    With `amsgrad` also the largest v so far, `max_exp_avg_sq`.
 
     This is the form that takes g' from the batch before ("approximate"); the exact one runs backward twice. Follows
     timm, which has the paper's first step. The author's code and pytorch_optimizer 4.1 have g' = 0 there; the author
@@ -126,9 +128,11 @@ class Mars(RuleOptimizer):
     optimize_1d: bool = hyper(False, "vectors are corrected, too")
     lr_1d_factor: float = hyper(1.0, "factor of lr for vectors")
     betas_1d: tuple[float, float] | None = hyper(None, "AdamW's decay rates for vectors; None is betas")
+    _: KW_ONLY
+    amsgrad: bool = hyper(False, "divide by the largest v so far, wherever there is a v", in_peers=False)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        kind = group["mars_type"]
+        kind, amsgrad = group["mars_type"], group["amsgrad"]
         if param.ndim >= 2:
-            return mars(kind)
-        return mars("adamw" if kind == "shampoo" else kind) if group["optimize_1d"] else _VECTORS
+            return mars(kind, amsgrad)
+        return mars("adamw" if kind == "shampoo" else kind, amsgrad) if group["optimize_1d"] else _VECTORS[amsgrad]

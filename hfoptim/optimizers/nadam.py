@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY
+from typing import Any
+
+from torch import Tensor
 
 from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, bias_correction, hyper
+from hfoptim.optimizers.shared.clipping import CLIPPING_THRESHOLD, clipped_by_rms
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
 from hfoptim.optimizers.shared.moments import adam_state, corrected, nesterov_moments_step, one_ahead
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
@@ -92,6 +96,9 @@ class NAdamW(FullyDecoupling):
         u = (beta1 m + (1 - beta1) g) / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
         p = p - lr u - lr weight_decay p                        (decouple_lr: - lr / max_lr weight_decay p)
 
+    With `clipping_threshold`, u is divided by max(1, rms(g / (sqrt(v / (1 - beta2^t)) + eps)) / clipping_threshold),
+    timm's, after StableAdamW (arXiv 2304.13013); the decay is not.
+
     State: `exp_avg` (m), `exp_avg_sq` (v); a state_dict of timm's NAdamW loads. NAdam has another momentum: the two are
     far apart in their first steps.
 
@@ -100,7 +107,6 @@ class NAdamW(FullyDecoupling):
         `nadamw`; timm 1.0, `timm.optim.NAdamW`.
     """
 
-    rule = nadamw
     peer_flags = TIMM_DECAY
     names = (
         Name("nadamw"),
@@ -130,3 +136,7 @@ class NAdamW(FullyDecoupling):
     _: KW_ONLY
     decouple_lr: bool = DECOUPLE_LR
     max_lr: float | None = MAX_LR
+    clipping_threshold: float | None = CLIPPING_THRESHOLD
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        return nadamw if group["clipping_threshold"] is None else clipped_by_rms(nadamw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 from hfoptim.engine import (
@@ -9,13 +10,13 @@ from hfoptim.engine import (
     Decay,
     Group,
     Name,
-    RuleOptimizer,
     Scalars,
     hyper,
     nonnegative,
     rule,
     zeros,
 )
+from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
 from hfoptim.optimizers.shared.moments import moment_rates, moments
 from hfoptim.optimizers.shared.rectification import rectified
 
@@ -31,12 +32,13 @@ def radam(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple
     return exp_avg / (exp_avg_sq.sqrt() * h.adapted + h.eps), exp_avg, exp_avg_sq
 
 
-class RAdam(RuleOptimizer):
+class RAdam(FullyDecoupling):
     """Adam whose first steps do not divide by the second moment, and whose next ones are small: a warm-up of its own.
 
     With g the gradient, p the parameter, t the step:
 
-        g = g + weight_decay p                                  (decoupled_weight_decay: - lr weight_decay p at the end)
+        g = g + weight_decay p                                  (decoupled_weight_decay: - lr weight_decay p at the end,
+                                                                 decouple_lr: - lr / max_lr weight_decay p)
         m = beta1 m + (1 - beta1) g
         v = beta2 v + (1 - beta2) g^2
         R = 2 / (1 - beta2) - 1,   q = R - 2 t beta2^t / (1 - beta2^t)
@@ -71,3 +73,6 @@ class RAdam(RuleOptimizer):
     eps: float = hyper(1e-8, "added to the root of v")
     weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
     decoupled_weight_decay: bool = hyper(False, "decoupled weight decay")
+    _: KW_ONLY
+    decouple_lr: bool = DECOUPLE_LR
+    max_lr: float | None = MAX_LR

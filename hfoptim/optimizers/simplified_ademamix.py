@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from hfoptim.engine import (
@@ -23,14 +26,35 @@ from hfoptim.optimizers.shared.half_lives import check_warmup, slower_beta
 from hfoptim.optimizers.shared.moments import normed
 
 
+@cache
+def _weights(beta1: float, min_beta1: float, warmup: float) -> list[float]:
+    """The sum of the weights that m gives to the gradients so far, after each step of a warm-up."""
+    betas = (_slow_beta(t, beta1, min_beta1, warmup) for t in range(1, math.ceil(warmup) + 1))
+    return list(accumulate(betas, lambda weight, beta: beta * weight + 1.0, initial=0.0))
+
+
+def _slow_beta(t: int, beta1: float, min_beta1: float, warmup: float | None) -> float:
+    return beta1 if warmup is None or t >= warmup else slower_beta(min_beta1, beta1, t / warmup)
+
+
+def _weight(t: int, group: Group) -> float:
+    """The same after step `t`: a sum of the powers of beta1 but for the warm-up."""
+    beta1: float = group["betas"][0]
+    warmup = group["beta1_warmup"] or 0.0
+    of_warmup = _weights(beta1, group["min_beta1"], warmup)
+    since = t - len(of_warmup) + 1
+    if since <= 0:
+        return of_warmup[t]
+    return of_warmup[-1] * beta1**since + bias_correction(beta1, since) / (1.0 - beta1)
+
+
 def _per_step(t: int, group: Group) -> Scalars:
     beta1, beta2 = group["betas"]
-    warmup = group["beta1_warmup"]
-    if warmup is not None and t < warmup:
-        beta1 = slower_beta(group["min_beta1"], beta1, t / warmup)
-    root = math.sqrt(bias_correction(beta2, t))
-    scalars = {"beta1": beta1, "alpha": group["alpha"], "alpha2": 1.0 - beta2}
-    return {**scalars, "eps": group["eps"] * root, "lr": float(group["lr"]) * root}
+    root, lr = math.sqrt(bias_correction(beta2, t)), float(group["lr"])
+    scalars = {"beta1": _slow_beta(t, beta1, group["min_beta1"], group["beta1_warmup"]), "alpha": group["alpha"]}
+    lr *= root if group["bias_correction2"] else 1.0
+    lr /= _weight(t, group) if group["bias_correction1"] else 1.0
+    return {**scalars, "alpha2": 1.0 - beta2, "eps": group["eps"] * root, "lr": lr}
 
 
 @rule(ELEMENT, per_step=_per_step, exp_avg=zeros, exp_avg_sq=nonnegative)
@@ -56,10 +80,11 @@ class SimplifiedAdEMAMix(FullyDecoupling):
 
         1 / log(b1) = (1 - t / T) / log(min_beta1) + t / T / log(beta1)
 
-    m is a sum, 1 / (1 - beta1) times an average: lr is to be so much smaller than AdamW's. State: `exp_avg` (m),
-    `exp_avg_sq` (v).
+    m is a sum, 1 / (1 - beta1) times an average: lr is to be so much smaller than AdamW's. With `bias_correction1` u is
+    divided by the sum of the weights in m, about 1 / (1 - beta1) later on. Without `bias_correction2`,
+    u = (m + alpha g) / (sqrt(v) + eps sqrt(1 - beta2^t)). State: `exp_avg` (m), `exp_avg_sq` (v).
 
-    Follows the authors with their default of bias corrections, as optax and NVIDIA do. pytorch_optimizer 4.1 has an
+    Follows the authors, whose defaults optax and NVIDIA have, too. pytorch_optimizer 4.1 has an
     average in place of the sum, and divides by the root of 1 - beta2^t where it is to multiply.
 
     Source:
@@ -78,6 +103,9 @@ class SimplifiedAdEMAMix(FullyDecoupling):
     min_beta1: float = hyper(0.9, "b1 at the beginning of a warm-up", below=1.0)
     decouple_lr: bool = DECOUPLE_LR
     max_lr: float | None = MAX_LR
+    _: KW_ONLY
+    bias_correction1: bool = hyper(False, "divide by the sum of the weights in m")
+    bias_correction2: bool = hyper(True, "correct v for beginning at 0")
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)

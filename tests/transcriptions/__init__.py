@@ -6,7 +6,7 @@ package. Each class names the algorithm it was written from.
 """
 
 from .base import Array, Transcription
-from .checked import SRMM, GrokAdamW, Nero
+from .checked import SRMM, EmoFact, EmoLynx, EmoNavi, GrokAdamW, Nero
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
@@ -28,6 +28,9 @@ __all__ = [
     "Ano",
     "Array",
     "DualAdam",
+    "EmoFact",
+    "EmoLynx",
+    "EmoNavi",
     "FAdam",
     "GrokAdamW",
     "Kate",

@@ -1,13 +1,15 @@
 """Methods whose transcription is by the writer of the rule, checked against somebody else's code instead.
 
 GrokAdamW and SRMM were run beside their authors' files, from which they differ by rounding; Nero beside
-pytorch_optimizer's from balanced weights (tests/optimizers/test_nero.py).
+pytorch_optimizer's from balanced weights (tests/optimizers/test_nero.py). The Emo family's files are written out with
+`use_shadow`, without which pytorch_optimizer's are followed.
 """
 
 from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -77,3 +79,56 @@ class Nero(Transcription):
                 w = w / math.sqrt(float(np.sum(w**2)))
             neurons.append(w)
         return np.stack(neurons)
+
+
+class EmoNavi(Transcription):
+    """muooon/EmoNavi, emonavi.py 3.6, with the long average as the divisor of the scalar."""
+
+    def __init__(self, params: dict[str, Array], **options: Any) -> None:
+        super().__init__(params, **options)
+        self.short, self.long, self.scalar = 0.0, 0.0, 0.0
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=np.zeros_like(x), v=np.zeros_like(x), shadow=None)
+
+    def step(self, grads: dict[str, Array], lr: float, loss: float) -> None:
+        self.short = 0.3 * loss + 0.7 * (self.short if self.t else loss)
+        self.long = 0.01 * loss + 0.99 * (self.long if self.t else loss)
+        self.scalar = math.tanh((self.long - self.short) / max(self.long, 1e-5))
+        super().step(grads, lr, loss)
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        size, trust = abs(self.scalar), math.copysign(1 - abs(self.scalar), self.scalar)
+        if self.options.use_shadow:
+            s.shadow = x if s.shadow is None else s.shadow
+            ratio = 1 - size if size > 0.625 else 0.0
+            if ratio > 0:
+                x = (1 - ratio) * x + abs(trust) * s.shadow
+            else:
+                s.shadow = s.shadow + 0.1 * abs(trust) * (x - s.shadow)
+        drive = 8 * abs(trust) * (1 + 0.1 * trust) if 0.25 < size < 0.5 else 1 - size if size > 0.75 else 1.0
+        return x - lr * self.options.weight_decay * x - lr * drive * self.direction(g, s)
+
+    def direction(self, g: Array, s: SimpleNamespace) -> Array:
+        """What is stepped along."""
+        beta1, beta2 = self.options.betas
+        s.m = beta1 * s.m + (1 - beta1) * g
+        s.v = beta2 * s.v + (1 - beta2) * g**2
+        return np.asarray(s.m / (np.sqrt(s.v) + self.options.eps))
+
+
+class EmoLynx(EmoNavi):
+    """muooon/EmoNavi, emolynx.py."""
+
+    def direction(self, g: Array, s: SimpleNamespace) -> Array:
+        beta1, beta2 = self.options.betas
+        blended = beta1 * s.m + (1 - beta1) * g
+        s.m = beta2 * s.m + (1 - beta2) * g
+        return np.asarray(np.sign(blended))
+
+
+class EmoFact(EmoNavi):
+    """muooon/EmoNavi, emofact.py: the sign of the gradient over what is positive."""
+
+    def direction(self, g: Array, s: SimpleNamespace) -> Array:
+        return np.asarray(np.sign(g))

@@ -13,6 +13,9 @@ from .base import Array, Transcription
 class AdamAtan2(Transcription):
     """Everett et al., arXiv 2407.05872, with factors and decay of lucidrains/adam-atan2-pytorch, adam_atan2.py."""
 
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=np.zeros_like(x), v=np.zeros_like(x), begin=None)
+
     def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
         o = self.options
         beta1, beta2 = o.betas
@@ -20,13 +23,20 @@ class AdamAtan2(Transcription):
         s.v = beta2 * s.v + (1 - beta2) * g**2
         m_hat = s.m / (1 - beta1**self.t)
         v_hat = s.v / (1 - beta2**self.t)
-        x = x * (1 - (lr / o.max_lr if o.decouple_lr else lr) * o.weight_decay)
-        return x - lr * o.a * np.arctan2(m_hat, o.b * np.sqrt(v_hat))
+        rate = lr / o.max_lr if o.decouple_lr else lr
+        s.begin = x if s.begin is None else s.begin
+        x = (1 - rate * o.regen_reg_rate) * x + rate * o.regen_reg_rate * s.begin
+        direction = np.arctan2(m_hat, o.b * np.sqrt(v_hat))
+        share = np.where(direction * g > 0, 1.0, o.cautious_factor)
+        direction = direction * share / max(np.mean(share), 1e-5)
+        return (1 - rate * o.weight_decay) * x - lr * o.a * direction
 
 
 class SimplifiedAdEMAMix(Transcription):
-    """Morwani et al., arXiv 2502.02431, as DepenM/Simplified-AdEMAMix, simplified_AdEMAMix.py, at its defaults: the sum
-    of gradients is not corrected, the average of squares is."""
+    """Morwani et al., arXiv 2502.02431, as DepenM/Simplified-AdEMAMix, simplified_AdEMAMix.py."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=np.zeros_like(x), v=np.zeros_like(x), num_sum=0.0)
 
     def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
         o = self.options
@@ -35,8 +45,13 @@ class SimplifiedAdEMAMix(Transcription):
             beta1 = self.between(o.min_beta1, beta1, self.t / o.beta1_warmup)
         s.m = beta1 * s.m + g
         s.v = beta2 * s.v + (1 - beta2) * g**2
-        v_hat = s.v / (1 - beta2**self.t)
-        direction = (o.alpha * g + s.m) / (np.sqrt(v_hat) + o.eps)
+        s.num_sum = beta1 * s.num_sum + 1
+        den_sum = 1 - beta2**self.t
+        direction = (o.alpha * g + s.m) / (np.sqrt(s.v) + o.eps * math.sqrt(den_sum))
+        if o.bias_correction1:
+            direction = direction / s.num_sum
+        if o.bias_correction2:
+            direction = direction * math.sqrt(den_sum)
         return x - lr * direction - (lr / o.max_lr if o.decouple_lr else lr) * o.weight_decay * x
 
     @staticmethod

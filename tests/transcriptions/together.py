@@ -12,30 +12,36 @@ from .base import Array, Transcription
 
 
 class SWATS(Transcription):
-    """Keskar and Socher, arXiv 1712.07628, algorithm 1, with an L2 penalty. What a schedule makes of the learning rate
+    """Keskar and Socher, arXiv 1712.07628, algorithm 1, with the options that pytorch_optimizer has beside it. What a schedule makes of the learning rate
     after the switch, it makes of the one that was found."""
 
     def __init__(self, params: dict[str, Array], **options: Any) -> None:
         super().__init__(params, **options)
         self.average, self.found, self.lr_then = 0.0, 0.0, 0.0
 
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=np.zeros_like(x), v=np.zeros_like(x), largest=np.zeros_like(x))
+
     def step(self, grads: dict[str, Array], lr: float, loss: float) -> None:
         o = self.options
         beta1, beta2 = o.betas
         self.t += 1
-        grads = {name: g + o.weight_decay * self.params[name] for name, g in grads.items()}
+        for name, g in grads.items():
+            self.params[name], grads[name] = self.decayed(self.params[name], g, lr)
         if self.lr_then:
             for name, g in grads.items():
                 s = self.state[name]
                 s.m = beta1 * s.m + g
-                self.params[name] = self.params[name] - (1 - beta1) * self.found * lr / self.lr_then * s.m
+                ahead = g + beta1 * s.m if o.nesterov else s.m
+                self.params[name] = self.params[name] - (1 - beta1) * self.found * lr / self.lr_then * ahead
             return
         squares, product = 0.0, 0.0
         for name, g in grads.items():
             s = self.state[name]
             s.m = beta1 * s.m + (1 - beta1) * g
             s.v = beta2 * s.v + (1 - beta2) * g**2
-            p = -lr * math.sqrt(1 - beta2**self.t) / (1 - beta1**self.t) * s.m / (np.sqrt(s.v) + o.eps)
+            s.largest = np.maximum(s.largest, s.v) if o.amsgrad else s.v
+            p = -lr * math.sqrt(1 - beta2**self.t) / (1 - beta1**self.t) * s.m / (np.sqrt(s.largest) + o.eps)
             self.params[name] = self.params[name] + p
             squares += float(np.sum(p**2))
             product += float(np.sum(p * g))

@@ -63,6 +63,7 @@ ADAM = Entry(
         "maximize": Variant({"weight_decay": 0.1, "maximize": True}),
         "amsgrad": Variant({"weight_decay": 0.1, "amsgrad": True}),
         "caution": Variant({"caution": True}, complex=False, compiled=True, layouts=("matrix", "large")),
+        "clipped": Variant({"clipping_threshold": 0.5}, complex=False),
     },
     references=[
         Reference("torch.optim.Adam", _TORCH_ADAM, without(foreach=False)),
@@ -88,11 +89,19 @@ ADAM = Entry(
                 eps=[1e-8],
                 weight_decay=[0.0, 0.25],
                 maximize=[True, False],
+            )
+            + grid(
+                lr=[1e-2],
+                decouple_wd=[True],
+                eps=[1e-8, 1e-2],
+                weight_decay=[0.25],
+                amsgrad=[False, True],
+                clipping_threshold=[0.5],
             ),
             without("decouple_wd", foreach=False, betas=(0.9, 0.99)),
         ),
     ],
-    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1.0},
+    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1.0, "clipping_threshold": -1.0},
     checkpoints=[
         Checkpoint(
             "torch.optim.Adam",

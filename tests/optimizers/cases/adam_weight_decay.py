@@ -8,10 +8,10 @@ import schedules
 from cases.entry import Entry, Options, Reference, Variant, grid
 
 
-def _keras(who: str, params: dict[str, Tensor], options: Options) -> peers.KerasAdam:
+def _keras(who: str, params: dict[str, Tensor], options: Options) -> peers.KerasOptimizer:
     include, exclude = options.pop("include_in_weight_decay", None), options.pop("exclude_from_weight_decay", None)
     rate = options.pop("weight_decay_rate", None)
-    return peers.KerasAdam(
+    return peers.KerasOptimizer(
         list(params.items()),
         options.pop("learning_rate"),
         peers.decayed_by_name(include, exclude),

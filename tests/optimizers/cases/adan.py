@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hfoptim
 from cases.entry import Checkpoint, Entry, Options, Reference, Variant, grid, without
+from cases.repaired import norm_in_double
 
 _BETAS = [(0.98, 0.92, 0.99), (0.5, 0.0, 0.9), (0.0, 0.9, 0.0)]
 _ADAN = grid(lr=[1e-2], betas=_BETAS, eps=[1e-8], weight_decay=[0.25], no_prox=[False, True]) + grid(
@@ -21,6 +22,7 @@ ADAN = Entry(
         "proximal": Variant({"weight_decay": 0.1}, compiled=True),
         "no_prox": Variant({"weight_decay": 0.1, "no_prox": True}),
         "fully_decoupled": Variant({"weight_decay": 1e-3, "decouple_lr": True, "max_lr": 0.02}),
+        "clipped": Variant({"weight_decay": 0.1, "max_grad_norm": 0.5}, alone=False),
         "caution": Variant({"weight_decay": 0.1, "caution": "momentum"}, complex=False),
     },
     references=[
@@ -31,6 +33,13 @@ ADAN = Entry(
             without(foreach=False, caution=True),
         ),
         Reference("pytorch_optimizer.Adan", _ADAN, _po),
+        # It adds eps to the norm, and takes it in float32.
+        Reference(
+            "pytorch_optimizer.Adan",
+            grid(lr=[1e-2], eps=[1e-30], weight_decay=[0.25], no_prox=[True], max_grad_norm=[0.5]),
+            _po,
+            make=lambda who, params, options: norm_in_double(who)(list(params.values()), **options),
+        ),
         # optimi does not hand its option for the other decay on.
         Reference(
             "optimi.Adan",
@@ -40,7 +49,7 @@ ADAN = Entry(
             without("no_prox", foreach=False, triton=False),
         ),
     ],
-    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1e-3},
+    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1e-3, "max_grad_norm": -1.0},
     checkpoints=[
         Checkpoint(
             "timm.optim.adan.Adan",

@@ -25,12 +25,18 @@ def _timm(who: str, params: dict[str, Tensor], options: Options) -> Any:
     return optimizer
 
 
+def _po(options: Options) -> Options:
+    """`amsgrad` by its name in pytorch_optimizer."""
+    return {{"amsgrad": "ams_bound"}.get(name, name): value for name, value in options.items()}
+
+
 LAPROP = Entry(
     "laprop",
     hfoptim.LaProp,
     variants={
         "decay": Variant({"weight_decay": 0.1}, compiled=True),
         "caution": Variant({"caution": True}, complex=False),
+        "centered": Variant({"weight_decay": 0.1, "centered": True, "amsgrad": True, "steps_before_using_centered": 3}),
     },
     references=[
         Reference(
@@ -42,8 +48,23 @@ LAPROP = Entry(
         ),
         # It adds eps elsewhere; of this size, where does not matter.
         Reference("pytorch_optimizer.LaProp", grid(lr=[1e-2], eps=[1e-30], weight_decay=[0.25]), make=without_root_eps),
+        Reference(
+            "pytorch_optimizer.LaProp",
+            grid(lr=[1e-2], betas=[(0.9, 0.9)], eps=[1e-30], centered=[True], steps_before_using_centered=[10, 0])
+            + grid(lr=[1e-2], betas=[(0.9, 0.9)], eps=[1e-30], amsgrad=[True])
+            + grid(
+                lr=[1e-2],
+                betas=[(0.9, 0.9)],
+                eps=[1e-30],
+                amsgrad=[True],
+                centered=[True],
+                steps_before_using_centered=[0],
+            ),
+            _po,
+            make=without_root_eps,
+        ),
     ],
-    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1},
+    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "steps_before_using_centered": -1},
     checkpoints=[
         Checkpoint(
             "timm.optim.laprop.LaProp",

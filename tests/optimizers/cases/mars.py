@@ -12,6 +12,29 @@ import hfoptim
 from cases.entry import Entry, Options, Reference, Variant, grid
 
 
+def _amsgrad(who: str, params: dict[str, Tensor], options: Options) -> Any:
+    """pytorch_optimizer's with the paper's first step, and nothing added under the root."""
+
+    class Peer(peers.load(who)):  # type: ignore[misc]
+        @staticmethod
+        def apply_ams_bound(ams_bound: bool, exp_avg_sq: Tensor, largest: Tensor, eps: float) -> Tensor:
+            return torch.maximum(largest, exp_avg_sq, out=largest).sqrt()
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                if "step" not in group:
+                    self.init_group(group)
+                    for param in group["params"]:
+                        self.state[param]["last_grad"].copy_(param.grad)
+            return super().step(closure)
+
+    renamed = {"amsgrad": "ams_bound"}
+    return Peer(
+        list(params.values()), **{renamed.get(n, n): value for n, value in options.items()}, foreach=False, lr_1d=1e-2
+    )
+
+
 def _shampoo(who: str, params: dict[str, Tensor], options: Options) -> Any:
     """pytorch_optimizer's with the paper's first step, and Newton-Schulz in double precision."""
 
@@ -41,6 +64,7 @@ MARS = Entry(
     hfoptim.Mars,
     variants={
         "adamw": Variant({"weight_decay": 0.1, "gamma": 0.5}, complex=False, compiled=True),
+        "amsgrad": Variant({"weight_decay": 0.1, "amsgrad": True}, complex=False),
         "lion": Variant({"mars_type": "lion", "optimize_1d": True}, lr=1e-3, complex=False),
         "shampoo": Variant({"mars_type": "shampoo", "weight_decay": 0.1}, complex=False, traceable=False),
     },
@@ -50,6 +74,12 @@ MARS = Entry(
             grid(lr=[1e-2], mars_type=["adamw", "lion"], gamma=[0.025], weight_decay=[0.0, 0.25], optimize_1d=[True])
             + grid(lr=[1e-2], gamma=[0.5], caution=[False, True], optimize_1d=[False], **_1D)
             + grid(lr=[1e-2], betas=[(0.5, 0.0), (0.0, 0.9)], eps=[1e-2], weight_decay=[0.25]),
+        ),
+        # Its vectors decay by 0.1.
+        Reference(
+            "pytorch_optimizer.MARS",
+            grid(lr=[1e-2], betas=[(0.9, 0.9)], betas_1d=[(0.8, 0.9)], amsgrad=[True], eps=[0.0], weight_decay=[0.1]),
+            make=_amsgrad,
         ),
         Reference(
             "pytorch_optimizer.MARS",

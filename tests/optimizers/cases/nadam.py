@@ -46,16 +46,18 @@ NADAMW = Entry(
     variants={
         "decay": Variant({"weight_decay": 0.1}, compiled=True),
         "fully_decoupled": Variant({"weight_decay": 1e-3, "decouple_lr": True, "max_lr": 0.02}),
+        "clipped": Variant({"clipping_threshold": 0.5}, complex=False),
     },
     references=[
         Reference(
             "timm.optim.nadamw.NAdamW",
             grid(lr=[1e-2], betas=BETAS, weight_decay=[0.0, 0.25])
-            + grid(lr=[1e-2], eps=[1e-2], weight_decay=[0.25], maximize=[True], caution=[False, True]),
+            + grid(lr=[1e-2], eps=[1e-2], weight_decay=[0.25], maximize=[True], caution=[False, True])
+            + grid(lr=[1e-2], weight_decay=[0.25], clipping_threshold=[0.5]),
             without(foreach=False),
         ),
     ],
-    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1.0},
+    numbers={"lr": -1e-3, "eps": -1e-8, "weight_decay": -0.1, "max_lr": -1.0, "clipping_threshold": -1.0},
     checkpoints=[
         Checkpoint(
             "timm.optim.nadamw.NAdamW", {}, {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.2}

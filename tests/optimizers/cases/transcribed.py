@@ -25,6 +25,9 @@ class Peer:
         options: of the optimizer that follows it, all of them, and `maximize`.
     """
 
+    # Gives the loss that the transcription is told.
+    loss_of = staticmethod(loss_of)
+
     def __init__(self, written: type[Transcription], params: dict[str, Tensor], options: Options) -> None:
         self.params, lr = params, options.pop("lr")
         self.param_groups: list[Options] = [{"params": list(params.values()), "lr": lr}]
@@ -38,7 +41,7 @@ class Peer:
 
     @torch.no_grad()
     def step(self) -> None:
-        self.written.step(self.grads(), self.param_groups[0]["lr"], float(loss_of(self.param_groups)))
+        self.written.step(self.grads(), self.param_groups[0]["lr"], float(self.loss_of(self.param_groups)))
         for name, param in self.params.items():
             param.copy_(torch.from_numpy(np.asarray(self.written.params[name])))
 
