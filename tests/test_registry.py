@@ -370,11 +370,27 @@ def test_further_options_reach_the_optimizer():
     assert (optimizer.defaults["nesterov"], optimizer.defaults["dampening"]) == (False, 0.1)
 
 
+def test_what_timms_scripts_give_to_all_optimizers_is_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match="lion has no eps, so eps=1e-08 is left out"):
+        assert "eps" not in hfoptim.create_optimizer_v2(tiny(), "lion", eps=1e-8).defaults
+    with pytest.warns(UserWarning, match="sgd has no betas"):
+        hfoptim.create_optimizer_v2(tiny(), "sgd", betas=(0.9, 0.99))
+
+
+_BETAS = {"adafactor": 1, "adam_weight_decay": 2, "adan": 3, "sgd": 0}
+
+
+def test_betas_of_one_name_take_the_place_of_what_it_binds():
+    optimizer = hfoptim.create_optimizer_v2(tiny(), "cadafactor", lr=1e-3, betas=(0.5,))
+    assert optimizer.defaults["beta1"] == 0.5
+    assert [hfoptim.get_optimizer_info(name).num_betas for name in _BETAS] == [*_BETAS.values()]
+
+
 def test_unknown_options_and_bad_values_are_refused():
     with pytest.raises(ValueError, match=r"lion has no option 'betta'.*'betas'"):
         hfoptim.create_optimizer_v2(tiny(), "lion", betta=(0.9, 0.99))
-    with pytest.raises(ValueError, match="has no option 'eps'"):
-        hfoptim.create_optimizer_v2(tiny(), "lion", eps=1e-8)
+    with pytest.raises(ValueError, match="has no option 'momentum_dtype'"):
+        hfoptim.create_optimizer_v2(tiny(), "lion", momentum_dtype="float32")
     with pytest.raises(ValueError, match=r"lr=-1\.0"):
         hfoptim.create_optimizer_v2(tiny(), "lion", lr=-1.0)
     with pytest.raises(ValueError, match=r"weight_decay=-0\.1"):
@@ -472,7 +488,7 @@ def test_steps_follow_keras_adam_under_the_schedule(clip):
         model, 1e-2, 12, 3, weight_decay_rate=0.25, adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6, **clip
     )
     try:
-        theirs = peers.KerasAdam(
+        theirs = peers.KerasOptimizer(
             list(twin.named_parameters()),
             lambda t: lr_by_hand(t, 1e-2, 12, 3),
             lambda name: "dense.weight" in name or name == "lm_head.weight",

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch.optim.optimizer import ParamsT
@@ -93,6 +94,8 @@ class RuleOptimizer(_Declared):
         cls.absent_from_peers |= {name for name, each in cls.hypers.items() if not each.in_peers}
         cls._signature = _signature_of(cls.hypers)
         cls.__signature__ = _own_signature(cls)  # type: ignore[attr-defined]
+        if "__init__" not in vars(cls):
+            cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         if own and cls.__doc__:
             cls.__doc__ = _documented(cls.__doc__, cls.hypers)
 
@@ -163,10 +166,30 @@ def _signature_of(hypers: Mapping[str, Hyper]) -> inspect.Signature:
 
 def _own_signature(cls: type[RuleOptimizer]) -> inspect.Signature:
     """What `inspect.signature` says of a class: the declared one, unless a constructor of its own names arguments."""
-    constructor: Callable[..., Any] = cls.__init__
-    _, *parameters = inspect.signature(constructor).parameters.values()
+    _, *parameters = inspect.signature(_written(cls)).parameters.values()
     passed_on = all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters)
     return cls._signature if passed_on else inspect.Signature(parameters)
+
+
+def _written(cls: type[RuleOptimizer]) -> Callable[..., None]:
+    """The constructor that stands in a source, behind those of `_constructor`."""
+    found: Callable[..., None] = getattr(cls.__init__, "written", cls.__init__)
+    return found
+
+
+def _constructor(cls: type[RuleOptimizer]) -> Callable[..., None]:
+    """A constructor of the class's own: timm's tests and LightningCLI read the options off `cls.__init__`."""
+    written = _written(cls)
+
+    @wraps(written)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        written(self, *args, **kwargs)
+
+    own: inspect.Signature = cls.__signature__  # type: ignore[attr-defined]
+    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.written = written  # type: ignore[attr-defined]
+    __init__.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
+    return __init__
 
 
 _ARGUMENTS = "params: parameters, named parameters, or dicts that define parameter groups."

@@ -223,7 +223,9 @@ class EngineOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; hyper-parameters it does not name are the optimizer's defaults."""
-        group = {**self.defaults, **checks.group_dict(param_group)}
+        given = checks.group_dict(param_group)
+        group = {**self.defaults, **given}
+        group.update({name: value for name, value in self._own_first(group).items() if name not in given})
         self.check_group(group)
         if self.param_groups:
             self.run_state.join(group, self.param_groups[0], type(self).__name__)
@@ -241,6 +243,11 @@ class EngineOptimizer(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _own_first(self, group: Group) -> dict[str, Any]:
+        """The run state's first values for a group, as its own options give them; without what was given for all."""
+        of_all = self.run_state.first(self.defaults)
+        return {n: value for n, value in self.run_state.first(group).items() if self.defaults[n] == of_all[n]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

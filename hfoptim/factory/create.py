@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def create_optimizer_v2(
         param_options (None): options of the parameters that patterns of names match, another optimizer among them; see
             `Grouping`. Another optimizer begins with its own defaults, lr and weight decay included.
         group_matcher (None): which layer a parameter is of, see `hfoptim.param_groups.group_matcher.matched_layers`.
-        **kwargs: further options of the optimizer, checked against its signature.
+        **kwargs: further options of the optimizer, checked against its signature. `eps` and `betas`, which timm's
+            scripts give to all of them, draw a warning where there are none.
 
     Returns:
         The optimizer; with several, a `CombinedOptimizer` of them, the one named here first.
@@ -108,7 +110,7 @@ def create_optimizer_v2(
         options["weight_decay"] = weight_decay
     if momentum is not None and "momentum" in known:
         options["momentum"] = momentum
-    options = resolve_options(opt, {**options, **kwargs})
+    options = resolve_options(opt, {**options, **_without_unused(opt, kwargs, known)})
     said = {"layer_decay": layer_decay, "group_matcher": group_matcher}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})
     layer_decay = grouping.layer_decay
@@ -152,6 +154,14 @@ def create_optimizer_v2(
         grouped = all(isinstance(entry, dict) for entry in params)
         params = split_hidden_matrices(model, params if grouped else [{"params": params}], fallback)
     return create(params, **options)
+
+
+def _without_unused(opt: str, options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Options without those that timm leaves out for an optimizer that has none of the kind."""
+    unused = {name: value for name, value in options.items() if name in ("eps", "betas") and name not in known}
+    for name, value in unused.items():
+        warnings.warn(f"{opt} has no {name}, so {name}={value!r} is left out", stacklevel=3)
+    return {name: value for name, value in options.items() if name not in unused}
 
 
 def _freeze(model: nn.Module, scales: Mapping[str, float], least: float) -> None:

@@ -55,8 +55,8 @@ class AdaBound(Decoupling):
         p = p - r m
 
     or with `weight_decouple`, g as it is, p - r m - lr weight_decay p (fixed_decay: - weight_decay p). With `amsbound`
-    the largest v so far. The lr at the start is that of the constructor, kept in the groups as `base_lr`; of a group
-    that starts with 0, the first other one.
+    the largest v so far. The lr at the start is the one that a group was made with, kept in it as `base_lr`; where that
+    is 0, the first other one.
 
     The names "adabound" and "amsbound" follow the author's AdaBound, "adaboundw" the author's AdaBoundW, whose decay lr
     does not multiply. pytorch_optimizer decouples by default and has sqrt(v + 1e-15). State: `exp_avg` (m),

@@ -163,7 +163,7 @@ class Adafactor(RuleOptimizer):
     min_dim_size_to_factor: float | None = hyper(
         None, "factor only dimensions larger than this; None factors all", in_peers=False
     )
-    betas: Any = hyper(None, "timm's form of beta1, its first entry", check=_betas, in_group=False)
+    betas: tuple[float] | None = hyper(None, "timm's form of beta1, its first entry", check=_betas, in_group=False)
 
     def from_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         eps, beta1 = entries(given["eps"]), given["beta1"]
@@ -196,8 +196,9 @@ class Adafactor(RuleOptimizer):
 
     @classmethod
     def defaults_by_name(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """An lr is meant to be used: it switches `relative_step` off unless that is asked for."""
-        return {} if given.get("lr") is None else {"relative_step": False}
+        """An lr is meant to be used: it switches `relative_step` off unless that is asked for. So are betas."""
+        steps = {} if given.get("lr") is None else {"relative_step": False}
+        return steps if given.get("betas") is None else {**steps, "beta1": None}
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         moment = _factored(param.shape, group["min_dim_size_to_factor"])

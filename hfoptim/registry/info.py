@@ -66,8 +66,10 @@ class OptimInfo:
     @property
     def num_betas(self) -> int:
         """How many `betas` the class takes; 0 without."""
-        betas = self._parameters["betas"].default if self.has_betas else None
-        return len(betas) if isinstance(betas, tuple) else 0
+        if not self.has_betas:
+            return 0
+        betas = self._parameters["betas"]
+        return len(betas.default) if isinstance(betas.default, tuple) else str(betas.annotation).count("float")
 
     @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:

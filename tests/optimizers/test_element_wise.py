@@ -115,3 +115,13 @@ def test_adagrads_groups_begin_where_they_are_told():
     train(optimizer, params, range(1, 2))
     for name, first in (("matrix", 0.5), ("vector", 0.0)):
         torch.testing.assert_close(optimizer.state[params[name]]["sum"], first + params[name].grad ** 2)
+
+
+def test_adabounds_bounds_are_relative_to_the_lr_that_a_group_was_made_with():
+    alone, among = (parameters(NAMES) for _ in range(2))
+    optimizer = hfoptim.AdaBound([among["vector"], among["conv"]], lr=0.1)
+    optimizer.add_param_group({"params": [among["matrix"]], "lr": 1e-3})
+    train(optimizer, among, range(1, 6))
+    train(hfoptim.AdaBound([alone["matrix"]], lr=1e-3), alone, range(1, 6))
+    assert [group["base_lr"] for group in optimizer.param_groups] == [0.1, 1e-3]
+    assert_same({"matrix": among["matrix"].detach()}, {"matrix": alone["matrix"].detach()})
