@@ -12,8 +12,8 @@ from .base import Array, Transcription
 
 
 class SWATS(Transcription):
-    """Keskar and Socher, arXiv 1712.07628, algorithm 1, with the options that pytorch_optimizer has beside it. What a schedule makes of the learning rate
-    after the switch, it makes of the one that was found."""
+    """Keskar and Socher, arXiv 1712.07628, algorithm 1, with the options that pytorch_optimizer has beside it. What a
+    schedule makes of the learning rate after the switch, it makes of the one that was found."""
 
     def __init__(self, params: dict[str, Array], **options: Any) -> None:
         super().__init__(params, **options)

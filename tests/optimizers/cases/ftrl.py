@@ -8,16 +8,20 @@ from torch import Tensor
 import hfoptim
 from cases.entry import Entry, Options, Reference, Variant, grid, without
 
-_KERAS: dict[str, str] = {
-    **{"lr_power": "learning_rate_power", "lambda_1": "l1_regularization_strength"},
-    **{"lambda_2": "l2_regularization_strength", "l2_shrinkage": "l2_shrinkage_regularization_strength"},
+_KERAS = {
+    "lr_power": "learning_rate_power",
+    "lambda_1": "l1_regularization_strength",
+    "lambda_2": "l2_regularization_strength",
+    "l2_shrinkage": "l2_shrinkage_regularization_strength",
 }
 
 
 def _keras(options: Options) -> Options:
     """Its strengths of L2 are half of ours."""
-    halved = {name: options[name] / 2 for name in ("lambda_2", "l2_shrinkage") if name in options}
-    return {_KERAS.get(name, name): value for name, value in {**options, **halved}.items()}
+    theirs: Options = {}
+    for name, value in options.items():
+        theirs[_KERAS.get(name, name)] = value / 2 if name in ("lambda_2", "l2_shrinkage") else value
+    return theirs
 
 
 def _make_keras(who: str, params: dict[str, Tensor], options: Options) -> Any:
