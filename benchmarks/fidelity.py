@@ -82,12 +82,14 @@ def plain(value: Any) -> Any:
 def state_of(info: OptimInfo) -> tuple[str, str]:
     """Bytes of state per entry of a float32 matrix, and what an entry's step may depend on."""
     cls = engine_class_of(info.opt_class)
-    if cls is None or info.needs is not None:
+    if cls is None or (info.needs is not None and not info.sparse_only):
         return "", "" if cls is None else scope_of(cls, info)
     param = torch.nn.Parameter(torch.ones(SIDE, SIDE))
     optimizer = hfoptim.create_optimizer_v2([("h.0.weight", param)], info.name)
     optimizer.zero_grad()
     (param * torch.linspace(0.5, 1.0, SIDE)).sum().backward()
+    if info.sparse_only:
+        param.grad = param.grad.to_sparse(1)
     loss = param.detach().sum()
     optimizer.step((lambda: loss) if getattr(cls, "needs_loss", False) else None)
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
@@ -113,6 +115,8 @@ def source_of(info: OptimInfo) -> tuple[str, str]:
 
 def followed(info: OptimInfo, rows: list[Row]) -> str:
     """The peers a name was followed against, each with the largest distance: in runs with the name's own options."""
+    if "state_dtype" in info.defaults:  # the rows are of its class in float32
+        return ""
     runs = [
         row for row in rows if {**row["options"], **{k: plain(v) for k, v in info.defaults.items()}} == row["options"]
     ]

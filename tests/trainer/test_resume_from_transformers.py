@@ -46,7 +46,7 @@ NOT_KEPT = {"RMS"}
 SHARES = {("adamw_hf", torch.float32): 1e-2, ("adamw_hf", torch.float64): 1e-2}
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
 # Those of theirs that need a package which the tests do without.
-OF_OTHER_PACKAGES = {"ademamix", "lomo", "adalomo", "stable_adamw"}
+OF_OTHER_PACKAGES = {"ademamix", "lomo", "adalomo", "stable_adamw", "grokadamw"}
 
 
 class Loaded(TrainerCallback):
