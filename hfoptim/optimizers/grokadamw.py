@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from hfoptim.engine import (
-    ELEMENT,
     TENSOR,
     Group,
     Name,
@@ -22,38 +21,45 @@ from hfoptim.engine import (
     checks,
     ema,
     hyper,
+    place,
     zeros,
 )
-from hfoptim.optimizers.shared.moments import adam_state, folded, moments_step
+from hfoptim.optimizers.shared.moments import adam_state, folded, normed
 
 
-def _per_step(t: int, group: Group, place: int) -> Scalars:
-    """Later parameters of a group forget faster; the bias correction knows nothing of it."""
+def _per_step(t: int, group: Group) -> Scalars:
     beta1, _ = group["betas"]
     memory = group["alpha_init"] * math.exp(-group["grokking_signal_decay_rate"] * group["grokking_signal"])
     return {
         **folded(t, group),
-        "alpha1": 1.0 - beta1 * (1.0 - group["gamma"]) ** place,
+        "beta1": beta1,
+        "fading": math.log1p(-group["gamma"]),
         "alpha_slow": 1.0 - memory,
         "lamb": group["lamb"],
         "clip": group["gradient_clipping"],
     }
 
 
+# Passes over memory, in tensors of the parameter's size:
+#   the norm: read grad                                                         1
+#   update: read grad, param, e, m, v; write param, e, m, v                     9
 @cache
 def grokadamw(clips: bool) -> Rule:
     """The rule, with or without clipping of each gradient by its norm."""
 
-    def fn(grad: Any, param: Any, grok_ema: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, ...]:
+    def fn(grad: Any, param: Any, at: Any, grok_ema: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, ...]:
         if clips:
             grad = grad * (h.clip / (grad.norm() + 1e-6)).clamp(max=1.0)
         grok_ema = ema(grok_ema, grad, h.alpha_slow)
-        update, exp_avg, exp_avg_sq = moments_step(add_scaled(grad, grok_ema, h.lamb), param, exp_avg, exp_avg_sq, h)
-        return update, grok_ema, exp_avg, exp_avg_sq
+        grad = add_scaled(grad, grok_ema, h.lamb)
+        # 1 - beta1 (1 - gamma)^i without cancellation.
+        exp_avg = exp_avg + (grad - exp_avg) * (h.alpha1 - (at * h.fading).expm1() * h.beta1)
+        exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
+        (update,) = normed(exp_avg, exp_avg_sq, h)
+        return update, None, grok_ema, exp_avg, exp_avg_sq
 
     fn.__name__ = "grokadamw"
-    state = {"grok_ema": zeros, **adam_state(amsgrad=False)}
-    return Rule(fn, TENSOR if clips else ELEMENT, state, _per_step, by_place=True)
+    return Rule(fn, TENSOR, {"place": place, "grok_ema": zeros, **adam_state(amsgrad=False)}, _per_step)
 
 
 def _functions(name: str, value: Any) -> list[Callable[[], float | None]] | None:
@@ -88,11 +94,11 @@ class GrokAdamW(RuleOptimizer):
     Its numbers are the author's. He counts i over the parameters that have a gradient at the step, here over all of the
     group, so that b of one does not depend on another's gradient; a function that fails is skipped there and raises
     here; and his state, on the CPU and outside of `optimizer.state`, is kept like everybody's here. By i the order of
-    parameters matters, and 50 parameters into a group b is 0.995 per cent of beta1: give layers groups of their own, or
-    gamma=0. State: `grok_ema` (e), `exp_avg` (m), `exp_avg_sq` (v).
+    parameters matters, and 50 parameters into a group b is half a per cent of beta1: give layers groups of their own, or
+    gamma=0. State: `place` (i, where the state was made), `grok_ema` (e), `exp_avg` (m), `exp_avg_sq` (v).
 
     Raises:
-        TypeError: a complex parameter, while gradients are clipped.
+        TypeError: a complex parameter.
 
     Source:
         Hartford, https://github.com/cognitivecomputations/grokadamw; the slow average: Lee et al., Grokfast,
@@ -106,7 +112,7 @@ class GrokAdamW(RuleOptimizer):
     weight_decay: float = hyper(1e-2, "decoupled weight decay, per step and unit of lr")
     alpha_init: float = hyper(0.98, "decay rate of the slow average while the signal is 0", most=1.0)
     lamb: float = hyper(2.0, "weight of the slow average")
-    gamma: float = hyper(0.1, "share of the decay rate of m that each place takes", most=1.0)
+    gamma: float = hyper(0.1, "share of the decay rate of m that each place takes", below=1.0)
     grokking_signal_fns: Sequence[Callable[[], float | None]] | None = hyper(
         None, "functions whose mean is the signal of a step", check=_functions, kept=True
     )

@@ -9,7 +9,7 @@ GROKADAMW = Entry(
     hfoptim.GrokAdamW,
     variants={
         "decay": Variant({"weight_decay": 0.1}, complex=False, alone=False, compiled=True, layouts=("matrix", "conv")),
-        "unclipped": Variant({"gradient_clipping": 0.0, "gamma": 0.0, "weight_decay": 0.0}),
+        "unclipped": Variant({"gradient_clipping": 0.0, "gamma": 0.0, "weight_decay": 0.0}, complex=False),
     },
     references=[
         transcription(
