@@ -94,8 +94,8 @@ class GrokAdamW(RuleOptimizer):
     Its numbers are the author's. He counts i over the parameters that have a gradient at the step, here over all of the
     group, so that b of one does not depend on another's gradient; a function that fails is skipped there and raises
     here; and his state, on the CPU and outside of `optimizer.state`, is kept like everybody's here. By i the order of
-    parameters matters, and 50 parameters into a group b is half a per cent of beta1: give layers groups of their own, or
-    gamma=0. State: `place` (i, where the state was made), `grok_ema` (e), `exp_avg` (m), `exp_avg_sq` (v).
+    parameters matters, and 50 parameters into a group b is half a per cent of beta1: give layers groups of their own,
+    or gamma=0. State: `place` (i, where the state was made), `grok_ema` (e), `exp_avg` (m), `exp_avg_sq` (v).
 
     Raises:
         TypeError: a complex parameter.
