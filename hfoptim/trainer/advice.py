@@ -58,11 +58,11 @@ def _say_of_warm_ups(optimizer: RuleOptimizer, schedule: str, warmup: float, giv
     how = f'optim_args="warmup_steps={steps}" or OptimizerCallback(..., warmup_steps={steps})'
     if optimizer.wants_constant_lr and "constant" not in schedule:
         logger.warning(
-            "%s takes the place of a schedule and wants a constant learning rate, which %r is not; use 'constant'. "
-            "A warm-up is then an option of the optimizer, %s; warmup_steps of the TrainingArguments is not read",
+            "%s takes the place of a schedule and wants a constant learning rate, which %r is not; use 'constant'. %s; "
+            "warmup_steps of the TrainingArguments is not read",
             cls,
             schedule,
-            how,
+            "It needs no warm-up" if own is None else f"A warm-up is then an option of the optimizer, {how}",
         )
     if not warmup:
         return

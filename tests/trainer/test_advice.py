@@ -45,6 +45,10 @@ NAME = "adamw_schedule_free"
             {"lr_scheduler_type": "linear", "warmup_steps": 2, "optim_args": "warmup_steps=3"},
             ["constant learning rate", "two warm-ups multiply"],
         ),
+        (
+            {"optim": "radam_schedule_free", "lr_scheduler_type": "linear"},
+            ["which 'linear' is not; use 'constant'. It needs no warm-up; warmup_steps of the TrainingArguments"],
+        ),
         ({"optim": "lion", "lr_scheduler_type": "linear", "warmup_steps": 8}, []),
         (
             {"optim": "lion", "lr_scheduler_type": "constant", "warmup_steps": 8},
