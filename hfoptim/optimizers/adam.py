@@ -95,6 +95,12 @@ class Adam(FullyDecoupling):
     names = (
         Name("adam", "Adam, with the defaults of torch.optim.Adam", options={"betas": (0.9, 0.999), "eps": 1e-8}),
         Name(
+            "amsgrad",
+            "Adam that divides by the largest second moment so far",
+            "https://arxiv.org/abs/1904.09237",
+            {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": True},
+        ),
+        Name(
             "adamw",
             "Adam with decoupled weight decay: torch.optim.AdamW (that of transformers is adamw_hf)",
             "https://arxiv.org/abs/1711.05101",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Adamax(RuleOptimizer):
 
     With g the gradient, p the parameter, t the step:
 
-        g = g + weight_decay p
+        g = g + weight_decay p                                  (decoupled_weight_decay: - lr weight_decay p at the end)
         m = beta1 m + (1 - beta1) g
         u = max(beta2 u, |g| + eps)
         p = p - lr / (1 - beta1^t) m / u
@@ -42,8 +43,14 @@ class Adamax(RuleOptimizer):
 
     rule = adamax
     decay = Decay.COUPLED
-    names = (Name("adamax"),)
+    decoupled_by = "decoupled_weight_decay"
+    names = (
+        Name("adamax"),
+        Name("adamaxw", "Adamax with decoupled weight decay", options={"decoupled_weight_decay": True}),
+    )
     lr: float = hyper(2e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and u")
     eps: float = hyper(1e-8, "added to the gradient's size")
-    weight_decay: float = hyper(0.0, "L2 penalty")
+    weight_decay: float = hyper(0.0, "L2 penalty, or decoupled weight decay, per step and unit of lr")
+    _: KW_ONLY
+    decoupled_weight_decay: bool = hyper(False, "decoupled weight decay", in_peers=False)

@@ -63,7 +63,15 @@ class AliG(RuleOptimizer):
 
     needs_loss = True
     run_state = RunState({"step_size": 0.0}, _advance, totals=("grad_sq",))
-    names = (Name("alig"),)
+    names = (
+        Name("alig"),
+        Name(
+            "polyak_sgd",
+            "Gradient descent with Polyak's step size, 1 at most",
+            "https://arxiv.org/abs/2002.10542",
+            {"lr": 1.0, "eps": 1e-30},
+        ),
+    )
     lr: float = hyper(0.1, "largest step size")
     momentum: float = hyper(0.0, "Nesterov's momentum", below=1.0)
     eps: float = hyper(1e-5, "added to the squared norm")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY
 from typing import Any
 
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, bias_correction, hyper
+from hfoptim.engine import ELEMENT, Decay, Group, Name, Rule, RuleOptimizer, Scalars, hyper
 from hfoptim.optimizers.shared.clipping import CLIPPING_THRESHOLD, clipped_by_rms
 from hfoptim.optimizers.shared.decoupling import DECOUPLE_LR, MAX_LR, FullyDecoupling
-from hfoptim.optimizers.shared.moments import adam_state, corrected, nesterov_moments_step, one_ahead
+from hfoptim.optimizers.shared.moments import adam_state, mixed, nesterov_moments_step, one_ahead
 from hfoptim.optimizers.shared.peer_flags import TIMM_DECAY
 
 # A product of momenta below this is 0 beside 1.
@@ -34,17 +33,11 @@ def _product(t: int, beta1: float, decay: float) -> float:
 
 
 def _scheduled(t: int, group: Group) -> Scalars:
-    """Weights of gradient and momentum as a share and a factor of lr.
-
-    (a g + b m) / (sqrt(v / c2) + eps)  =  (a + b) sqrt(c2) (m + a / (a + b) (g - m)) / (sqrt(v) + eps sqrt(c2))
-    """
-    beta1, beta2 = group["betas"]
-    decay = group["momentum_decay"]
+    """Weights of gradient and momentum by the momenta so far and the next one."""
+    beta1, decay = group["betas"][0], group["momentum_decay"]
     momentum, following = _momentum(t, beta1, decay), _momentum(t + 1, beta1, decay)
     product = _product(t, beta1, decay)
-    of_grad, of_average = (1.0 - momentum) / (1.0 - product), following / (1.0 - product * following)
-    scale = (of_grad + of_average) * math.sqrt(bias_correction(beta2, t))
-    return {**corrected(t, group), "ahead": of_grad / (of_grad + of_average), "lr": float(group["lr"]) * scale}
+    return mixed(t, group, (1.0 - momentum) / (1.0 - product), following / (1.0 - product * following))
 
 
 nadam = Rule(nesterov_moments_step, ELEMENT, adam_state(amsgrad=False), _scheduled)

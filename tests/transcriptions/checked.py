@@ -2,7 +2,7 @@
 
 GrokAdamW and SRMM were run beside their authors' files, from which they differ by rounding; Nero beside
 pytorch_optimizer's from balanced weights (tests/optimizers/test_nero.py). The Emo family's files are written out with
-`use_shadow`, without which pytorch_optimizer's are followed.
+`use_shadow`, without which pytorch_optimizer's are followed. The optimistic methods are optax's transforms.
 """
 
 from __future__ import annotations
@@ -132,3 +132,37 @@ class EmoFact(EmoNavi):
 
     def direction(self, g: Array, s: SimpleNamespace) -> Array:
         return np.asarray(np.sign(g))
+
+
+class OptimisticGradientDescent(Transcription):
+    """optax, scale_by_optimistic_gradient, with decoupled weight decay."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=np.zeros_like(x), v=np.zeros_like(x), previous=None)
+
+    def scaled(self, g: Array, s: SimpleNamespace) -> Array:
+        """What comes before that in the chain."""
+        return g
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        u = self.scaled(g, s)
+        previous = u if s.previous is None else s.previous
+        s.previous = u
+        return x - lr * ((o.alpha + o.beta) * u - o.beta * previous) - lr * o.weight_decay * x
+
+
+class OptimisticAdam(OptimisticGradientDescent):
+    """optax, optimistic_adam_v2: scale_by_adam before it."""
+
+    def scaled(self, g: Array, s: SimpleNamespace) -> Array:
+        o = self.options
+        b1, b2 = o.betas
+        s.m = (1 - b1) * g + b1 * s.m
+        s.v = (1 - b2) * g**2 + b2 * s.v
+        if o.nesterov:
+            mu_hat = b1 * (s.m / (1 - b1 ** (self.t + 1))) + (1 - b1) * (g / (1 - b1**self.t))
+        else:
+            mu_hat = s.m / (1 - b1**self.t)
+        nu_hat = s.v / (1 - b2**self.t)
+        return np.asarray(mu_hat / (np.sqrt(nu_hat) + o.eps))

@@ -39,6 +39,16 @@ def one_ahead(t: int, group: Group) -> Scalars:
     return {**scalars, "ahead": scalars["alpha1"]}
 
 
+def mixed(t: int, group: Group, of_grad: float, of_average: float) -> Scalars:
+    """The second moment corrected; in place of the first, gradient and average with weights of their own.
+
+    (a g + b m) / (sqrt(v / c2) + eps)  =  (a + b) sqrt(c2) (m + a / (a + b) (g - m)) / (sqrt(v) + eps sqrt(c2))
+    """
+    scale = (of_grad + of_average) * math.sqrt(bias_correction(group["betas"][1], t))
+    ahead = of_grad / (of_grad + of_average)
+    return {**corrected(t, group), "ahead": ahead, "lr": float(group["lr"]) * scale}
+
+
 def folded(t: int, group: Group) -> Scalars:
     """The bias correction folded into the step size; eps is added to the plain root (the paper's section 2, end)."""
     lr = float(group["lr"])
