@@ -81,6 +81,8 @@ from hfoptim.optimizers.nadam import NAdam as NAdam
 from hfoptim.optimizers.nadam import NAdamW as NAdamW
 from hfoptim.optimizers.nero import Nero as Nero
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
+from hfoptim.optimizers.optimistic import OptimisticAdam as OptimisticAdam
+from hfoptim.optimizers.optimistic import OptimisticGradientDescent as OptimisticGradientDescent
 from hfoptim.optimizers.padam import Padam as Padam
 from hfoptim.optimizers.pid import PID as PID
 from hfoptim.optimizers.pnm import PNM as PNM
@@ -215,6 +217,8 @@ __all__ = [
     "NAdamW",
     "Nero",
     "NvNovoGrad",
+    "OptimisticAdam",
+    "OptimisticGradientDescent",
     "Padam",
     "Prodigy",
     "QHAdam",
