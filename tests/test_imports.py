@@ -136,19 +136,25 @@ def test_the_walk_sees_modules_and_imports():
     assert "torch" in imported("hfoptim.engine.rule", MODULES["hfoptim.engine.rule"])
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_run_one_way(name):
-    allowed = MAY_IMPORT[part_of(name, MAY_IMPORT)]
-    wrong = {
-        other
-        for other in imported(name, MODULES[name])
-        if other.split(".")[0] in ("hfoptim", "schedules") and not any(within(other, part) for part in allowed)
-    }
-    assert not wrong, f"{name} must not import {sorted(wrong)}"
+@pytest.fixture(scope="module")
+def imports():
+    """What each module imports."""
+    return {name: imported(name, path) for name, path in MODULES.items()}
 
 
-def test_no_imports_go_in_circles():
-    graph = {name: imported(name, path) & MODULES.keys() - {name} for name, path in MODULES.items()}
+def test_imports_run_one_way(imports):
+    wrong = [
+        f"{name} must not import {other}"
+        for name, others in imports.items()
+        for other in sorted(others)
+        if other.split(".")[0] in ("hfoptim", "schedules")
+        and not any(within(other, part) for part in MAY_IMPORT[part_of(name, MAY_IMPORT)])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_imports_go_in_circles(imports):
+    graph = {name: others & MODULES.keys() - {name} for name, others in imports.items()}
     assert sum(map(len, graph.values())) > 2 * len(graph)
     try:
         TopologicalSorter(graph).prepare()
@@ -156,20 +162,26 @@ def test_no_imports_go_in_circles():
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if part_of(name, OUTSIDE)])
-def test_the_lower_floors_know_only_torch(name):
-    allowed = OUTSIDE[part_of(name, OUTSIDE)] | {"hfoptim", "schedules"} | set(sys.stdlib_module_names)
-    wrong = {other.split(".")[0] for other in imported(name, MODULES[name])} - allowed
-    assert not wrong, f"{name} imports {sorted(wrong)}"
+def packages(names):
+    return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MODULES if not name.startswith(("hfoptim.trainer", "hfoptim.compare", "hfoptim.cli"))]
-)
-def test_only_the_trainer_the_comparison_and_the_cli_name_transformers(name):
-    if name == "hfoptim.__main__":
-        return  # the launcher runs scripts with the trainer's names
-    assert "transformers" not in {other.split(".")[0] for other in imported(name, MODULES[name])}
+def test_the_lower_floors_know_only_torch(imports):
+    known = {"hfoptim", "schedules", *sys.stdlib_module_names}
+    low = {name: OUTSIDE[part_of(name, OUTSIDE)] for name in MODULES if part_of(name, OUTSIDE)}
+    assert len(low) > len(MODULES) / 2
+    wrong = {name: more for name, allowed in low.items() if (more := packages(imports[name]) - allowed - known)}
+    assert not wrong
+
+
+# The launcher runs scripts with the trainer's names.
+NAME_TRANSFORMERS = ("hfoptim.trainer", "hfoptim.compare", "hfoptim.cli", "hfoptim.__main__")
+
+
+def test_only_the_trainer_the_comparison_and_the_cli_name_transformers(imports):
+    found = {name for name, others in imports.items() if "transformers" in packages(others)}
+    assert {name for name in found if not name.startswith(NAME_TRANSFORMERS)} == set()
+    assert found
 
 
 @cache
