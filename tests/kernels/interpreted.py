@@ -160,7 +160,11 @@ def of_the_engine():
     return [
         name
         for name, cls in classes.items()
-        if issubclass(cls, EngineOptimizer) and cls.curvature is None and not (cls.needs_loss or cls.sparse_only)
+        if issubclass(cls, EngineOptimizer)
+        and cls.curvature is None
+        and not (cls.needs_loss or cls.sparse_only)
+        # No kernel is generated for the one's matrices; the other has a form of its own.
+        and name not in ("adalite", "flashadamw")
     ]
 
 
