@@ -52,6 +52,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench --requirement benchmarks/peers.txt
 	$(BIN)/python benchmarks/step_time.py --output benchmarks/results/step_time.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/floors.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/scaling.py

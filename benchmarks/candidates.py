@@ -96,6 +96,8 @@ def names() -> tuple[list[str], dict[str, str]]:
             left_out[info.name] = "needs gradients with a graph"
         elif not issubclass(info.opt_class, RuleOptimizer):
             left_out[info.name] = f"is {info.opt_class.__module__}'s own"
+        elif info.opt_class.sparse_only:
+            left_out[info.name] = "takes sparse gradients alone"
         else:
             able.append(info.name)
     return able, left_out
@@ -118,6 +120,13 @@ def options(name: str, **more: Any) -> dict[str, Any]:
     # What it lists about every parameter belongs into no table.
     quiet = {"verbose": False} if "verbose" in known else {}
     return resolve_options(name, {**decay, **quiet, **more})
+
+
+def stepper(optimizer: RuleOptimizer) -> Callable[[], Any]:
+    """What takes a step of one of ours: `step`, told a loss where the step depends on one."""
+    first = optimizer.param_groups[0]["params"][0]
+    told: dict[str, Any] = {"loss": torch.ones((), device=first.device)} if optimizer.needs_loss else {}
+    return lambda: optimizer.step(**told)
 
 
 def scope(optimizer: RuleOptimizer) -> Scope:

@@ -34,6 +34,7 @@ from generated import AROUND, GENERATED, put_in
 
 import hfoptim
 from hfoptim.engine import Scope
+from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.triton.rows import tile_of
 from hfoptim.registry.lookup import option_names
 
@@ -114,33 +115,44 @@ def optimizer_of(case: Case) -> Any:
     return hfoptim.get_optimizer_info(case.name).opt_class(params, **options)
 
 
-def launches_of(case: Case) -> tuple[list[Launch], tuple[float, float] | None]:
-    """The launches of a case's second step, and the bytes per entry that the schedule reads and writes."""
+def launches_of(case: Case) -> tuple[list[Launch], dict[str, Any]]:
+    """The launches of a case's second step, and what its schedule says.
+
+    Returns:
+        The launches; and `scheduled_read` and `scheduled_written`, bytes per entry, `read_again`, those that a pass
+        reads when it walks a row once more, `tile`, the entries of a tile of rows and columns, if there are such.
+    """
     optimizer = optimizer_of(case)
+    step = candidates.stepper(optimizer)
     with put_in(), device_code.recorded() as launches:
-        optimizer.step()
+        step()
         launches.clear()
         with traffic.watched(GENERATED, AROUND) as seen:
-            optimizer.step()
-    return list(launches), traffic.read_and_written(optimizer, seen)
+            step()
+    found = traffic.read_and_written(optimizer, seen)
+    said: dict[str, Any] = {} if found is None else {"scheduled_read": found[0], "scheduled_written": found[1]}
+    for plan, names, row, probe in seen:
+        program, _, _ = native.program_of(plan, names, row, plan.rule.probe.fn if probe else None)
+        if not program.flat:
+            said["tile"] = math.prod(tile_of(*program.loops(row.param.shape)[1:]))
+            again = sum(traffic.walked_again(program, phase) for phase in range(program.phases))
+            said["read_again"] = again * row.grad.element_size()
+    return list(launches), said
 
 
 def judged(case: Case, arch: int) -> dict[str, Any]:
     """What a case's kernels are compiled to, and whether they move what the schedule says."""
     row: dict[str, Any] = {**vars(case), "arch": arch}
     launches, scheduled = launches_of(case)
-    row |= {"launches": [launch.name for launch in launches], "kernels": []}
-    if scheduled is not None:
-        row |= {"scheduled_read": scheduled[0], "scheduled_written": scheduled[1]}
-    shape = torch.Size(SHAPES[case.shape])
-    # A program that takes a tile of rows and columns walks over its rows, so many columns at a time.
-    row["tiled"] = any(launch.name.startswith("lines") for launch in launches)
+    row |= {"launches": [launch.name for launch in launches], "kernels": [], **scheduled}
+    numel = math.prod(SHAPES[case.shape])
     for launch in launches:
         code = _code(launch, arch)
         found: dict[str, Any] = {"kernel": launch.name, **code.needs()}
         # One program for each block; the others add up what these have left.
         if launch.grid > 1 and not launch.name.startswith("lines"):
-            entries = math.prod(tile_of(*shape)) if row["tiled"] else shape.numel() / launch.grid
+            # A program that takes a tile of rows and columns walks over its rows, so many columns at a time.
+            entries = row.get("tile") or numel / launch.grid
             found |= code.moves(entries, case.aligned)
             if arch == INSTRUCTIONS:
                 found["instructions"] = code.instructions(entries, case.aligned)

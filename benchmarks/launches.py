@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ import candidates
 import device_clock
 import measure
 import torch
-from generated import put_in
+import traffic
+from generated import AROUND, GENERATED, put_in
 from kernel_cases import FORMS, options_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import hfoptim
+from hfoptim.engine import Scope
+from hfoptim.engine.codegen import native
+from hfoptim.engine.codegen.trace import Untraceable
 
 # torch's multi-tensor functions take so many tensors in one launch, by how many lists they are given...
 _TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
@@ -85,7 +90,7 @@ def counted(name: str, form: str = "fp32", shapes: measure.Shapes | None = None)
 
     Returns:
         `generated`: launches of generated kernels, by function; `torch`: of torch's operations; `launches`: both;
-        `copies` to the device; `waits` for it.
+        `copies` to the device; `waits` for it; `wanted`: how many launches were, at most.
     """
     dtype, options = FORMS[form][0], options_of(name, form)
     assert options is not None, f"{name} has no form {form}"
@@ -96,13 +101,16 @@ def counted(name: str, form: str = "fp32", shapes: measure.Shapes | None = None)
     optimizer = hfoptim.get_optimizer_info(name).opt_class(list(named.items()), **options)
     for param in named.values():
         param.grad = torch.empty_like(param)
+    step = candidates.stepper(optimizer)
     with put_in():
-        optimizer.step()
-        optimizer.step()
+        step()
+        with traffic.watched(GENERATED, AROUND) as seen:
+            step()
         with device_clock.counted() as ours, Counting() as counting:
-            optimizer.step()
+            step()
     theirs = sum(counting.launches.values())
     return {
+        "wanted": _wanted(optimizer, seen),
         "generated": dict(ours.generated),
         "torch": theirs,
         "launches": sum(ours.generated.values()) + theirs,
@@ -110,6 +118,25 @@ def counted(name: str, form: str = "fp32", shapes: measure.Shapes | None = None)
         "copies": counting.copies,
         "waits": counting.waits,
     }
+
+
+def _wanted(optimizer: Any, seen: Sequence[traffic.Seen]) -> int | None:
+    """How many launches were wanted at most: by whether rules look at rows and columns, at sums, at entries alone.
+
+    None where matrices are multiplied, or no kernel is generated for some parameters.
+    """
+    if candidates.scope(optimizer) is Scope.MATRIX:
+        return None
+    try:
+        programs = [
+            native.program_of(plan, names, row, plan.rule.probe.fn if probe else None)[0]
+            for plan, names, row, probe in seen
+        ]
+    except Untraceable:
+        return None
+    if not all(program.flat for program in programs):
+        return 8
+    return 4 if any(program.phases > 1 for program in programs) else 2
 
 
 def main(output: Path, names: list[str]) -> None:

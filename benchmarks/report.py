@@ -185,6 +185,29 @@ def draw_step_time(result: Result, figure: Any) -> None:
     figure.set_size_inches(13, 1.2 + 0.19 * max((len(axes.patches) for axes in panels), default=1))
 
 
+# -- every optimizer against its own floor ----------------------------------------------------------------------------
+
+
+def floors_tables(result: Result) -> dict[str, str]:
+    """All optimizers of the registry, and those above their limit by name."""
+    columns = ("optimizer", "scope", "bytes per parameter", "ms", "its floor, ms", "of its floor", "of the fastest")
+    timed = [row for row in result["rows"] if "error" not in row]
+    rows = [
+        (
+            *(row["optimizer"], row["scope"], number(row["bytes_moved"], 1), number(row["median_ms"], 1)),
+            *(number(row["floor_ms"], 1), number(row["of_floor"]), number(row["of_floor_fastest"])),
+            *(row["limit"], _KEPT[row["kept"]]),
+        )
+        for row in timed
+    ]
+    above = [f"{row['optimizer']} ({number(row['of_floor'])})" for row in timed if not row["kept"]]
+    left_out = [f"{row['optimizer']} ({row['error']})" for row in result["rows"] if "error" in row]
+    size = f"{timed[0]['numel'] / 1e6:.1f} M float32 parameters in {timed[0]['tensors']} tensors. "
+    summed = f"{len(timed) - len(above)} of {len(timed)} within their limit. Above it: {', '.join(above) or 'none'}. "
+    summed += f"Not timed: {', '.join(left_out) or 'none'}."
+    return {"floors": f"{size}{where(result['about'])}\n\n{summed}\n\n{table((*columns, 'limit', 'kept'), rows)}"}
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -430,7 +453,16 @@ def launches_tables(result: Result) -> dict[str, str]:
         for row in result["rows"]
     ]
     columns = ("optimizer", "before", "launches", "of generated kernels", "of torch's", "copies to the device", "waits")
-    return {"launches": f"{where(result['about'])}\n\n{table(columns, rows)}"}
+    above = [
+        f"{row['optimizer']} ({row['launches']} of {row['wanted']})"
+        for row in result["rows"]
+        if row["wanted"] is not None and row["launches"] > row["wanted"]
+    ]
+    said = (
+        "Wanted were at most 2 launches of rules that look at entries alone, 4 with sums over tensors, 8 with rows and "
+    )
+    said += f"columns. Above that: {', '.join(above) or 'none'}."
+    return {"launches": f"{where(result['about'])}\n\n{said}\n\n{table(columns, rows)}"}
 
 
 def kernels_tables(result: Result) -> dict[str, str]:
@@ -464,6 +496,7 @@ def _passes(walks: list[Result], what: str) -> str:
 
 TABLES: dict[str, Callable[[Result], dict[str, str]]] = {
     "step_time": step_time_tables,
+    "floors": floors_tables,
     "memory": memory_tables,
     "quality": quality_tables,
     "scaling": scaling_tables,

@@ -127,3 +127,9 @@ def _full(program: Program, phase: int) -> tuple[set[int], set[int]]:
         written |= {store.position for store in program.stored(time, "full")}
     assert GRAD not in written
     return read, written
+
+
+def walked_again(program: Program, phase: int) -> int:
+    """How many tensors of the parameter's size a phase reads again, all its walks over a row counted."""
+    walks = [set(program.reads((phase, sub)).values()) for sub in range(program.subs(phase))]
+    return sum(map(len, walks)) - len(set().union(*walks))

@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {benchmarks!r})
-import memory, quality, scaling, step_time
+import floors, memory, quality, scaling, step_time
 
 folder = Path({folder!r})
 small = dict(layers=1, vocab=32, width=64)
@@ -37,6 +37,8 @@ family = ["lion", "lars", "muon"]
 for label, (shapes, limits) in step_time.ADAPTERS.items():
     step_time.ADAPTERS[label] = dict(list(shapes.items())[:4]), limits
 step_time.main(**small, family=family, repeats=2, dtype=["float32"], adapters=0.01, output=folder / "step_time.json")
+floored = ["lion", "lars", "alig", "muon"]
+floors.main(name=floored, tensors=1, rounds=2, budget=1.0, repeats=0, output=folder / "floors.json")
 memory.main(**small, family=["sgd"], runner=["compiled"], peers=False, output=folder / "memory.json")
 first = dict(first=["lion"], first_layers=1, first_vocab=32)
 sizes = dict(size=[1e5, 1e12], tensors=[3], tensors_size=1e4, repeats=1, least_seconds=0.0)
@@ -117,6 +119,21 @@ def test_step_time_sets_limits_by_bytes_and_scope(results):
     assert (muon["scope"], muon["bytes_moved"], muon["limit"], muon["kept"]) == ("MATRIX", None, None, None)
     coded = rows["lion"]["hfoptim lion 8bit"]
     assert (coded["limit"], coded["kept"]) == (None, None)
+
+
+def test_floors_are_bytes_at_the_rate_of_memory(results):
+    rows = {row["optimizer"]: row for row in read(results, "floors")["rows"]}
+    assert {name: row.get("bytes_moved") for name, row in rows.items()} == {
+        **{"lion": 20.0, "lars": 28.0},
+        # The gradient's norm first; it is told a loss.
+        "alig": 16.0,
+        "muon": None,
+    }
+    for row in (rows["lion"], rows["lars"], rows["alig"]):
+        assert row["limit"] == {"ELEMENT": 1.2, "TENSOR": 2.0}[row["scope"]]
+        assert row["kept"] is (row["of_floor"] <= row["limit"])
+        assert 0.0 < row["min_ms"] <= row["median_ms"]
+    assert rows["muon"]["error"] == "multiplies matrices"
 
 
 @pytest.mark.parametrize(
@@ -313,7 +330,8 @@ def test_report_fills_the_document_and_draws(results, module, tmp_path):
     text = document.read_text()
     assert "| lion | ELEMENT | 20.0 |" in text
     assert "| adamw | 8bit state |" in text
-    assert text.count("<!-- begin:") == text.count("<!-- end:") == 13
+    assert "Not timed: muon (multiplies matrices)" in text
+    assert text.count("<!-- begin:") == text.count("<!-- end:") == 14
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {f"performance_{name}.png" for name in ("step_time", "memory", "quality", "scaling")}
     # Made again from the same results, it is the same.
@@ -399,7 +417,7 @@ def test_bitwise_steps_two_checkouts_in_processes_of_their_own(tmp_path):
     assert "7 combinations compared, 7 differ" in other.stdout
 
 
-@pytest.mark.parametrize("name", ["step_time", "memory", "quality", "scaling", "report"])
+@pytest.mark.parametrize("name", ["step_time", "floors", "memory", "quality", "scaling", "report"])
 def test_programs_explain_themselves(module, name):
     import typer
     from typer.testing import CliRunner
