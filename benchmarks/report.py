@@ -469,7 +469,7 @@ def kernels_tables(result: Result) -> dict[str, str]:
     """What kernels are compiled to: for each optimizer and form, its passes over memory in order."""
     found = []
     for row in result["rows"]:
-        walks = [kernel for kernel in row["kernels"] if "instructions" in kernel]
+        walks = [kernel for kernel in row.get("kernels", ()) if "instructions" in kernel]
         if row["shape"] == "matrix" and walks:
             found.append((row, walks))
     both = {(row["name"], row["form"], row["aligned"]): walks for row, walks in found}
