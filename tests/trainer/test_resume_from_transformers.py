@@ -49,6 +49,8 @@ NOT_KEPT = {"RMS"}
 SHARES = {
     ("adamw_hf", torch.float32): 1e-2,
     ("adamw_hf", torch.float64): 1e-2,
+    ("radam_schedule_free", torch.float32): 1e-3,
+    ("sgd_schedule_free", torch.float32): 1e-3,
     ("radam_schedule_free", torch.float64): 1e-11,
     ("sgd_schedule_free", torch.float64): 1e-12,
 }
