@@ -6,7 +6,17 @@ package. Each class names the algorithm it was written from.
 """
 
 from .base import Array, Transcription
-from .checked import SRMM, EmoFact, EmoLynx, EmoNavi, GrokAdamW, Nero, OptimisticAdam, OptimisticGradientDescent
+from .checked import (
+    SRMM,
+    EmoFact,
+    EmoLynx,
+    EmoNavi,
+    GrokAdamW,
+    Nero,
+    NorMuon,
+    OptimisticAdam,
+    OptimisticGradientDescent,
+)
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
@@ -39,6 +49,7 @@ __all__ = [
     "Momo",
     "MomoAdam",
     "Nero",
+    "NorMuon",
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "Padam",

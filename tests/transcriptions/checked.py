@@ -2,7 +2,8 @@
 
 GrokAdamW and SRMM were run beside their authors' files, from which they differ by rounding; Nero beside
 pytorch_optimizer's from balanced weights (tests/optimizers/test_nero.py). The Emo family's files are written out with
-`use_shadow`, without which pytorch_optimizer's are followed. The optimistic methods are optax's transforms.
+`use_shadow`, without which pytorch_optimizer's are followed. The optimistic methods are optax's transforms. NorMuon was
+run beside its authors' file, with the eps of the norm where torch.optim.Muon has it: 9e-11.
 """
 
 from __future__ import annotations
@@ -166,3 +167,28 @@ class OptimisticAdam(OptimisticGradientDescent):
             mu_hat = s.m / (1 - b1**self.t)
         nu_hat = s.v / (1 - b2**self.t)
         return np.asarray(mu_hat / (np.sqrt(nu_hat) + o.eps))
+
+
+class NorMuon(Transcription):
+    """Li et al., arXiv 2510.05491, algorithm 1 ("match_rms_adamw"), and zichongli5/NorMuon, normuon.py (else)."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=np.zeros_like(x), v=np.zeros(len(x)))
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        rows, columns = x.shape
+        s.m = o.momentum * s.m + (1 - o.momentum) * g
+        y = (1 - o.momentum) * g + o.momentum * s.m
+        y = y / np.linalg.norm(y)
+        y = y if rows <= columns else y.T
+        for _ in range(5):
+            square = y @ y.T
+            y = 3.4445 * y + (-4.7750 * square + 2.0315 * square @ square) @ y
+        y = y if rows <= columns else y.T
+        s.v = o.betas[1] * s.v + (1 - o.betas[1]) * np.mean(y**2, axis=1)
+        even = y / (np.sqrt(s.v) + 1e-10)[:, None]
+        size = np.linalg.norm(y) * math.sqrt(max(1, rows / columns))
+        if o.adjust_lr_fn == "match_rms_adamw":
+            size = 0.2 * math.sqrt(rows * columns)
+        return x - lr * o.weight_decay * x - lr * size * even / np.linalg.norm(even)

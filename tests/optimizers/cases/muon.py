@@ -4,13 +4,13 @@ import functools
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import peers
 import torch
 from torch import Tensor
 
 import hfoptim
 from cases.entry import Entry, Options, Reference, Variant, grid
+from cases.transcribed import Peer
 
 
 class InFloat64:
@@ -82,53 +82,23 @@ def _timm(who: str, params: dict[str, Tensor], options: Options) -> Any:
     return timm_in_float64(peers.load(who)(groups, **options))
 
 
-class NorMuonInNumpy:
-    """algorithm 1 of arXiv 2510.05491 and zichongli5/NorMuon, normuon.py, beside torch.optim.AdamW for the rest."""
+class NorMuonAndAdamW:
+    """The transcription for matrices and torch.optim.AdamW for everything else, as one optimizer."""
 
-    def __init__(self, params: dict[str, Tensor], options: Options) -> None:
-        self.matrices = {name: param for name, param in params.items() if name in MATRICES}
-        rest = [param for name, param in params.items() if name not in MATRICES]
-        self.options = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "beta2": 0.95, "as_paper": False, **options}
-        self.beside = torch.optim.AdamW(
-            rest,
-            lr=self.options["lr"],
-            betas=(0.9, self.options["beta2"]),
-            eps=1e-7,
-            weight_decay=self.options["weight_decay"],
-        )
-        self.param_groups = [self.options, *self.beside.param_groups]
-        self.state: dict[str, Any] = {}
+    def __init__(self, who: str, params: dict[str, Tensor], options: Options) -> None:
+        options = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "betas": (0.9, 0.95), **options}
+        shared = {name: options[name] for name in ("lr", "weight_decay")}
+        matrices = {name: param for name, param in params.items() if name in MATRICES}
+        vectors = [param for name, param in params.items() if name not in MATRICES]
+        self.parts: list[Any] = [
+            Peer(peers.load(who), matrices, {"adjust_lr_fn": "original", **options}),
+            torch.optim.AdamW(vectors, betas=options["betas"], eps=1e-7, **shared),
+        ]
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self) -> None:
-        self.beside.step()
-        o = self.options
-        for name, param in self.matrices.items():
-            assert param.grad is not None
-            p, g = param.detach().numpy(), param.grad.numpy()
-            m, v = self.state.get(name, (np.zeros_like(p), np.zeros(p.shape[0])))
-            m = o["momentum"] * m + (1 - o["momentum"]) * g
-            x = (1 - o["momentum"]) * g + o["momentum"] * m
-            wide = x.shape[0] <= x.shape[1]
-            x = x if wide else x.T
-            x = x / np.linalg.norm(x)
-            for _ in range(5):
-                a = x @ x.T
-                x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-            x = x if wide else x.T
-            v = o["beta2"] * v + (1 - o["beta2"]) * (x**2).mean(axis=1)
-            even = x / (np.sqrt(v) + 1e-10)[:, None]
-            rows, columns = p.shape
-            size = 0.2 * np.sqrt(rows * columns) if o["as_paper"] else max(1, rows / columns) ** 0.5 * np.linalg.norm(x)
-            update = even * size / np.linalg.norm(even)
-            param.detach().copy_(torch.from_numpy(p - o["lr"] * o["weight_decay"] * p - o["lr"] * update))
-            self.state[name] = m, v
-
-
-def _normuon(who: str, params: dict[str, Tensor], options: Options) -> Any:
-    paper = options.pop("adjust_lr_fn", "original") == "match_rms_adamw"
-    del options["algo"]
-    beta2 = options.pop("betas", (0.9, 0.95))[1]
-    return NorMuonInNumpy(params, {**options, "beta2": beta2, "as_paper": paper})
+        for part in self.parts:
+            part.step()
 
 
 MATRICES = ("matrix", "wide", "narrow", "transposed", "gaps", "expanded", "conv", "channels_last", "mixed", "conv_wide")
@@ -209,10 +179,10 @@ MUON = Entry(
             layouts=(*MATRICES, *_REST),
         ),
         Reference(
-            "cases.muon.NorMuonInNumpy",
+            "transcriptions.NorMuon",
             grid(lr=[1e-2], algo=["normuon"], adjust_lr_fn=["original", "match_rms_adamw"], betas=[(0.9, 0.95)])
             + grid(lr=[1e-2], algo=["normuon"], betas=[(0.9, 0.5)], momentum=[0.5], weight_decay=[0.25]),
-            make=_normuon,
+            make=NorMuonAndAdamW,
             layouts=(*_FLAT, *_REST),
             tolerance=1e-9,
         ),
