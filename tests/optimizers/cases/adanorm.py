@@ -31,6 +31,7 @@ ADANORM = Entry(
             + grid(lr=[1e-2], eps=[1e-30], r=[0.5], amsgrad=[True], maximize=[True]),
             _po,
             make=without_root_eps,
+            tolerance=1e-9,
         ),
     ],
     numbers={"lr": -1e-3, "r": 1.0, "eps": -1e-8, "weight_decay": -0.1},
