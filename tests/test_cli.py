@@ -227,7 +227,9 @@ def test_resume_with_the_options_repeated_or_left_out(tiny: list[str], tmp_path:
 def begin(folder: Path, *args: str) -> Any:
     """A comparison in a process of its own, which says what it says in `said.txt`."""
     script = folder / "compare.py"
-    script.write_text("from hfoptim.cli import main\nmain()\n")
+    # A shell lets what runs in the background ignore Ctrl-C, the tests among it.
+    interrupts = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script.write_text(f"{interrupts}from hfoptim.cli import main\nmain()\n")
     return start(script, "compare", *args, output=folder / "said.txt")
 
 
@@ -289,7 +291,9 @@ def test_ctrl_c_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
     wait_for(process, folder, f"checkpoints/*/checkpoint-*/{runs.MARKER}")
     os.kill(process.pid, signal.SIGINT)
     process.join(120)
-    assert process.exitcode == 130
+    code = process.exitcode
+    process.kill()
+    assert code == 130
     said = (tmp_path / "said.txt").read_text()
     assert said.splitlines()[-1] == f"stopped; go on with: hfoptim compare --resume --output-dir {folder}"
     assert read(folder)["runs"] == []
