@@ -19,7 +19,7 @@ from hfoptim.registry.info import OptimInfo
 from hfoptim.registry.lookup import get_optimizer_class, get_optimizer_info, list_optimizers
 from hfoptim.training.accumulator import GradientAccumulator
 from hfoptim.training.gradient_release import prepare_for_gradient_release, remove_gradient_release
-from hfoptim.wrappers import EMA, SAM, CombinedOptimizer, Lookahead
+from hfoptim.wrappers import EMA, SAM, CombinedOptimizer, Lookahead, Magma
 
 if TYPE_CHECKING:
     from hfoptim.optimizers import *  # noqa: F403
@@ -43,6 +43,7 @@ __all__ = [
     "EvaluationWeights",
     "GradientAccumulator",
     "Lookahead",
+    "Magma",
     "Name",
     "OptimInfo",
     "OptimizerCallback",

@@ -14,7 +14,7 @@ from hfoptim import optimizers
 from hfoptim.engine import Name, checks
 from hfoptim.engine.discovery import NEEDS, paper_of, summary_of
 from hfoptim.registry.info import OptimInfo, WrapperInfo
-from hfoptim.wrappers import EMA, SAM, Lookahead
+from hfoptim.wrappers import EMA, SAM, Lookahead, Magma
 
 # Where other distributions declare their optimizers: `my_name = "my_package.my_module:MyClass"`.
 ENTRY_POINTS = "hfoptim.optimizers"
@@ -32,6 +32,12 @@ WRAPPERS = (
         Lookahead,
         "weights that follow slowly, and pull back every 6 steps",
         "https://arxiv.org/abs/1907.08610",
+    ),
+    WrapperInfo(
+        "magma",
+        Magma,
+        "updates left out at random, the others shortened where gradient and momentum disagree",
+        "https://arxiv.org/abs/2602.15322",
     ),
     WrapperInfo(
         "sam",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hfoptim.engine import storage
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import choice, flag, integer, number
 from hfoptim.engine.distributed.dtensor import local
@@ -34,10 +35,11 @@ class EMA(Wrapper):
     optimizers chosen by hfoptim's names before it saves, too. The switch is exact: p is kept aside, also in a
     state_dict. Batch norm's statistics are those of training; a few forward passes with x refresh them.
 
-    The average is kept in float32 for parameters of fewer bits, in which steps as small as its own would be lost. It
-    is made after the step `start`, then after each `every`-th one; before it is there, `eval()` leaves the parameters
-    as they are. The options lie in the parameter groups as `ema_decay` and so on, and may differ between them or
-    change; a group's steps are counted there in `ema_step`.
+    The average is kept in float32 for parameters of fewer bits, in which steps as small as its own would be lost; it is
+    that of the weights with what their rounding has left over. It is made after the step `start`, then after each
+    `every`-th one; before it is there, `eval()` leaves the parameters as they are. The options lie in the parameter
+    groups as `ema_decay` and so on, and may differ between them or change; a group's steps are counted there in
+    `ema_step`.
 
     By name: `ema_adamw`, with the options `ema_decay`, `ema_average`, `ema_warmup`, `ema_gamma`, `ema_every` and
     `ema_start`.
@@ -145,9 +147,11 @@ class EMA(Wrapper):
         for param in group["params"]:
             if param in averages:
                 olds.append(local(averages[param]))
-                news.append(local(param.detach()).to(olds[-1].dtype))
+                news.append(storage.exact_weight(local(param.detach()), self.residual_of(param)))
             elif param.requires_grad:
-                averages[param] = param.detach().to(_dtype(param), copy=True)
+                averages[param] = param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True)
+                exact = storage.exact_weight(local(param.detach()), self.residual_of(param))
+                local(averages[param]).copy_(exact)
         if olds:
             torch._foreach_lerp_(olds, news, weight)
 
@@ -184,7 +188,3 @@ def _weight(group: Mapping[str, Any], n: int) -> float:
         return 1.0 - (min(decay, n / (9.0 + n)) if group["ema_warmup"] else decay)
     gamma = 0.0 if kind == "uniform" else float(group["ema_gamma"])
     return (gamma + 1.0) / (gamma + n)
-
-
-def _dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from hfoptim.engine import checks, clone, unmasked, unwrap
+from hfoptim.engine import checks, clone, storage, unmasked, unwrap
 from hfoptim.engine.ambient import lasting, leave_undisturbed
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
@@ -135,6 +135,11 @@ class Wrapper(Optimizer):
         for group in self.param_groups:
             for name, value in self.own.items():
                 group.setdefault(name, value)
+
+    def residual_of(self, param: Tensor) -> dict[str, Tensor]:
+        """What the inner optimizer keeps of a parameter's rounding, as `storage.exact_weight` takes it."""
+        state = self.state.get(param, {})
+        return {name: dtensor.local(state[name]) for name in storage.RESIDUALS if name in state}
 
     def only_made_state(self, counter: str) -> bool:
         """Whether the inner optimizer has not counted its first step, which was there to create state.

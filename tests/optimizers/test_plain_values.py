@@ -37,6 +37,7 @@ MORE = {
     "dampening": 0.1,
     "eta": 0.5,
     "growth_rate": math.inf,
+    "init_eta": 1e-2,
     "init_lr": 1e-3,
     "max_decay": 0.9,
     "max_lr": 0.02,

@@ -35,6 +35,7 @@ from hfoptim.engine.storage.rows import (
     encode_state,
     kahan,
 )
+from hfoptim.engine.storage.weights import exact_weight, write_weight
 
 __all__ = [
     "COMPRESS_FROM",
@@ -51,6 +52,7 @@ __all__ = [
     "encode_param",
     "encode_state",
     "exact_dtype",
+    "exact_weight",
     "fit_residual",
     "fits",
     "full",
@@ -70,4 +72,5 @@ __all__ = [
     "state_seed",
     "stochastic_bfloat16",
     "storages",
+    "write_weight",
 ]

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local
+from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local, storage
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.rule import add_scaled
-from hfoptim.engine.storage.rounding import join_float32
 
 
 def warmed_up(k: int, group: Mapping[str, Any]) -> float:
@@ -101,7 +100,7 @@ class Averaging(RuleOptimizer):
         """Put the averaged weights, x, into the parameters; nothing if they are there."""
         for param, state, group in self._switching(to_train=False):
             state["y"] = param.detach().clone()
-            y, z = _exact(param, state), local(state["z"])
+            y, z = self._exact(param), local(state["z"])
             local(param.detach()).copy_(y + (z - y) * (1.0 - 1.0 / self._share(group)))
 
     @leave_undisturbed
@@ -112,7 +111,7 @@ class Averaging(RuleOptimizer):
             if "y" in state:
                 param.copy_(state.pop("y"))
             else:  # a checkpoint of schedulefree, which keeps x only
-                x, z = _exact(param, state), local(state["z"])
+                x, z = self._exact(param), local(state["z"])
                 local(param.detach()).copy_(x + (z - x) * (1.0 - self._share(group)))
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
@@ -128,11 +127,7 @@ class Averaging(RuleOptimizer):
                 found += [(p, self.state[p], group) for p in group["params"] if self.state.get(p)]
         return found
 
-
-def _exact(param: Tensor, state: dict[str, Any]) -> Tensor:
-    """The parameter with what rounding took from it, in the dtype of the state."""
-    weight = local(param.detach())
-    if "remainder" in state:
-        return join_float32(weight, local(state["remainder"]))
-    weight = weight.to(state["z"].dtype)
-    return weight + local(state["kahan_comp"]) if "kahan_comp" in state else weight
+    def _exact(self, param: Tensor) -> Tensor:
+        """The parameter with what rounding took from it, in the dtype of the state."""
+        state = {name: local(value) for name, value in self.state[param].items() if name in storage.RESIDUALS}
+        return storage.exact_weight(local(param.detach()), state).to(self.state[param]["z"].dtype)
