@@ -179,4 +179,4 @@ class Magma(Wrapper):
 
 def _is_kept(group: dict[str, Any], ordinal: int) -> bool:
     drawn = random.Random(f"{group['magma_seed']} {group['magma_step']} {ordinal}").random()
-    return drawn < group["magma_keep"]
+    return drawn < float(group["magma_keep"])

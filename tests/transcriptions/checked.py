@@ -188,7 +188,7 @@ class NorMuon(Transcription):
         y = y if rows <= columns else y.T
         s.v = o.betas[1] * s.v + (1 - o.betas[1]) * np.mean(y**2, axis=1)
         even = y / (np.sqrt(s.v) + 1e-10)[:, None]
-        size = np.linalg.norm(y) * math.sqrt(max(1, rows / columns))
+        size = float(np.linalg.norm(y)) * math.sqrt(max(1, rows / columns))
         if o.adjust_lr_fn == "match_rms_adamw":
             size = 0.2 * math.sqrt(rows * columns)
         return x - lr * o.weight_decay * x - lr * size * even / np.linalg.norm(even)

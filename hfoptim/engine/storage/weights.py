@@ -27,13 +27,12 @@ def exact_weight(param: Tensor, state: Mapping[str, Any]) -> Tensor:
 
 def write_weight(param: Tensor, state: Mapping[str, Any], weight: Tensor) -> None:
     """Put a weight into a parameter, and what rounding takes from it into its residual, if it has one."""
-    residual = next((state[name] for name in ("remainder", "kahan_comp") if name in state), None)
-    if residual is None:
-        param.copy_(weight)
-        return
-    if residual is state.get("remainder"):
-        number, rest = split_float32(weight, residual.dtype)
-    else:
+    if "remainder" in state:
+        number, rest = split_float32(weight, state["remainder"].dtype)
+        state["remainder"].copy_(rest)
+    elif "kahan_comp" in state:
         number, rest = kahan(weight, torch.zeros((), device=param.device), param.dtype)
+        state["kahan_comp"].copy_(rest)
+    else:
+        number = weight
     param.copy_(number)
-    residual.copy_(rest)
