@@ -75,6 +75,7 @@ class EMA(Wrapper):
     }
     counters = {"ema_step": 0, "train_mode": True}
     keeps = {AVERAGE: False, TRAINED: True}
+    expects = AVERAGE, lambda group: group.get("ema_step", 0) > group.get("ema_start", 0)
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class EMA(Wrapper):
                 olds.append(local(averages[param]))
                 news.append(storage.exact_weight(local(param.detach()), self.residual_of(param)))
             elif param.requires_grad:
-                averages[param] = param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True)
+                averages[param] = param.detach().to(_dtype(param), copy=True)
                 exact = storage.exact_weight(local(param.detach()), self.residual_of(param))
                 local(averages[param]).copy_(exact)
         if olds:
@@ -172,6 +173,10 @@ class EMA(Wrapper):
             if param in self.kept[TRAINED]:
                 param.copy_(self.kept[TRAINED].pop(param))
 
+    def _taken(self, name: str, param: Tensor, value: Tensor) -> Tensor:
+        taken = super()._taken(name, param, value)
+        return taken.to(_dtype(param)) if name == AVERAGE else taken
+
     def _switching(self, to_train: bool) -> list[Tensor]:
         """The parameters of the groups whose mode changes, which is then changed."""
         self.complete_groups()
@@ -188,3 +193,8 @@ def _weight(group: Mapping[str, Any], n: int) -> float:
         return 1.0 - (min(decay, n / (9.0 + n)) if group["ema_warmup"] else decay)
     gamma = 0.0 if kind == "uniform" else float(group["ema_gamma"])
     return (gamma + 1.0) / (gamma + n)
+
+
+def _dtype(param: Tensor) -> torch.dtype:
+    """What the average of a parameter is kept in."""
+    return torch.promote_types(param.dtype, torch.float32)

@@ -61,6 +61,7 @@ class Magma(Wrapper):
     by_name = {"magma_keep": 0.5, "magma_tau": 2.0, "magma_decay": 0.9, "magma_beta": 0.9, "magma_seed": 0}
     counters = {"magma_step": 0}
     keeps = {ALIGNMENT: False, MOMENTUM: False}
+    expects = ALIGNMENT, lambda group: group.get("magma_step", 0) > 0
 
     def __init__(
         self,

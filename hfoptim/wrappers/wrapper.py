@@ -40,6 +40,8 @@ class Wrapper(Optimizer):
     counters: ClassVar[Mapping[str, Any]] = {}
     # What is kept for each parameter, by its name in the state_dict; whether it is a copy of it, of the same dtype.
     keeps: ClassVar[Mapping[str, bool]] = {}
+    # One of these, and of which groups in a state_dict it must be there.
+    expects: ClassVar[tuple[str, Callable[[Mapping[str, Any]], bool]] | None] = None
 
     # Not under the name `optimizer`: there Lightning's wrapper, whose class imitates this one, has this one.
     _inner: Optimizer
@@ -203,6 +205,13 @@ class Wrapper(Optimizer):
                 state[key] = {name: value for name, value in entry.items() if name not in found}
                 if not state[key]:  # a parameter that the inner optimizer has not stepped yet
                     del state[key]
+        for group in groups:
+            if self.expects and self.expects[1](group) and not kept[self.expects[0]]:
+                raise ValueError(
+                    f"the state_dict has steps of {type(self).__name__} in its groups and no {self.expects[0]!r} for "
+                    f"any parameter. torch leaves out what optimizers around optimizers keep where it flattens a "
+                    f"state_dict; save it with flatten_optimizer_state_dict=False"
+                )
         self._inner.load_state_dict({**state_dict, "state": state, "param_groups": groups})
         self.kept = kept
         self.complete_groups()

@@ -197,7 +197,7 @@ def _row(name: str) -> Row:
     return Row(name, info.opt_class, *needs, info.defaults, info.sparse_only)
 
 
-WRAPPED = ("ema_lion", "lookahead_adamw", "sam_sgd")
+WRAPPED = ("ema_lion", "lookahead_adamw", "magma_adamw", "sam_sgd")
 CONTROLS = ("AdamW", "SGD", "Adagrad", "LBFGS")
 ROWS = [_row(name) for name in (*hfoptim.list_optimizers(), *WRAPPED)] + [
     Row(f"torch.{name}", getattr(torch.optim, name), name == "LBFGS") for name in CONTROLS

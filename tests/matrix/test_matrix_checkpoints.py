@@ -216,6 +216,10 @@ def test_torchs_distributed_state_dict_goes_through(row, flat):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own calls
         saved = through_disk(get_optimizer_state_dict(model, optimizer, options=options))
+        if flat and getattr(row.cls, "expects", None):  # torch goes by the inner optimizer's state alone
+            with pytest.raises(ValueError, match="flatten_optimizer_state_dict=False"):
+                set_optimizer_state_dict(other, again, saved, options=options)
+            return
         set_optimizer_state_dict(other, again, saved, options=options)
     assert_same(values(others), start)
     optimizer.zero_grad()

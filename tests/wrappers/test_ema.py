@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import peers
 import pytest
 import torch
 from harness import assert_moved, assert_same, feed, flattened, parameters, through_disk, values
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hfoptim
@@ -192,6 +198,26 @@ def test_goes_on_to_the_bit_from_a_checkpoint_of_either_mode(evaluating):
     run(theirs, other, range(6, 12))
     assert torch.equal(evaluated(ours, mine), evaluated(theirs, other))
     assert_same(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_torchs_distributed_state_dict_takes_the_average_along_or_says_that_it_does_not(flat):
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    mine, other = parameters(NAMES), parameters(NAMES)
+    model, again = holder(mine), holder(other)
+    ours, theirs = (EMA(hfoptim.AdamW(list(params.items()), lr=1e-2), decay=0.5) for params in (mine, other))
+    run(ours, mine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own calls
+        saved = through_disk(get_optimizer_state_dict(model, ours, options=options))
+        if flat:  # torch goes by the inner state alone
+            with pytest.raises(ValueError, match="flatten_optimizer_state_dict=False"):
+                set_optimizer_state_dict(again, theirs, saved, options=options)
+            return
+        set_optimizer_state_dict(again, theirs, saved, options=options)
+    theirs.eval()
+    ours.eval()
+    assert_same(values(other), values(mine))
 
 
 @pytest.mark.parametrize("name", ["ema_adamw", "ema_lion"])
