@@ -57,6 +57,8 @@ class Lookahead(Wrapper):
     by_name = {"lookahead_k": 6, "lookahead_alpha": 0.5, "lookahead_pullback_momentum": "none"}
     counters = {"lookahead_step": 0}
     keeps = {SLOW: True, SLOW_MOMENTUM: False}
+    # timm's state_dicts, which have no such option, have no slow weights before the first synchronisation.
+    expects = SLOW, lambda group: group.get("lookahead_step", 0) > 0 and "lookahead_pullback_momentum" in group
 
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, pullback_momentum: str = "none") -> None:
         own = {"lookahead_k": k, "lookahead_alpha": alpha, "lookahead_pullback_momentum": pullback_momentum}
