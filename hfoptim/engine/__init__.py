@@ -30,6 +30,7 @@ from hfoptim.engine.rule import (
     rule,
     scalar,
     zeros,
+    zeros_over,
     zeros_without,
 )
 from hfoptim.engine.run_state import RunState
@@ -73,5 +74,6 @@ __all__ = [
     "unwrap",
     "unwrap_all",
     "zeros",
+    "zeros_over",
     "zeros_without",
 ]

@@ -107,6 +107,18 @@ def in_bfloat16(state: State) -> State:
     return replace(state, narrow=True)
 
 
+@cache
+def zeros_over(dim: int, signed: bool = False) -> State:
+    """State of the shape that the rule sees, with dimension `dim` of size 1, zero: a sum or a mean over it."""
+
+    def init(param: Tensor, dtype: torch.dtype) -> Tensor:
+        shape = list(param.shape)
+        shape[dim] = 1
+        return torch.zeros(shape, dtype=dtype, device=param.device)
+
+    return State(init, signed=signed, of_shaped=True)
+
+
 def zeros_without(dim: int) -> State:
     """State of the parameter's shape without dimension `dim`, zero: one factor of a factored moment."""
 

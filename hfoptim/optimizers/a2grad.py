@@ -24,6 +24,7 @@ from hfoptim.engine import (
     nonnegative,
     zeros,
 )
+from hfoptim.optimizers.shared.distance import LR_FACTOR
 
 
 def _per_step(t: int, group: Group) -> Scalars:
@@ -104,7 +105,7 @@ class A2Grad(RuleOptimizer):
         Name("a2grad_inc", "A2Grad that forgets old variances slowly", options={"variant": "inc"}),
         Name("a2grad_exp", "A2Grad that forgets old variances fast", options={"variant": "exp"}),
     )
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     beta: float = hyper(10.0, "weight of the variance")
     lips: float = hyper(10.0, "Lipschitz constant of the gradient", above=0.0, excluded="would divide by 0 at first")
     rho: float = hyper(0.5, 'decay rate of w in variant "exp"', most=1.0)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from hfoptim.engine import (
     TENSOR,
@@ -15,15 +13,16 @@ from hfoptim.engine import (
     Name,
     Rule,
     Scalars,
-    State,
     bias_correction,
     ema,
     hyper,
     nonnegative,
     scalar,
     zeros,
+    zeros_over,
 )
 from hfoptim.optimizers.shared.decay_options import FIXED_DECAY, Decoupling, decoupling, fixed_decay
+from hfoptim.optimizers.shared.matrices import as_matrix
 
 
 def _per_step(t: int, group: Group) -> Scalars:
@@ -64,10 +63,6 @@ def adalite_whole(trusts: bool) -> Rule:
     return Rule(fn, TENSOR, {"m_avg": zeros, "v_avg": nonnegative}, _per_step)
 
 
-def _as_matrix(shape: Size) -> tuple[int, int]:
-    return shape[0], math.prod(shape[1:])
-
-
 def _factored(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
     """The rule of matrices, whose moments are products of a column and a row."""
     rows, columns, left, right, size, h = args
@@ -86,24 +81,14 @@ def _factored(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
 _factored.__name__ = "adalite"
 
 
-def _factor(dim: int, signed: bool) -> State:
-    """Zeros of the shape that sums over a dimension have."""
-
-    def init(param: Tensor, dtype: torch.dtype) -> Tensor:
-        shape = [1 if i == dim else size for i, size in enumerate(param.shape)]
-        return torch.zeros(shape, dtype=dtype, device=param.device)
-
-    return State(init, signed=signed, of_shaped=True)
-
-
 _FACTORS = {
-    "v_avg_0": _factor(1, signed=False),
-    "v_avg_1": _factor(0, signed=False),
-    "m_avg_c": _factor(1, signed=True),
-    "m_avg_r": _factor(0, signed=True),
+    "v_avg_0": zeros_over(1),
+    "v_avg_1": zeros_over(0),
+    "m_avg_c": zeros_over(1, signed=True),
+    "m_avg_r": zeros_over(0, signed=True),
     "m_avg_u": scalar,
 }
-adalite_factored = Rule(_factored, TENSOR, _FACTORS, _per_step, shape=_as_matrix)
+adalite_factored = Rule(_factored, TENSOR, _FACTORS, _per_step, shape=as_matrix)
 
 
 class Adalite(Decoupling):

@@ -9,10 +9,9 @@ from dataclasses import KW_ONLY
 from functools import cache
 from typing import Any, ClassVar
 
-import torch
 from torch import Size, Tensor
 
-from hfoptim.engine import ELEMENT, TENSOR, Name, Rule, State, ema, hyper, nonnegative, rule, scalar, zeros
+from hfoptim.engine import ELEMENT, TENSOR, Name, Rule, ema, hyper, nonnegative, rule, scalar, zeros, zeros_over
 from hfoptim.engine.parameter_names import aligned, bare, difference
 from hfoptim.optimizers.shared.exempt_by_name import ExemptByName
 from hfoptim.optimizers.shared.moments import corrected, moments_step
@@ -42,10 +41,6 @@ def by_tensor(grad: Any, param: Any, m: Any, vmean: Any, h: Any) -> tuple[Any, A
 by_entry = rule(ELEMENT, per_step=corrected, m=zeros, v=nonnegative)(moments_step)
 
 
-def _per_row(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(param.shape[0], 1, dtype=dtype, device=param.device)
-
-
 def _by_row(shape: Callable[[Size], tuple[int, int]]) -> Rule:
     """The rule with one second moment per row of the parameter in another shape."""
 
@@ -53,8 +48,7 @@ def _by_row(shape: Callable[[Size], tuple[int, int]]) -> Rule:
         return _step(grad.square().mean(-1, keepdim=True), grad, m, vmean, h)
 
     fn.__name__ = "by_row"
-    vmean = State(_per_row, signed=False, of_shaped=True)
-    return rule(TENSOR, per_step=corrected, shape=shape, m=zeros, vmean=vmean)(fn)
+    return rule(TENSOR, per_step=corrected, shape=shape, m=zeros, vmean=zeros_over(-1))(fn)
 
 
 # Not a rule per number of rows: all matrices share one, and its kernels.

@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import TENSOR, Decay, Name, Rule, RuleOptimizer, State, ema, hyper, zeros
+from hfoptim.engine import TENSOR, Decay, Name, Rule, RuleOptimizer, ema, hyper, zeros, zeros_over
 from hfoptim.engine.checks import integer
 from hfoptim.optimizers.adam import adamw
 from hfoptim.optimizers.shared.moments import folded, normed
-
-
-def _per_subset(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(param.shape[0], 1, dtype=dtype, device=param.device)
 
 
 # Passes over memory, in tensors of the parameter's size:
@@ -37,7 +33,7 @@ def adamw_sn(subset_size: int) -> Rule:
         return update, exp_avg, exp_avg_sq
 
     fn.__name__ = "adamw_sn"
-    state = {"exp_avg": zeros, "exp_avg_sq": State(_per_subset, signed=False, of_shaped=True)}
+    state = {"exp_avg": zeros, "exp_avg_sq": zeros_over(-1)}
     return Rule(fn, TENSOR, state, folded, shape=shape)
 
 

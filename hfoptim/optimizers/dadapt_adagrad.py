@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, Probe, Rule, clone
-from hfoptim.optimizers.shared.distance import GROWTH_RATE, DAdaptation, estimate, exact_zeros, grown
+from hfoptim.optimizers.shared.distance import GROWTH_RATE, LR_FACTOR, DAdaptation, estimate, exact_zeros, grown
 from hfoptim.optimizers.shared.filled import filled
 
 
@@ -104,7 +104,7 @@ class DAdaptAdaGrad(DAdaptation):
         sksq_weighted=0.0,
         skl1=0.0,
     )
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     momentum: float = hyper(0.0, "share of its place that a parameter keeps in a step", below=1.0)
     weight_decay: float = hyper(0.0, "weight decay, added to the gradient")
     eps: float = hyper(1e-6, "added to the root of v", above=0.0)

@@ -14,6 +14,7 @@ from hfoptim.engine.rule import ELEMENT, Probe, Rule, ema, nonnegative, zeros
 from hfoptim.optimizers.shared.distance import (
     FSDP_IN_USE,
     GROWTH_RATE,
+    LR_FACTOR,
     DAdaptation,
     estimate,
     exact_zeros,
@@ -104,7 +105,7 @@ class DAdaptAdam(DAdaptation):
         ("betas", "use_bias_correction", "growth_rate"),
         numerator_weighted=0.0,
     )
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-8, "added to the root of v", above=0.0)
     weight_decay: float = hyper(0.0, "weight decay, per step and unit of step size")

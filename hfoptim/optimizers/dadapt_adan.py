@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, Probe, Rule, add_scaled, ema, nonnegative, zeros
-from hfoptim.optimizers.shared.distance import GROWTH_RATE, DAdaptation, estimate, exact_zeros, grown
+from hfoptim.optimizers.shared.distance import GROWTH_RATE, LR_FACTOR, DAdaptation, estimate, exact_zeros, grown
 
 
 def _rates(t: int, group: Group, dlr: Any) -> Scalars:
@@ -108,6 +108,9 @@ class DAdaptAdan(DAdaptation):
         facebookresearch/dadaptation; Xie et al., Adan, arXiv 2208.06677.
     """
 
+    # The proximal step decays what the update has left.
+    decay = Decay.DECOUPLED_AFTER
+    decoupled_by = "no_prox"
     counted = True
     names = (Name("dadapt_adan"),)
     rule = Rule(
@@ -124,14 +127,10 @@ class DAdaptAdan(DAdaptation):
         Probe(_sums, _probing),
     )
     run_state = estimate(_advance, ("gradients", "sums", "size"), ("betas", "growth_rate"), gsq_weighted=0.0)
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     betas: tuple[float, float, float] = hyper((0.98, 0.92, 0.99), "decay rates of m, c and n")
     eps: float = hyper(1e-8, "added to the root of n", above=0.0)
     weight_decay: float = hyper(0.02, "decoupled weight decay, per step and unit of step size")
     no_prox: bool = hyper(False, "decay as AdamW does, instead of the proximal step")
     _: KW_ONLY
     growth_rate: float = GROWTH_RATE
-
-    def decay_for(self, group: dict[str, Any]) -> Decay:
-        # The proximal step decays what the update has left.
-        return super().decay_for(group) if group["no_prox"] else Decay.DECOUPLED_AFTER

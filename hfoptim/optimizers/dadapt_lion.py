@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine import Group, Name, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, Probe, Rule, ema, zeros
-from hfoptim.optimizers.shared.distance import FSDP_IN_USE, DAdaptation, estimate, exact_zeros, weighted
+from hfoptim.optimizers.shared.distance import FSDP_IN_USE, LR_FACTOR, DAdaptation, estimate, exact_zeros, weighted
 from hfoptim.optimizers.shared.moments import moment_rates
 
 
@@ -78,7 +78,7 @@ class DAdaptLion(DAdaptation):
     names = (Name("dadapt_lion"),)
     rule = Rule(_dadapt_lion, ELEMENT, {"exp_avg": zeros, "s": exact_zeros}, _per_step, Probe(_sums, _probing))
     run_state = estimate(_advance, ("numerator", "denominator"), ("betas",), numerator_weighted=0.0)
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     betas: tuple[float, float] = hyper((0.9, 0.99), "interpolation weights of the update and of the momentum")
     weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of step size")
     _: KW_ONLY

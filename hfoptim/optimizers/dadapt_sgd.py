@@ -11,15 +11,19 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, Probe, Rule, clone
-from hfoptim.optimizers.shared.distance import FSDP_IN_USE, GROWTH_RATE, DAdaptation, estimate, exact_zeros, grown
-
-
-def _decay(t: int, group: Group) -> Scalars:
-    return {"weight_decay": float(group["weight_decay"])}
+from hfoptim.optimizers.shared.distance import (
+    FSDP_IN_USE,
+    GROWTH_RATE,
+    LR_FACTOR,
+    DAdaptation,
+    estimate,
+    exact_zeros,
+    grown,
+)
 
 
 def _per_step(t: int, group: Group, dlr: Any, **sums: Tensor) -> Scalars:
-    return {**_decay(t, group), "dlr": dlr, "share": 1.0 - group["momentum"], "lr": 1.0}
+    return {"dlr": dlr, "share": 1.0 - group["momentum"], "lr": 1.0}
 
 
 def _decayed(grad: Any, param: Any, h: Any) -> Any:
@@ -83,12 +87,12 @@ class DAdaptSGD(DAdaptation):
 
     decay = Decay.INSIDE
     names = (Name("dadapt_sgd"),)
-    rule = Rule(_dadapt_sgd, ELEMENT, {"s": exact_zeros, "x0": clone}, _per_step, Probe(_sums, _decay))
+    rule = Rule(_dadapt_sgd, ELEMENT, {"s": exact_zeros, "x0": clone}, _per_step, Probe(_sums))
     run_state = estimate(
         _advance, ("first", "gradients", "mixed", "sums"), ("growth_rate",), numerator_weighted=0.0, g0_norm=0.0
     )
     peer_state = {"z": None}
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     momentum: float = hyper(0.0, "share of its place that a parameter keeps in a step", below=1.0)
     weight_decay: float = hyper(0.0, "weight decay, added to the gradient")
     _: KW_ONLY

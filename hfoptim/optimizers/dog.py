@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper
 from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, clone, scalar
+from hfoptim.optimizers.shared.distance import LR_FACTOR
 
 
 def _eta(t: int, group: Group, eta: Any, **sums: Tensor) -> Scalars:
@@ -89,7 +90,7 @@ class DoG(RuleOptimizer):
     )
     lr_is_factor = True
     reps_rel: float = hyper(1e-6, "first distance, as a share of 1 + |p0|", above=0.0)
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     weight_decay: float = hyper(0.0, "weight decay, added to the gradient")
     eps: float = hyper(1e-8, "added to the sum of squared gradients", above=0.0)
     init_eta: float | None = hyper(None, "first step size, in place of that from reps_rel", above=0.0)
@@ -115,7 +116,7 @@ class LDoG(RuleOptimizer):
     rule = Rule(_ldog, TENSOR, {"init_buffer": clone, "rbar": scalar, "G": scalar}, _layerwise)
     lr_is_factor = True
     reps_rel: float = hyper(1e-6, "first distance, as a share of 1 + |p0|", above=0.0)
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     weight_decay: float = hyper(0.0, "weight decay, added to the gradient")
     eps: float = hyper(1e-8, "added to the sum of squared gradients", above=0.0)
     init_eta: float | None = hyper(None, "first step size, in place of that from reps_rel", above=0.0)

@@ -24,7 +24,7 @@ def lars(descent: Rule, trust_clip: bool) -> Rule:
 
     def per_step(t: int, group: Group) -> Scalars:
         lr = float(group["lr"])
-        own = {name: float(group[name]) for name in ("weight_decay", "trust_coeff", "eps")}
+        own = {name: float(group[name]) for name in ("trust_coeff", "eps")}
         return {**descent.per_step(t, group), **own, "inverse_lr": 1.0 / lr if lr else math.inf}
 
     # Passes over memory, in tensors of the parameter's size:

@@ -18,12 +18,12 @@ from hfoptim.engine import (
     Name,
     Rule,
     Scalars,
-    State,
     bias_correction,
     ema,
     hyper,
     nonnegative,
     zeros,
+    zeros_over,
 )
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
@@ -59,13 +59,7 @@ def _mean(x: Any) -> Any:
     return x.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
 
 
-def _row(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(param[..., :1], dtype=dtype)
-
-
-# One number for each row of a matrix.
-_of_rows = State(_row, signed=False, of_shaped=True)
-_SECOND = {"muon": {}, "adamuon": {"exp_avg_sq": nonnegative}, "normuon": {"second_momentum_buffer": _of_rows}}
+_SECOND = {"muon": {}, "adamuon": {"exp_avg_sq": nonnegative}, "normuon": {"second_momentum_buffer": zeros_over(-1)}}
 _RATES = {"muon": _rates, "adamuon": _adaptive_rates, "normuon": _row_rates}
 # What NorMuon adds to roots.
 _TINY = 1e-10

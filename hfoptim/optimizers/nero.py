@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from hfoptim.engine import (
     TENSOR,
@@ -17,29 +17,22 @@ from hfoptim.engine import (
     Rule,
     RuleOptimizer,
     Scalars,
-    State,
     bias_correction,
     ema,
     hyper,
     nonnegative,
     rule,
     scalar,
+    zeros_over,
 )
 from hfoptim.optimizers.shared.decay_options import OWN_DECAY
+from hfoptim.optimizers.shared.matrices import as_matrix
 
 
 def _per_step(t: int, group: Group) -> Scalars:
     beta, scale = group["beta"], group["bias_scale"]
     correction = 1.0 / math.sqrt(bias_correction(beta, t))
     return {"alpha": 1.0 - beta, "correction": correction, "eps": group["eps"], "bias_scale": scale}
-
-
-def _per_neuron(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(param.shape[0], 1, dtype=dtype, device=param.device)
-
-
-def _as_rows(shape: Size) -> tuple[int, int]:
-    return shape[0], math.prod(shape[1:])
 
 
 # Passes over memory, in tensors of the parameter's size:
@@ -62,8 +55,7 @@ def nero(constraints: bool) -> Rule:
         return param - new / new.norm(2, -1, True).clamp(min=h.eps), h.lr, exp_avg_sq
 
     fn.__name__ = "nero"
-    state = State(_per_neuron, signed=False, of_shaped=True)
-    return Rule(fn, TENSOR, {"exp_avg_sq": state}, _per_step, returns_step_size=True, shape=_as_rows)
+    return Rule(fn, TENSOR, {"exp_avg_sq": zeros_over(-1)}, _per_step, returns_step_size=True, shape=as_matrix)
 
 
 @rule(TENSOR, per_step=_per_step, exp_avg_sq=nonnegative, scale=scalar)

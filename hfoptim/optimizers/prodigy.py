@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper, is_dtensor
 from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, State, clone, ema, nonnegative, zeros
-from hfoptim.optimizers.shared.distance import D0, FSDP_IN_USE, GROWTH_RATE, exact_zeros, rate
+from hfoptim.optimizers.shared.distance import D0, FSDP_IN_USE, GROWTH_RATE, LR_FACTOR, exact_zeros, rate
 from hfoptim.optimizers.shared.moments import moment_rates
 
 
@@ -154,7 +154,7 @@ class Prodigy(RuleOptimizer):
     absent_from_peers = frozenset({"d_hat", "d_denom"})
     one_lr = True
     lr_is_factor = True
-    lr: float = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
+    lr: float = LR_FACTOR
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     beta3: float | None = hyper(None, "decay rate of r and s; None is sqrt(beta2)", below=1.0)
     eps: float = hyper(1e-8, "added to the root of v in units of d", above=0.0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import TENSOR, Group, Name, Rule, RuleOptimizer, Scalars, State, ema, hyper, nonnegative
+from hfoptim.engine import TENSOR, Group, Name, Rule, RuleOptimizer, Scalars, ema, hyper, nonnegative, zeros_over
 from hfoptim.engine.checks import entries, number
 from hfoptim.engine.rule import rms
 
@@ -23,17 +23,6 @@ def _per_step(least: float, t: int, group: Group) -> Scalars:
         "eps_scale": eps2,
         "inverse_clip": 1.0 / group["d"],
     }
-
-
-def _mean_over(dim: int) -> State:
-    """A mean over dimension `dim`, which stays, with size 1."""
-
-    def init(param: Tensor, dtype: torch.dtype) -> Tensor:
-        shape = list(param.shape)
-        shape[dim] = 1
-        return torch.zeros(shape, dtype=dtype, device=param.device)
-
-    return State(init, signed=False)
 
 
 @cache
@@ -55,7 +44,7 @@ def torch_adafactor(matrix: bool, least: float) -> Rule:
         return update * size, *state
 
     fn.__name__ = "torch_adafactor"
-    state = {"row_var": _mean_over(-1), "col_var": _mean_over(-2)} if matrix else {"variance": nonnegative}
+    state = {"row_var": zeros_over(-1), "col_var": zeros_over(-2)} if matrix else {"variance": nonnegative}
     return Rule(fn, TENSOR, state, partial(_per_step, least))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hfoptim.engine import RuleOptimizer, unwrap_all
+from hfoptim.engine import RuleOptimizer, modes, unwrap_all
 from hfoptim.trainer import private
 from hfoptim.wrappers import CombinedOptimizer, Wrapper
 
@@ -65,9 +65,8 @@ def two_modes(optimizer: Any) -> Any | None:
     while optimizer is not None:
         if isinstance(optimizer, CombinedOptimizer) and not any(map(two_modes, optimizer.optimizers)):
             return None
-        methods = (getattr(optimizer, name, None) for name in ("train", "eval"))
         # Accelerate's wrapper always has both.
-        if not isinstance(optimizer, private.AcceleratedOptimizer) and all(map(callable, methods)):
+        if not isinstance(optimizer, private.AcceleratedOptimizer) and modes.has_two(optimizer):
             return optimizer
         optimizer = getattr(optimizer, "optimizer", None)
     return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hfoptim.engine import storage
+from hfoptim.engine import modes, storage
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import choice, flag, integer, number
 from hfoptim.engine.distributed.dtensor import local
@@ -94,7 +94,7 @@ class EMA(Wrapper):
     def check_inner(self, optimizer: Optimizer) -> None:
         inner: Any = optimizer
         while inner is not None:
-            if all(callable(getattr(inner, name, None)) for name in ("train", "eval")):
+            if modes.has_two(inner):
                 raise ValueError(
                     f"{type(inner).__name__} has an evaluation mode and weights for it of its own, which EMA would "
                     f"average once more"
@@ -125,11 +125,7 @@ class EMA(Wrapper):
             RuntimeError: the parameters hold the average.
         """
         self.complete_groups()
-        if not all(group["train_mode"] for group in self.param_groups):
-            raise RuntimeError(
-                "EMA is in evaluation mode, in which the parameters are not where training goes on; call "
-                "optimizer.train() before the forward pass"
-            )
+        modes.check_training("EMA", self.param_groups)
         loss = self._inner.step(closure)
         if not self.only_made_state("ema_step"):
             for group in self.param_groups:
@@ -146,12 +142,14 @@ class EMA(Wrapper):
         news: list[Tensor] = []
         olds: list[Tensor] = []
         for param in group["params"]:
+            if param not in averages and not param.requires_grad:
+                continue
+            exact = storage.exact_weight(local(param.detach()), self.residual_of(param))
             if param in averages:
                 olds.append(local(averages[param]))
-                news.append(storage.exact_weight(local(param.detach()), self.residual_of(param)))
-            elif param.requires_grad:
-                averages[param] = param.detach().to(_dtype(param), copy=True)
-                exact = storage.exact_weight(local(param.detach()), self.residual_of(param))
+                news.append(exact)
+            else:
+                averages[param] = torch.empty_like(param.detach(), dtype=storage.exact_dtype(param.dtype))
                 local(averages[param]).copy_(exact)
         if olds:
             torch._foreach_lerp_(olds, news, weight)
@@ -175,15 +173,12 @@ class EMA(Wrapper):
 
     def _taken(self, name: str, param: Tensor, value: Tensor) -> Tensor:
         taken = super()._taken(name, param, value)
-        return taken.to(_dtype(param)) if name == AVERAGE else taken
+        return taken.to(storage.exact_dtype(param.dtype)) if name == AVERAGE else taken
 
     def _switching(self, to_train: bool) -> list[Tensor]:
         """The parameters of the groups whose mode changes, which is then changed."""
         self.complete_groups()
-        groups = [group for group in self.param_groups if group["train_mode"] is not to_train]
-        for group in groups:
-            group["train_mode"] = to_train
-        return [param for group in groups for param in group["params"]]
+        return [param for group in modes.switched(self.param_groups, to_train) for param in group["params"]]
 
 
 def _weight(group: Mapping[str, Any], n: int) -> float:
@@ -193,8 +188,3 @@ def _weight(group: Mapping[str, Any], n: int) -> float:
         return 1.0 - (min(decay, n / (9.0 + n)) if group["ema_warmup"] else decay)
     gamma = 0.0 if kind == "uniform" else float(group["ema_gamma"])
     return (gamma + 1.0) / (gamma + n)
-
-
-def _dtype(param: Tensor) -> torch.dtype:
-    """What the average of a parameter is kept in."""
-    return torch.promote_types(param.dtype, torch.float32)

@@ -145,7 +145,8 @@ class Magma(Wrapper):
         """The cosine of the angle between momentum and gradient of each, over all ranks, in float32."""
         sums: dict[Groups, dict[str, Tensor]] = {}
         for index, (group, param, _) in enumerate(moved):
-            grad = local(aligned(param.grad.detach(), param)) if param.grad is not None else local(param)
+            assert param.grad is not None
+            grad = local(aligned(param.grad.detach(), param))
             momentum, grad = self._momentum(group, param, grad).float(), grad.float()
             parts = {"both": momentum * grad, "momentum": momentum.square(), "gradient": grad.square()}
             found = sums.setdefault(groups_of(param), {})
@@ -164,7 +165,7 @@ class Magma(Wrapper):
             if isinstance(state.get(name), Tensor) and state[name].is_floating_point():
                 return local(state[name])
         if param not in self.kept[MOMENTUM]:
-            dtype = torch.promote_types(param.dtype, torch.float32)
+            dtype = storage.exact_dtype(param.dtype)
             self.kept[MOMENTUM][param] = torch.zeros_like(param, dtype=dtype).detach()
         momentum = local(self.kept[MOMENTUM][param])
         return momentum.lerp_(grad.to(momentum.dtype), 1.0 - group["magma_beta"])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfoptim.engine.storage.formats import exact_dtype
 from hfoptim.engine.storage.rounding import join_float32, split_float32
 from hfoptim.engine.storage.rows import kahan
 
@@ -21,7 +22,7 @@ def exact_weight(param: Tensor, state: Mapping[str, Any]) -> Tensor:
     """
     if "remainder" in state:
         return join_float32(param, state["remainder"])
-    weight = param.to(torch.promote_types(param.dtype, torch.float32))
+    weight = param.to(exact_dtype(param.dtype))
     return weight + state["kahan_comp"] if "kahan_comp" in state else weight
 
 

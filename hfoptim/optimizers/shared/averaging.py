@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local, storage
+from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local, modes, storage
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.rule import add_scaled
 
@@ -50,7 +50,6 @@ def average_rates(group: Group, weight: float, beta: float) -> Scalars:
         "lr": lr,
         "share": share,
         "step_of_y": lr * (1.0 - beta * (1.0 - share)),
-        "weight_decay": float(group["weight_decay"]),
     }
 
 
@@ -88,11 +87,7 @@ class Averaging(RuleOptimizer):
         return float(share[0] if isinstance(share, tuple) else share)
 
     def check_ready(self) -> None:
-        if not all(group["train_mode"] for group in self.param_groups):
-            raise RuntimeError(
-                f"{type(self).__name__} is in evaluation mode, in which the parameters are not where training goes on; "
-                f"call optimizer.train() before the forward pass"
-            )
+        modes.check_training(type(self).__name__, self.param_groups)
 
     @leave_undisturbed
     @torch.no_grad()
@@ -120,12 +115,8 @@ class Averaging(RuleOptimizer):
 
     def _switching(self, to_train: bool) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
         """(parameter, state, group) of all that change when the mode does, and the mode changed."""
-        found = []
-        for group in self.param_groups:
-            if group["train_mode"] is not to_train:
-                group["train_mode"] = to_train
-                found += [(p, self.state[p], group) for p in group["params"] if self.state.get(p)]
-        return found
+        changing = modes.switched(self.param_groups, to_train)
+        return [(p, self.state[p], group) for group in changing for p in group["params"] if self.state.get(p)]
 
     def _exact(self, param: Tensor) -> Tensor:
         """The parameter with what rounding took from it, in the dtype of the state."""

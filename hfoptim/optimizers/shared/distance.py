@@ -24,6 +24,7 @@ def _growth(name: str, value: Any) -> float:
     return math.inf if plain(value) == math.inf else number(name, value, 1.0)
 
 
+LR_FACTOR: Any = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")
 D0: Any = hyper(1e-6, "first d", above=0.0)
 GROWTH_RATE: Any = hyper(math.inf, "largest factor that d grows by in a step, at least 1", check=_growth)
 FSDP_IN_USE: Any = hyper(

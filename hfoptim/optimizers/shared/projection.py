@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from hfoptim.engine import TENSOR, Group, Rule, RuleOptimizer, Scalars, cautious
+from hfoptim.optimizers.shared.matrices import as_matrix
 
 
 class _View(NamedTuple):
@@ -49,10 +49,6 @@ class _View(NamedTuple):
 _ROWS, _WHOLE = _View(1), _View(None)
 
 
-def _as_rows(shape: Size) -> tuple[int, ...]:
-    return shape[0], math.prod(shape[1:])
-
-
 @cache
 def projecting(inner: Rule, masked: bool) -> Rule:
     """The rule whose update is projected: a row for each output, or all as one vector, where these are scale-invariant.
@@ -84,7 +80,7 @@ def projecting(inner: Rule, masked: bool) -> Rule:
         return (update * h.lr, share, *state)
 
     fn.__name__ = inner.name
-    return Rule(fn, TENSOR, inner.state, per_step, returns_step_size=True, shape=_as_rows)
+    return Rule(fn, TENSOR, inner.state, per_step, returns_step_size=True, shape=as_matrix)
 
 
 @cache

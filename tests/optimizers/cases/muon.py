@@ -36,23 +36,30 @@ def timm_in_float64(optimizer: Any) -> InFloat64:
     return InFloat64(optimizer, mock.patch.object(module, "zeropower_via_newtonschulz", iterate))
 
 
-class TorchMuonAndAdamW:
-    """torch.optim.Muon for matrices and torch.optim.AdamW for everything else, as one optimizer."""
+class Together:
+    """Several optimizers as one."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+
+class TorchMuonAndAdamW(Together):
+    """torch.optim.Muon for matrices and torch.optim.AdamW for everything else."""
 
     def __init__(self, params: dict[str, Tensor], options: Options) -> None:
         shared: Options = {name: options[name] for name in ("lr", "weight_decay", "eps") if name in options}
         rest: Options = {name: options.pop(name) for name in ("betas",) if name in options}
         matrices = [param for name, param in params.items() if name in MATRICES]
         vectors = [param for name, param in params.items() if name not in MATRICES]
-        self.parts: list[Any] = [
+        super().__init__(
             torch_in_float64(torch.optim.Muon(matrices, **options)),
             torch.optim.AdamW(vectors, **{"eps": 1e-7, "betas": (0.9, 0.95), "weight_decay": 0.1, **shared, **rest}),
-        ]
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-    def step(self) -> None:
-        for part in self.parts:
-            part.step()
+        )
 
 
 def _torch(who: str, params: dict[str, Tensor], options: Options) -> Any:
@@ -82,23 +89,18 @@ def _timm(who: str, params: dict[str, Tensor], options: Options) -> Any:
     return timm_in_float64(peers.load(who)(groups, **options))
 
 
-class NorMuonAndAdamW:
-    """The transcription for matrices and torch.optim.AdamW for everything else, as one optimizer."""
+class NorMuonAndAdamW(Together):
+    """The transcription for matrices and torch.optim.AdamW for everything else."""
 
     def __init__(self, who: str, params: dict[str, Tensor], options: Options) -> None:
         options = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "betas": (0.9, 0.95), **options}
         shared = {name: options[name] for name in ("lr", "weight_decay")}
         matrices = {name: param for name, param in params.items() if name in MATRICES}
         vectors = [param for name, param in params.items() if name not in MATRICES]
-        self.parts: list[Any] = [
+        super().__init__(
             Peer(peers.load(who), matrices, {"adjust_lr_fn": "original", **options}),
             torch.optim.AdamW(vectors, betas=options["betas"], eps=1e-7, **shared),
-        ]
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-    def step(self) -> None:
-        for part in self.parts:
-            part.step()
+        )
 
 
 MATRICES = ("matrix", "wide", "narrow", "transposed", "gaps", "expanded", "conv", "channels_last", "mixed", "conv_wide")
