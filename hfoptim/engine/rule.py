@@ -38,7 +38,7 @@ class Scope(enum.Enum):
 
     ELEMENT = "its own entry only: tensors may be flattened, cut and sharded freely"
     TENSOR = "reductions over its tensor"
-    MATRIX = "the whole matrix, which is its last two dimensions: those before them are a batch"
+    MATRIX = "the whole matrix, which is its last two dimensions (or `Rule.dims`): those before them are a batch"
 
 
 ELEMENT, TENSOR, MATRIX = Scope.ELEMENT, Scope.TENSOR, Scope.MATRIX
@@ -198,6 +198,7 @@ class Rule:
             (`RuleOptimizer.report`). For rules of scope `TENSOR`.
         sparse: whether it also steps parameters with a sparse gradient: those entries alone that the gradient has. The
             others, and their state, stay as they are. For rules of scope `ELEMENT`.
+        dims: how many of the last dimensions a rule of scope `MATRIX` looks at; those before them are a batch.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -209,6 +210,7 @@ class Rule:
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None
     report: Function | None = None
     sparse: bool = False
+    dims: int = 2
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:

@@ -17,6 +17,7 @@ from .checked import (
     OptimisticAdam,
     OptimisticGradientDescent,
 )
+from .factors import SOAP
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
@@ -25,6 +26,7 @@ from .together import SWATS, Momo, MomoAdam
 
 __all__ = [
     "BCOS",
+    "SOAP",
     "SRMM",
     "SWATS",
     "TAM",

@@ -58,9 +58,9 @@ def takes(plan: Plan, row: TensorSlots) -> bool:
     if plan.ordered and not in_rows(row.tensors):
         return True
     if plan.scope is Scope.MATRIX and not plan.reduces:
-        # Such rules work on the last two dimensions: a stack may be divided between matrices.
+        # Such rules work on the last dimensions: a stack may be divided between matrices.
         shape, shaped = row.param.shape, plan.rule.shape
-        return max(divided) >= -2 or (shaped is not None and tuple(shaped(shape)) != shape)
+        return max(divided) >= -plan.rule.dims or (shaped is not None and tuple(shaped(shape)) != shape)
     return plan.scope is not Scope.ELEMENT
 
 
