@@ -105,6 +105,7 @@ from hfoptim.optimizers.sgdw import SGDW as SGDW
 from hfoptim.optimizers.signsgd import SignSGD as SignSGD
 from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
 from hfoptim.optimizers.sm3 import SM3 as SM3
+from hfoptim.optimizers.soap import SOAP as SOAP
 from hfoptim.optimizers.sophia import SophiaG as SophiaG
 from hfoptim.optimizers.sophia import SophiaH as SophiaH
 from hfoptim.optimizers.spam import SPAM as SPAM
@@ -136,6 +137,7 @@ __all__ = [
     "SGDP",
     "SGDW",
     "SM3",
+    "SOAP",
     "SPAM",
     "SRMM",
     "SWATS",
