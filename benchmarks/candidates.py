@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 import hfoptim
 from hfoptim.engine import RuleOptimizer, Scope
-from hfoptim.param_groups.selection import is_hidden_matrix
+from hfoptim.param_groups.selection import why_not_hidden
 from hfoptim.registry.lookup import option_names, resolve_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -266,7 +266,7 @@ def _hidden(p: Parameters) -> list[dict[str, Any]]:
     """A group with the matrices inside the network and one with everything else."""
     groups: dict[bool, list[Any]] = {True: [], False: []}
     for name, param in p.named.items():
-        groups[is_hidden_matrix(name, param.shape)].append(param)
+        groups[why_not_hidden(name, param.shape) is None].append(param)
     return [{"params": params, "use_muon": hidden} for hidden, params in groups.items()]
 
 

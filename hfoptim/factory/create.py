@@ -150,7 +150,7 @@ def create_optimizer_v2(
         params = decay_groups(model, weight_decay, (), filter_bias_and_bn)
     else:
         params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    if info.hidden_matrices:
+    if info.hidden_matrices and options.get("use_muon") is None:
         grouped = all(isinstance(entry, dict) for entry in params)
         params = split_hidden_matrices(model, params if grouped else [{"params": params}], fallback)
     return create(params, **options)

@@ -14,6 +14,7 @@ from hfoptim.engine.checks import number, strings
 from hfoptim.engine.parameter_names import bare, bare_names_of, matched, unwrapped
 from hfoptim.param_groups.group_matcher import GroupMatcher
 from hfoptim.param_groups.layers import layer_places
+from hfoptim.param_groups.logical_matrices import Division, divisions
 
 ParamGroups = list[dict[str, Any]]
 
@@ -221,14 +222,19 @@ def layer_decay_groups(
     return list(groups.values())
 
 
-# Names of matrices that do not lie inside a network: embeddings and tables of positions, heads, norms, biases, and the
-# logarithms of Mamba's decay rates. In the words that models of transformers, timm and torchvision use.
-_AT_THE_ENDS = re.compile(
-    r"embed|(^|[._])emb([._]|$)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$|(^|[._])pos([._]|$)|position"
-    r"|(^|\.)(?!multi)\w*heads?(\.|$)|(^|\.)score\.|classifier|logits|qa_outputs|(^|\.)cls\.|^(model\.)?fc\.weight$"
-    r"|norm|(^|[._])ln([._]|\d)|(^|\.)bn\d*\.|bias|(^|\.)a_log$",
-    re.IGNORECASE,
-)
+# What matrices that do not lie inside a network are, by the words in which models of transformers, timm and torchvision
+# name them.
+_AT_THE_ENDS = {
+    "embedding or table of positions": r"embed|(^|[._])emb([._]|$)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$"
+    r"|(^|[._])pos([._]|$)|position",
+    "head": r"(^|\.)(?!multi)\w*heads?(\.|$)|(^|\.)score\.|classifier|logits|qa_outputs|(^|\.)cls\."
+    r"|^(model\.)?fc\.weight$",
+    "norm": r"norm|(^|[._])ln([._]|\d)|(^|\.)bn\d*\.",
+    "bias": r"bias",
+    "logarithm of decay rates": r"(^|\.)a_log$",  # Mamba's
+    "factor of an adapter": r"(^|\.)lora_(A|B|embedding_[AB])([._]|$)",
+}
+_AT_AN_END = [(reason, re.compile(pattern, re.IGNORECASE)) for reason, pattern in _AT_THE_ENDS.items()]
 
 # Modules whose parameters are tables or scales, whatever their shape.
 _NOT_MATRICES = (
@@ -240,87 +246,115 @@ _NOT_MATRICES = (
 )
 
 
-def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is a matrix inside a network, by its name and shape alone.
+def why_not_hidden(name: str, shape: Sequence[int]) -> str | None:
+    """Why a parameter is no matrix inside a network, by its name and shape alone; None for one that is.
 
-    Not one are: vectors, embeddings, position tables, the language model's and other heads, norms, biases, and what has
-    a side of 1 once it is flattened to rows, as depthwise convolutions have.
+    Not one are: vectors, embeddings, position tables, the language model's and other heads, norms, biases, what has
+    a side of 1 once it is flattened to rows, as depthwise convolutions have, and LoRA's factors, of which the product
+    is the matrix.
 
     Args:
         name: its name in the model, such as "transformer.h.0.mlp.c_fc.weight".
         shape: its shape. What lies behind the first dimension counts as one.
     """
-    if len(shape) < 2 or shape[1] == 1 or min(shape[0], math.prod(shape[1:])) < 2:
-        return False
-    return _AT_THE_ENDS.search(bare(name)) is None
+    if len(shape) < 2:
+        return "vector"
+    if shape[1] == 1 or min(shape[0], math.prod(shape[1:])) < 2:
+        return "a side of 1"
+    short = bare(name)
+    return next((f"{reason}, by its name" for reason, pattern in _AT_AN_END if pattern.search(short)), None)
 
 
-def split_hidden_matrices(
-    model: nn.Module, groups: Iterable[dict[str, Any]], fallback: Collection[int] = ()
-) -> ParamGroups:
-    """Divide parameter groups into those of the matrices inside a model and those of everything else.
+def reasons_against(model: nn.Module) -> dict[str, str]:
+    """Why parameters of a model are no matrices inside it, by name; those that are ones are left out.
 
-    Beside names and shapes (`is_hidden_matrix`) the model says more: which modules are embeddings and norms, which
-    matrix makes its logits, and which parameters are tied, that is found at two places.
-
-    Args:
-        model: the model.
-        groups: parameter groups with named parameters of it. One that has `use_muon` stays as it is.
-        fallback (default ()): the ids of parameters that shall count as everything else.
-
-    Returns:
-        The groups in their order, each as one with `use_muon=True` and one with `use_muon=False`; empty ones are left
-        out. Stacks of matrices, such as the experts of a layer, have a group of their own with `stacked=True`.
+    Beside names and shapes (`why_not_hidden`) the model says more: which modules are embeddings and norms, which matrix
+    makes its logits, and which parameters are tied, that is found at two places.
     """
-    other, kernels = _tied(model).union(fallback), set()
+    found = dict.fromkeys(_tied(model), "tied: found at several places of the model")
     for module in model.modules():
-        own = {id(param) for param in module.parameters(recurse=False)}
         if isinstance(module, _NOT_MATRICES):
-            other |= own
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            kernels |= own
+            found.update({id(param): f"of {type(module).__name__}" for param in module.parameters(recurse=False)})
     # Of the model and of models inside of it: a loss around a model, a list of models.
     for module in model.modules():
         output = getattr(module, "get_output_embeddings", None)
         head = output() if callable(output) else None
         if isinstance(head, nn.Module):
-            other |= {id(param) for param in head.parameters()}
+            found.update(dict.fromkeys(map(id, head.parameters()), "makes the logits"))
+    by_name = {
+        name: why_not_hidden(name, param.shape) or found.get(id(param)) for name, param in model.named_parameters()
+    }
+    return {name: reason for name, reason in by_name.items() if reason is not None}
+
+
+def split_hidden_matrices(
+    model: nn.Module, groups: Iterable[dict[str, Any]], fallback: Collection[int] = (), per_head: bool = False
+) -> ParamGroups:
+    """Divide parameter groups into those of the matrices inside a model and those of everything else.
+
+    Which is which, `reasons_against` says.
+
+    Args:
+        model: the model.
+        groups: parameter groups with named parameters of it. One that has `use_muon` stays as it is.
+        fallback (default ()): the ids of parameters that shall count as everything else.
+        per_head (False): see `param_groups_muon`.
+
+    Returns:
+        The groups in their order, each as one with `use_muon=True` and one with `use_muon=False`; empty ones are left
+        out. Stacks of matrices, such as the experts of a layer, have a group of their own with `stacked=True`, and
+        parameters that are several matrices, as `logical_matrices.divisions` knows them, with `split` and `split_dim`.
+    """
+    against, divided_as = reasons_against(model), divisions(model, per_head)
+    kernels = {
+        id(param)
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+        for param in module.parameters(recurse=False)
+    }
     divided: ParamGroups = []
     for group in groups:
         if group.get("use_muon") is not None:
             divided.append(group)
             continue
-        parts: dict[tuple[bool, bool], list[Any]] = {(True, False): [], (True, True): [], (False, False): []}
+        parts: dict[tuple[bool, bool, Division | None], list[Any]] = {}
         for name, param in group["params"]:
-            hidden = id(param) not in other and is_hidden_matrix(name, param.shape)
+            hidden = id(param) not in fallback and name not in against
             # Experts are fewer than each has rows; XLNet's (width, heads, size of a head) is one matrix.
             stacked = param.ndim == 3 and id(param) not in kernels and param.shape[0] <= min(param.shape[1:])
-            parts[hidden, hidden and stacked].append((name, param))
-        for (hidden, stacked), chosen in parts.items():
-            if chosen:
-                part = {**group, "params": chosen, "use_muon": hidden}
-                divided.append({**part, "stacked": True} if stacked else part)
+            division = divided_as.get(id(param)) if hidden and group.get("split") is None else None
+            parts.setdefault((hidden, hidden and stacked, division), []).append((name, param))
+        # Matrices first, undivided ones before others, everything else last.
+        for hidden, stacked, division in sorted(parts, key=lambda key: (not key[0], key[1], key[2] or ())):
+            part = {**group, "params": parts[hidden, stacked, division], "use_muon": hidden}
+            part |= {"stacked": True} if stacked else {}
+            divided.append(part if division is None else {**part, "split": division.sizes, "split_dim": division.dim})
     return divided
 
 
 def param_groups_muon(
-    model: nn.Module, weight_decay: float = 0.1, no_weight_decay_list: Iterable[str] = ()
+    model: nn.Module, weight_decay: float = 0.1, no_weight_decay_list: Iterable[str] = (), per_head: bool = False
 ) -> ParamGroups:
     """Groups for `Muon`: the matrices inside a model with `use_muon=True`, everything else with `use_muon=False`.
 
-    Embeddings, heads, norms, biases and other vectors, tied weights and depthwise convolutions are everything else.
+    Embeddings, heads, norms, biases and other vectors, tied weights, depthwise convolutions and LoRA's factors are
+    everything else. Projections of transformers' models that make several things at once (queries, keys and values, a
+    gate and what it lets through) are divided, see `hfoptim.param_groups.logical_matrices`.
 
     Args:
         model: its trainable parameters are grouped, each once.
         weight_decay (default 0.1): of matrices and higher, in either kind of group; not of biases, norms and other
             vectors.
         no_weight_decay_list (()): names or wildcard patterns of further parameters without decay.
+        per_head (False): every head of queries, keys and values is a matrix of its own, in the model families that
+            `logical_matrices` knows.
 
     Returns:
-        Parameter groups with named parameters and the key `use_muon`; empty ones are left out.
+        Parameter groups with named parameters and the key `use_muon`, with `stacked`, `split` and `split_dim` where the
+        matrices in a parameter are several; empty ones are left out.
 
     Raises:
         ValueError: weight_decay out of range.
     """
     decayed_first = decay_groups(model, weight_decay, no_weight_decay_list)[::-1]
-    return split_hidden_matrices(model, decayed_first)
+    return split_hidden_matrices(model, decayed_first, per_head=per_head)

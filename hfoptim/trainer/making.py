@@ -50,7 +50,9 @@ def class_and_kwargs(
         kwargs["weight_decay"] = resolved.weight_decay
     if named is None:
         return cls, kwargs
-    hidden = registry.get_optimizer_info(resolved.choice.name).hidden_matrices
+    info = registry.get_optimizer_info(resolved.choice.name)
+    # Where one says for all parameters which they are, the model is not asked.
+    hidden = info.hidden_matrices and kwargs.get("use_muon") is None
     decayed = set(private.decay_parameter_names(named, trainer))
     places = Places(named, decayed, hidden, trainer)
     if model is not None and has_decay:

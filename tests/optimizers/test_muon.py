@@ -484,11 +484,11 @@ def follow_parts(optimizer, whole, cut, separate, options):
         ("blocks.0.attn.qkv.weight", (15, 5), {}, (5, 5, 5), 0),
         ("layers.0.attn.Wqkv.weight", (15, 5), {}, (5, 5, 5), 0),
         ("layers.0.self_attn.in_proj_weight", (15, 5), {}, (5, 5, 5), 0),
-        ("layers.0.attn.qkv.weight", (15, 5), {"qkv_split": 1}, (15,), 0),
+        ("layers.0.attn.qkv.weight", (15, 5), {"split": 1}, (15,), 0),
         ("layers.0.attn.qkv.weight", (11, 5), {}, (11,), 0),  # heads of keys that are fewer: not equal parts
-        ("layers.0.attn.qkv.weight", (11, 5), {"qkv_split": (5, 3, 3)}, (5, 3, 3), 0),
-        ("layers.0.fused", (5, 11), {"qkv_split": [5, 3, 3]}, (5, 3, 3), 1),
-        ("layers.0.gate_up", (5, 12), {"qkv_split": 2}, (6, 6), 1),
+        ("layers.0.attn.qkv.weight", (11, 5), {"split": (5, 3, 3)}, (5, 3, 3), 0),
+        ("layers.0.fused", (5, 11), {"split": [5, 3, 3]}, (5, 3, 3), 1),
+        ("layers.0.gate_up", (5, 12), {"split": 2}, (6, 6), 1),
         ("layers.0.mlp.fc.weight", (15, 5), {}, (15,), 0),
         ("attention.query_key_value.weight", (15, 5), {}, (15,), 0),  # GPT-NeoX's goes head by head
     ],
@@ -506,8 +506,8 @@ def test_fused_queries_keys_and_values_are_orthogonalised_apart(name, shape, giv
 
 @pytest.mark.parametrize("given", [2, 4, (5, 5), (16, -1), [5, 5, 6]], ids=str)
 def test_a_division_that_does_not_fit_is_refused(given):
-    with pytest.raises(ValueError, match="qkv_split="):
-        hfoptim.Muon([("blocks.0.w", nn.Parameter(torch.ones(15, 5)))], qkv_split=given)
+    with pytest.raises(ValueError, match="split="):
+        hfoptim.Muon([("blocks.0.w", nn.Parameter(torch.ones(15, 5)))], split=given)
 
 
 @pytest.mark.parametrize("options", [{}, {"algo": "adamuon", "adjust_lr_fn": "match_rms_adamw"}], ids=str)
@@ -629,10 +629,10 @@ def test_newton_schulz_computes_in_the_dtype_asked_for(monkeypatch):
         ("ns_coefficients", (1.0, float("nan"), 2.0)),
         ("ns_coefficients", None),
         ("ns_coefficients", 3.0),
-        ("qkv_split", 0),
-        ("qkv_split", 1.5),
-        ("qkv_split", "three"),
-        ("qkv_split", True),
+        ("split", 0),
+        ("split", 1.5),
+        ("split", "three"),
+        ("split", True),
         ("use_muon", "True"),
         ("stacked", 1),
     ],

@@ -44,7 +44,7 @@ MORE = {
     "max_ratio": 2.0,
     "min_dim_size_to_factor": 2,
     "n_kv_heads": 8,
-    "qkv_split": (2, 2),
+    "split": (2, 2),
     "t_alpha_beta3": 7.0,
     "t_max": 10,
     "warmup_steps": 3,

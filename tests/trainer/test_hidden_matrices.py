@@ -50,14 +50,14 @@ def test_weight_decay_goes_where_the_trainer_puts_it(make, inner):
 def test_options_and_arguments_reach_it(make, inner):
     trainer = make(
         "muon",
-        "ns_coefficients=quintic,ns_dtype=bfloat16,qkv_split=1,fallback_lr_scale=0.5",
+        "ns_coefficients=quintic,ns_dtype=bfloat16,split=1,fallback_lr_scale=0.5",
         adam_beta2=0.99,
         learning_rate=3e-4,
     )
     trainer.create_optimizer()
     for group in inner(trainer).param_groups:
         assert (group["lr"], group["betas"], group["fallback_lr_scale"]) == (3e-4, (0.9, 0.99), 0.5)
-        assert (group["ns_coefficients"], group["ns_dtype"], group["qkv_split"]) == ("quintic", "bfloat16", 1)
+        assert (group["ns_coefficients"], group["ns_dtype"], group["split"]) == ("quintic", "bfloat16", 1)
     trainer = make("muon", '{"ns_coefficients": [[3.0, -3.0, 1.0], [1.5, -0.5, 0.0]], "adjust_lr_fn": null}')
     trainer.create_optimizer()
     assert inner(trainer).param_groups[0]["ns_coefficients"] == ((3.0, -3.0, 1.0), (1.5, -0.5, 0.0))

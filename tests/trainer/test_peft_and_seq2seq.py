@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ def lora(model):
     return make
 
 
+# Factors of adapters are matrices of their own where one says so.
+CHOSEN = {"param_options": {"*lora_*": {"use_muon": True}}}
+
+
 def by_name(model):
     return {name: param for name, param in model.named_parameters() if param.requires_grad}
 
@@ -49,11 +54,13 @@ def test_only_adapters_are_in_the_groups_and_change(names, make_trainer, lora, w
     made = lora()
     before = {n: p.detach().clone() for n, p in made.named_parameters()}
     given = {"learning_rate": 1e-2, "weight_decay": 0.1, "lr_scheduler_type": "constant"}
+    chosen = CHOSEN if name == "muon" else {}
     if way == "name":
         spelled = name if name != "adafactor" else "hfoptim_adafactor"
-        trainer = make_trainer(own={"model": made}, optim=spelled, **given)
+        text = ",".join(f"{option}={json.dumps(value)}" for option, value in chosen.items())
+        trainer = make_trainer(own={"model": made}, optim=spelled, optim_args=text or None, **given)
     else:
-        trainer = make_trainer(OptimizerCallback(name), own={"model": made}, **given)
+        trainer = make_trainer(OptimizerCallback(name, **chosen), own={"model": made}, **given)
     trainer.train()
     trained = by_name(made)
     assert {n.split(".")[-2] for n in trained if "lora" in n} == {"default"}
@@ -64,30 +71,33 @@ def test_only_adapters_are_in_the_groups_and_change(names, make_trainer, lora, w
         assert torch.equal(param, before[n]) == (n not in trained), n
 
 
-def test_muon_takes_the_adapters_matrices(make_trainer, lora):
+def test_muon_takes_the_adapters_matrices_by_choice_only(make_trainer, lora):
     made = lora()
-    trainer = make_trainer(OptimizerCallback("muon", lr=1e-2), own={"model": made})
+    with pytest.raises(ValueError, match=r"none of the .*lora_A.* use_muon=True"):
+        make_trainer(OptimizerCallback("muon", lr=1e-2), own={"model": made}).train()
+    trainer = make_trainer(OptimizerCallback("muon", lr=1e-2, **CHOSEN), own={"model": made})
     trainer.train()
     muon = {p: group["use_muon"] for group in trainer.optimizer.param_groups for p in group["params"]}
     assert {n: muon[p] for n, p in by_name(made).items()} == {n: "lora" in n for n in by_name(made)}
 
 
-def test_adapters_of_embeddings_and_of_the_head_are_not_for_muon():
+def test_adapters_are_not_for_muon_beside_whole_matrices():
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
     base = LlamaForCausalLM(LlamaConfig(vocab_size=16, tie_word_embeddings=False, **sizes))
-    made = get_peft_model(base, LoraConfig(r=2, target_modules=["embed_tokens", "lm_head", "q_proj"]))
+    adapted = LoraConfig(r=2, target_modules=["embed_tokens", "lm_head", "q_proj"], modules_to_save=["o_proj"])
+    made = get_peft_model(base, adapted)
     muon = {n: group["use_muon"] for group in hfoptim.param_groups_muon(made) for n, _ in group["params"]}
-    assert muon == {n: "q_proj" in n for n in by_name(made)}
+    assert muon == {n: "o_proj" in n for n in by_name(made)}
 
 
-def resume(make, tmp_path, name):
+def resume(make, tmp_path, name, **options):
     """Six steps in one go, and three more from the checkpoint that they left after three."""
     given = {"max_steps": 6, "gradient_accumulation_steps": 2, "weight_decay": 0.1, "output_dir": str(tmp_path / "run")}
     constant = name == "adamw_schedule_free"
     given.update({"lr_scheduler_type": "constant"} if constant else {"lr_scheduler_type": "cosine", "warmup_steps": 2})
-    whole = make(OptimizerCallback(name, lr=1e-2), SaveAt(3), **given)
+    whole = make(OptimizerCallback(name, lr=1e-2, **options), SaveAt(3), **given)
     whole.train()
-    resumed = make(OptimizerCallback(name, lr=1e-2), **given)
+    resumed = make(OptimizerCallback(name, lr=1e-2, **options), **given)
     with torch.no_grad():
         for param in resumed.model.parameters():
             if param.requires_grad:
@@ -99,7 +109,10 @@ def resume(make, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["lion", "muon", "adafactor", "adamw_schedule_free"])
 def test_lora_resumes_exactly(make_trainer, lora, tmp_path, name):
-    resume(lambda *callbacks, **given: make_trainer(*callbacks, own={"model": lora()}, **given), tmp_path, name)
+    chosen = CHOSEN if name == "muon" else {}
+    resume(
+        lambda *callbacks, **given: make_trainer(*callbacks, own={"model": lora()}, **given), tmp_path, name, **chosen
+    )
 
 
 def test_the_adapter_saved_is_the_average(make_trainer, lora, model, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 from functools import cache
@@ -14,12 +13,9 @@ from torch import Tensor
 
 from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, hyper
 from hfoptim.engine.checks import entries, integer
-from hfoptim.engine.parameter_names import bare
 from hfoptim.optimizers.shared.moments import adam_state, moments_step, nesterov_moments_step, one_ahead
-from hfoptim.param_groups.selection import is_hidden_matrix
-
-# Names of matrices that make queries, keys and values at once, one after the other.
-_FUSED_QKV = re.compile(r"(^|[._])(c_attn|w?qkv|in_proj_weight)([._]|$)", re.IGNORECASE)
+from hfoptim.param_groups.logical_matrices import is_fused_qkv
+from hfoptim.param_groups.selection import why_not_hidden
 
 
 class Form(NamedTuple):
@@ -28,12 +24,14 @@ class Form(NamedTuple):
     Args:
         flattened: what lies behind the first dimension counts as one.
         parts: sizes of the parts that are matrices of their own; none for the whole.
-        across: whether the parts lie beside each other, in columns, not below each other.
+        dim: which side is divided, -2 for the rows and -1 for the columns.
+        repeats: how often the parts follow one another. Equal parts of all repeats are one matrix.
     """
 
     flattened: bool = False
     parts: tuple[int, ...] = ()
-    across: bool = False
+    dim: int = -2
+    repeats: int = 1
 
     def each(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
         """A function of every part, put together again."""
@@ -43,9 +41,23 @@ class Form(NamedTuple):
         """A function of the parts of several, put together again."""
         if not self.parts:
             return list(function(matrices))
-        dim, count = -1 if self.across else -2, len(self.parts)
-        done = function([part for matrix in matrices for part in matrix.split(self.parts, dim)])
-        return [torch.cat(list(done[i : i + count]), dim) for i in range(0, len(done), count)]
+        done, count = function([part for matrix in matrices for part in self.cut(matrix)]), len(self.parts)
+        return [self.joined(done[i : i + count]) for i in range(0, len(done), count)]
+
+    def cut(self, matrix: Tensor) -> Sequence[Tensor]:
+        """The parts of one."""
+        if self.repeats == 1:
+            return matrix.split(self.parts, self.dim)
+        repeats = matrix.unflatten(self.dim, (self.repeats, sum(self.parts)))
+        return [part.flatten(self.dim - 1, self.dim) for part in repeats.split(self.parts, self.dim)]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """What was cut."""
+        if self.repeats == 1:
+            return torch.cat(list(parts), self.dim)
+        sizes = zip(parts, self.parts, strict=True)
+        repeats = [part.unflatten(self.dim, (self.repeats, size)) for part, size in sizes]
+        return torch.cat(repeats, self.dim).flatten(self.dim - 1, self.dim)
 
     @property
     def shape(self) -> Callable[[torch.Size], tuple[int, ...]] | None:
@@ -63,20 +75,21 @@ def form_of(
     shape: torch.Size,
     use_muon: bool | None = True,
     stacked: bool | None = None,
-    qkv_split: Any = None,
+    split: Any = None,
+    split_dim: int | None = None,
 ) -> Form | None:
     """How a parameter of that name and shape is matrices; None for what is no hidden matrix.
 
     Args:
         name: its name, if it has one.
         shape: its shape.
-        use_muon, stacked, qkv_split: the options of its group.
+        use_muon, stacked, split, split_dim: the options of its group.
 
     Raises:
-        ValueError: it is to be a matrix, and has less than two dimensions; or `qkv_split` does not divide it.
+        ValueError: it is to be a matrix, and has less than two dimensions; or `split` does not divide it.
     """
     if use_muon is None:
-        use_muon = len(shape) >= 2 if name is None else is_hidden_matrix(name, shape)
+        use_muon = len(shape) >= 2 if name is None else why_not_hidden(name, shape) is None
     if not use_muon:
         return None
     if len(shape) < 2:
@@ -85,16 +98,17 @@ def form_of(
         stacked = name is not None and "expert" in name.lower()
     flattened = len(shape) > 2 and not stacked
     rows, columns = as_matrix(shape) if flattened else shape[-2:]
-    if qkv_split is None:
-        fused = name is not None and _FUSED_QKV.search(bare(name)) and max(rows, columns) == 3 * min(rows, columns)
-        qkv_split = 3 if fused else 1
-    if isinstance(qkv_split, tuple):
-        parts, across = qkv_split, sum(qkv_split) != rows
-    else:
-        parts, across = (max(rows, columns) // qkv_split,) * qkv_split, columns > rows
-    if sum(parts) != (columns if across else rows):
-        raise ValueError(f"qkv_split={qkv_split!r} does not divide {name or 'a parameter'} of shape {tuple(shape)}")
-    return Form(flattened, parts, across) if len(parts) > 1 else Form(flattened)
+    if split is None:
+        split = 3 if name is not None and is_fused_qkv(name, rows, columns) else 1
+    sides = {-2: rows, -1: columns}
+    dim = split_dim or (-1 if columns > rows else -2)
+    if isinstance(split, tuple) and split_dim is None:
+        dim = next((each for each, length in sides.items() if length == sum(split)), dim)
+    parts = split if isinstance(split, tuple) else (sides[dim] // split,) * split
+    period = sum(parts)
+    if period == 0 or sides[dim] % period:
+        raise ValueError(f"split={split!r} does not divide {name or 'a parameter'} of shape {tuple(shape)}")
+    return Form(flattened, parts, dim, sides[dim] // period) if len(parts) > 1 else Form(flattened)
 
 
 def _fallback_rates(t: int, group: Group) -> Scalars:
@@ -110,7 +124,7 @@ FALLBACKS = {
 
 
 def _parts(name: str, value: Any) -> Any:
-    """`qkv_split` as it lies in a group: a number of parts, their sizes, or None."""
+    """`split` as it lies in a group: a number of parts, their sizes, or None."""
     if value is None:
         return None
     sizes = entries(value)
@@ -138,12 +152,19 @@ class MatrixOptimizer(RuleOptimizer):
         "whether a group's parameters are hidden matrices; None decides by their names and shapes",
         in_peers=False,
     )
-    qkv_split: Any = hyper(
+    split: Any = hyper(
         None,
-        "into what a matrix is divided: a number of equal parts of its longer side, or the sizes of the parts of "
-        "either side; 1 for no division. None: three parts where the name says so (`c_attn`, `qkv`, `in_proj_weight`) "
-        "and the longer side is three times the other",
+        "into what a matrix is divided: a number of equal parts, or the sizes of the parts, which repeat where they "
+        "add up to a fraction of the side (equal parts of all repeats are one matrix); 1 for no division. None: three "
+        "parts where the name says so (`c_attn`, `qkv`, `in_proj_weight`) and the longer side is three times the other",
         check=_parts,
+        in_peers=False,
+    )
+    split_dim: int | None = hyper(
+        None,
+        "which side is divided, -2 (rows) or -1 (columns). None: the longer one, or that which sizes add up to",
+        low=-2,
+        most=-1,
         in_peers=False,
     )
     stacked: bool | None = hyper(
@@ -156,12 +177,21 @@ class MatrixOptimizer(RuleOptimizer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if not any(self._form_of(param, group) for group in self.param_groups for param in group["params"]):
-            count = sum(len(group["params"]) for group in self.param_groups)
-            raise ValueError(
-                f"none of the {count} parameters is a matrix inside a network, all would get "
-                f"{self.defaults['fallback']}; give the names of the whole model's parameters, or use_muon=True in the "
-                f"group of its matrices"
+            raise ValueError(self._nothing_to_take())
+
+    def _nothing_to_take(self) -> str:
+        names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        adapters = [name for name in names if "lora_" in name.lower()]
+        count = sum(len(group["params"]) for group in self.param_groups)
+        found = (
+            f"none of the {count} parameters is a matrix inside a network, all would get {self.defaults['fallback']}"
+        )
+        if adapters:
+            return (
+                f"{found}. {adapters[0]} and its like are factors of a low-rank update, of which not each by itself "
+                f"but the product is a matrix inside the network; use_muon=True takes them for matrices nevertheless"
             )
+        return f"{found}; give the names of the whole model's parameters, or use_muon=True in the group of its matrices"
 
     def matrix_rule(self, form: Form, group: dict[str, Any]) -> Rule:
         """The rule for a hidden matrix of that form."""
@@ -184,4 +214,4 @@ class MatrixOptimizer(RuleOptimizer):
 
     def _form_of(self, param: Tensor, group: Group) -> Form | None:
         name = self.name_of(param, group)
-        return form_of(name, param.shape, group["use_muon"], group["stacked"], group["qkv_split"])
+        return form_of(name, param.shape, group["use_muon"], group["stacked"], group["split"], group["split_dim"])
