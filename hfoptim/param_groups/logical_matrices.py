@@ -178,8 +178,8 @@ def divisions(model: nn.Module, per_head: bool = False) -> dict[int, Division]:
         per_head (default False): every head of queries, keys and values is a matrix of its own (arXiv 2602.15763).
 
     Returns:
-        Those of the families in `FUSED`, but for queries, keys and values that are divided by name (`is_fused_qkv`); with
-        `per_head` also of projections that are only queries, keys or values.
+        Those of the families in `FUSED`, but for queries, keys and values that are divided by name (`is_fused_qkv`);
+        with `per_head` also of projections that are only queries, keys or values.
     """
     found: dict[int, Division] = {}
     for name, param, config in _parameters(model, "", None):

@@ -57,8 +57,8 @@ def test_only_adapters_are_in_the_groups_and_change(names, make_trainer, lora, w
     chosen = CHOSEN if name == "muon" else {}
     if way == "name":
         spelled = name if name != "adafactor" else "hfoptim_adafactor"
-        text = ",".join(f"{option}={json.dumps(value)}" for option, value in chosen.items())
-        trainer = make_trainer(own={"model": made}, optim=spelled, optim_args=text or None, **given)
+        text = json.dumps(chosen) if chosen else None
+        trainer = make_trainer(own={"model": made}, optim=spelled, optim_args=text, **given)
     else:
         trainer = make_trainer(OptimizerCallback(name, **chosen), own={"model": made}, **given)
     trainer.train()

@@ -47,7 +47,7 @@ class Form(NamedTuple):
     def cut(self, matrix: Tensor) -> Sequence[Tensor]:
         """The parts of one."""
         if self.repeats == 1:
-            return matrix.split(self.parts, self.dim)
+            return torch.split(matrix, list(self.parts), self.dim)
         repeats = matrix.unflatten(self.dim, (self.repeats, sum(self.parts)))
         return [part.flatten(self.dim - 1, self.dim) for part in repeats.split(self.parts, self.dim)]
 
