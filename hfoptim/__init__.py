@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hfoptim import schedules
 from hfoptim.engine import Name, hyper
 from hfoptim.factory.create import create_optimizer, create_optimizer_v2
+from hfoptim.factory.placements import describe_param_groups
 from hfoptim.param_groups.options import param_groups_options
 from hfoptim.param_groups.selection import decay_groups, layer_decay_groups, param_groups_muon
 from hfoptim.param_groups.timm import (
@@ -53,6 +54,7 @@ __all__ = [
     "create_optimizer",
     "create_optimizer_v2",
     "decay_groups",
+    "describe_param_groups",
     "disable",
     "enable",
     "get_optimizer_class",

@@ -207,6 +207,35 @@ def kernels(
         typer.echo(f"{title}\n\n{text}")
 
 
+@app.command()
+def groups(
+    model: Annotated[str, typer.Argument(help="Hub model or local folder; its config.json is all that is read.")],
+    optim: Annotated[str, typer.Option(help="Name of an optimizer, in any case.")] = "adamw",
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Options, such as weight_decay=0.1 or layer_decay=0.75.")
+    ] = None,
+) -> None:
+    """Show which parameter of a model an optimizer takes how: group, rule, learning rate, weight decay, and why."""
+    from hfoptim.compare.config import CompareError
+    from hfoptim.compare.model import empty_model
+    from hfoptim.factory.placements import TITLES, describe_param_groups
+
+    given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
+    try:
+        found = describe_param_groups(empty_model(model), optim, **given)
+    except (ValueError, TypeError, CompareError) as error:
+        _fail(str(error))
+    rows = [TITLES, *found.rows()]
+    used = [any(row[column] for row in rows[1:]) for column in range(len(TITLES))]
+    grid = Table()
+    for title, shown in zip(TITLES, used, strict=True):
+        if shown:
+            grid.add_column(title, overflow="fold", justify="right" if title in ("times", "lr", "group") else "left")
+    for row in rows[1:]:
+        grid.add_row(*(escape(cell) for cell, shown in zip(row, used, strict=True) if shown))
+    Console(highlight=False).print(grid)
+
+
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)

@@ -104,3 +104,26 @@ def load_model(config: CompareConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
         )
     model.config.use_cache = False
     return model, tokenizer
+
+
+def empty_model(name: str) -> PreTrainedModel:
+    """A model without weights, on the device "meta", made from its configuration alone.
+
+    Args:
+        name: of a model on the hub, or a local folder.
+
+    Raises:
+        CompareError: its configuration cannot be read, or no model can be made from it.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        named = [getattr(transformers, each, None) for each in config.architectures or ()]
+        with torch.device("meta"):
+            made: PreTrainedModel = (
+                named[0](config) if named and named[0] else transformers.AutoModel.from_config(config)
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise CompareError(f"no model can be made from the configuration of {name!r}: {error}") from error
+    return made

@@ -135,6 +135,10 @@ class EngineOptimizer(Optimizer):
         """
         return self.rule
 
+    def taken_by(self, param: Tensor, group: dict[str, Any]) -> str:
+        """Which of its ways the optimizer has of taking a parameter, in words; empty where it has one for all."""
+        return ""
+
     def decay_for(self, group: dict[str, Any]) -> Decay:
         """Where weight decay enters for a group: as the class and its flag `decoupled_by` say, unless overridden."""
         return Decay.DECOUPLED if self.decoupled_by and group[self.decoupled_by] else self.decay

@@ -201,6 +201,18 @@ class MatrixOptimizer(RuleOptimizer):
         form = self._form_of(param, group)
         return FALLBACKS[group["fallback"]] if form is None else self.matrix_rule(form, group)
 
+    def taken_by(self, param: Tensor, group: dict[str, Any]) -> str:
+        form = self._form_of(param, group)
+        if form is None:
+            return str(group["fallback"])
+        shape = as_matrix(param.shape) if form.flattened else param.shape
+        stack, (rows, columns) = math.prod(shape[:-2]), shape[-2:]
+        sides = [[rows, columns] for _ in form.parts or (0,)]
+        for side, part in zip(sides, form.parts, strict=False):
+            side[form.dim] = part * form.repeats
+        counts = {f"{r}x{c}": sides.count([r, c]) * stack for r, c in sides}
+        return " and ".join(f"matrix {s}" if n == 1 else f"{n} matrices {s}" for s, n in counts.items())
+
     def check_added(self, group: dict[str, Any]) -> None:
         for param in group["params"]:
             self._form_of(param, group)
