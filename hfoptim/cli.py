@@ -261,7 +261,7 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
         facts.append(("in a Trainer", _in_a_trainer(found)))
         facts.append(("state", "\n".join(_state(found.name))))
     else:
-        facts.append(("needs", f"{found.needs}; not for the Trainer"))
+        facts.append(("needs", f"{found.needs}; {'done by' if found.in_trainer else 'not for'} the Trainer"))
     return facts
 
 

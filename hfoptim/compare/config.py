@@ -196,7 +196,7 @@ def parse_optimizers(names: Iterable[str]) -> tuple[str, ...]:
             except ValueError as error:
                 raise CompareError(str(error)) from error
             if info.needs is not None:
-                raise CompareError(f"{info.name} needs {info.needs}, which the Trainer does not give; compare others")
+                raise CompareError(f"{info.name} needs {info.needs}; a step of it is no step of others, compare those")
             found[info.name] = None
     if not found:
         raise CompareError("--optim names no optimizer; `hfoptim list` shows all of them")

@@ -32,40 +32,78 @@ class Curvature:
         state: its name. The rules have it, too, kept exactly: `State(zeros.init)`.
         every: the option that says for how many steps of a parameter it is used.
         estimate: `(due, step) -> tensors`, one for each that is due; `step` counts those taken, so that random vectors
-            can be drawn again after a checkpoint.
+            can be drawn again after a checkpoint. Linear in the loss: estimates of micro-batches are added up.
+        finish: `(due, tensors) -> tensors`, what is to be done with the sums; None: nothing.
     """
 
     state: str
     every: str
-    estimate: Callable[[Sequence[Due], int], Sequence[Tensor]]
+    estimate: Callable[[Sequence[Due], int], list[Tensor]]
+    finish: Callable[[Sequence[Due], list[Tensor]], list[Tensor]] | None = None
 
-    def prepare(
-        self,
-        owner: str,
-        entries: Sequence[tuple[int, Tensor, Tensor]],
-        groups: Sequence[Mapping[str, Any]],
-        states: MutableMapping[Tensor, dict[str, Any]],
-    ) -> None:
-        """Write the state of the parameters for which it is due.
+    def is_due(self, param: Tensor, group: Mapping[str, Any], states: _States) -> bool:
+        """Whether the next step of a parameter takes a new estimate."""
+        return _steps_of(param, states) % int(group[self.every]) == 0
+
+    def add(self, owner: str, entries: _Entries, groups: _Groups, states: _States, sums: dict[Tensor, Tensor]) -> None:
+        """Add the estimates for a micro-batch, whose graph the gradients have, to those before, where any is due.
 
         Raises:
             TypeError: a parameter is sharded or complex.
         """
+        due = self._due(owner, entries, groups, states)
+        if not due:
+            return
+        step = max(_steps_of(param, states) for _, param, _ in due)
+        for (_, param, _), value in zip(due, self.estimate(due, step), strict=True):
+            sums[param] = value if param not in sums else sums[param].add_(value)
+
+    def prepare(
+        self, owner: str, entries: _Entries, groups: _Groups, states: _States, sums: dict[Tensor, Tensor] | None
+    ) -> None:
+        """Write the state of the parameters for which it is due.
+
+        Args:
+            sums: what `add` has added up on this rank, of which the step takes the mean over all; None: the gradients
+                have the graph of the whole step.
+
+        Raises:
+            TypeError: a parameter is sharded or complex.
+        """
+        due = self._due(owner, entries, groups, states)
+        if not due:
+            return
+        if sums is None:
+            sums = {}
+            self.add(owner, entries, groups, states, sums)
+            found = [sums[param] for _, param, _ in due]
+        else:
+            found = []
+            for _, param, _ in due:
+                none = torch.zeros_like(param, dtype=torch.promote_types(param.dtype, torch.float32))
+                found.append(mean_over_ranks(sums.get(param, none)))
+        for (_, param, _), value in zip(due, self.finish(due, found) if self.finish else found, strict=True):
+            states[param].setdefault(self.state, value).copy_(value)
+
+    def _due(self, owner: str, entries: _Entries, groups: _Groups, states: _States) -> list[Due]:
         for _, param, _ in entries:
             if param.is_complex() or is_dtensor(param):
                 kind = "complex" if param.is_complex() else "sharded"
                 raise TypeError(f"{owner} differentiates gradients, and does not take {kind} parameters")
-        counts = {param: int(states[param].get("step", 0)) for _, param, _ in entries if states.get(param)}
-        due = [
+        return [
             Due(groups[index], param, grad)
             for index, param, grad in entries
-            if counts.get(param, 0) % groups[index][self.every] == 0
+            if self.is_due(param, groups[index], states)
         ]
-        if not due:
-            return
-        found = self.estimate(due, max(counts.values(), default=0))
-        for (_, param, _), value in zip(due, found, strict=True):
-            states[param].setdefault(self.state, value).copy_(value)
+
+
+_Entries = Sequence[tuple[int, Tensor, Tensor]]
+_Groups = Sequence[Mapping[str, Any]]
+_States = MutableMapping[Tensor, dict[str, Any]]
+
+
+def _steps_of(param: Tensor, states: _States) -> int:
+    return int(states[param].get("step", 0)) if param in states else 0
 
 
 def refuse_scaler(optimizer: Any, owner: str) -> None:
@@ -114,10 +152,10 @@ def as_loss(value: Any) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-def mean_over_ranks(loss: Tensor) -> Tensor:
-    """The mean of the ranks' losses, whose gradient is what data parallelism steps with."""
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean over the ranks: of their losses, that whose gradient data parallelism steps with."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        loss = loss.clone()
-        torch.distributed.all_reduce(loss)
-        loss /= torch.distributed.get_world_size()
-    return loss
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value

@@ -115,6 +115,8 @@ class EngineOptimizer(Optimizer):
     _names: Mapping[Tensor, tuple[Any, str]] = {}
     # The loss of the step to come, as far as it is known.
     _loss: Tensor | None = None
+    # The curvature of the step to come, where it is added up over micro-batches.
+    _curvature: dict[Tensor, Tensor] | None = None
     # Notes what rules say about the steps, while somebody asks.
     report: Report | None = None
 
@@ -311,6 +313,35 @@ class EngineOptimizer(Optimizer):
             value = inputs.as_loss(loss)
             self._loss = value if self._loss is None else self._loss + value.to(self._loss.device)
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether gradients of the step to come need a graph: where a curvature is estimated, at steps at which it is.
+
+        loss.backward(create_graph=optimizer.needs_graph)
+        """
+        due = self.curvature.is_due if self.curvature is not None else lambda *_: False
+        return any(due(p, group, self.state) for group in self.param_groups for p in group["params"] if p.requires_grad)
+
+    @torch.no_grad()
+    def add_curvature(self) -> None:
+        """Take the curvature from the gradients there are, and free their graph. Nothing for those that need no graph.
+
+        Where gradients are accumulated: call it after each micro-batch's `backward(create_graph=True)`, so that one
+        graph is there at a time. Curvatures are added up as gradients are; the step takes their mean over all ranks.
+
+        Raises:
+            TypeError: a sharded or complex parameter.
+            RuntimeError: no gradient has a graph.
+        """
+        if not self.needs_graph:
+            return
+        assert self.curvature is not None
+        entries = self._entries()
+        self._curvature = {} if self._curvature is None else self._curvature
+        self.curvature.add(type(self).__name__, entries, self.param_groups, self.state, self._curvature)
+        for _, param, grad in entries:
+            param.grad = grad.detach()
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Take one optimization step; under gradient release, end the one that backward has taken.
@@ -340,7 +371,7 @@ class EngineOptimizer(Optimizer):
             entries = self._entries()
             if self._is_only_for_state(entries):
                 self._collect(entries)
-                self._loss = None  # what it was told is no part of the loss of the next step
+                self._loss = self._curvature = None  # what it was told is no part of the next step
             elif self.release is not None:
                 self.release.end(self, entries)
             elif entries and any(group["gradient_release"] for group in self.param_groups):
@@ -364,7 +395,8 @@ class EngineOptimizer(Optimizer):
         inputs.refuse_capture([param for _, param, _ in entries[:1]], name)
         loss = self._mean_loss() if self.needs_loss else None
         if self.curvature is not None:
-            self.curvature.prepare(name, entries, self.param_groups, self.state)
+            added, self._curvature = self._curvature, None
+            self.curvature.prepare(name, entries, self.param_groups, self.state, added)
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
         last, self._last_step = self._last_step, None
         work = last.again(entries, self.state, self._options_now()) if last is not None else None

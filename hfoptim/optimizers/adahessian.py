@@ -46,10 +46,6 @@ def averaged(due: Sequence[Due], diagonals: list[Tensor]) -> list[Tensor]:
     return diagonals
 
 
-def _estimate(due: Sequence[Due], step: int) -> list[Tensor]:
-    return averaged(due, hutchinson.diagonals(due, step))
-
-
 class Adahessian(RuleOptimizer):
     """Adam with the diagonal of the Hessian in place of the gradient's square; gradients need a graph.
 
@@ -62,8 +58,10 @@ class Adahessian(RuleOptimizer):
 
     Gradients need a graph: `loss.backward(create_graph=True)`, for which timm's training loops read `is_second_order`.
     A step costs about one more backward pass for every sample. `p.grad` is left as it is; remove it after each step
-    (`zero_grad()`), as it holds the graph. Not for sharded or complex parameters, nor for gradients that
-    DistributedDataParallel has averaged, whose graph is lost; not by name in the Trainer, which makes no graph.
+    (`zero_grad()`), as it holds the graph. With `add_curvature()` after each backward pass, D is added up over
+    micro-batches and their graphs are freed one by one, which is what the Trainer does. Not for sharded or complex
+    parameters, nor for gradients that DistributedDataParallel has averaged, whose graph is lost (in a loop of one's
+    own: backward and `add_curvature()` under `no_sync()`, then average the gradients).
 
     The random z depend on a fixed seed and the step alone, so that a resumed run repeats them. A parameter that the
     gradients do not depend on has D = 0.
@@ -82,7 +80,7 @@ class Adahessian(RuleOptimizer):
 
     rule = adahessian
     names = (Name("adahessian"),)
-    curvature = Curvature("hessian", "update_each", _estimate)
+    curvature = Curvature("hessian", "update_each", hutchinson.diagonals, averaged)
     lr: float = hyper(0.1, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-8, "added to the power of v")

@@ -58,8 +58,9 @@ class SophiaG(RuleOptimizer):
 
         h = beta2 h + (1 - beta2) g'^2
 
-    The loop has to call that, about every 10 steps, after a backward pass of the same model with labels drawn from its
-    own predictions, their cross entropy averaged over the batch (Gauss-Newton-Bartlett):
+    The loop has to call that about every 10 steps (`estimate_is_due` says when), after a backward pass of the same
+    model with labels drawn from its own predictions, their cross entropy averaged over the batch
+    (Gauss-Newton-Bartlett):
 
         logits = model(inputs)
         labels = torch.distributions.Categorical(logits=logits).sample()
@@ -68,8 +69,8 @@ class SophiaG(RuleOptimizer):
         optimizer.zero_grad()
 
     `bs` is the number of labels in a batch, batch size times sequence length, an argument of step in the author's code.
-    Until the first call h is 0 and every entry moves by lr; after 100 steps without one a warning says so. The Trainer
-    never calls it.
+    Until the first call h is 0 and every entry moves by lr; after 100 steps without one a warning says so. In the
+    Trainer all of this happens by itself, after every `update_period`-th step (the author's loop).
 
     State: `exp_avg` (m), `hessian` (h); in the groups `since`, the steps since the last estimate.
 
@@ -87,6 +88,7 @@ class SophiaG(RuleOptimizer):
     weight_decay: float = hyper(0.1, "decoupled weight decay, per step and unit of lr")
     _: KW_ONLY
     bs: int = hyper(5120, "labels in a batch", low=1)
+    update_period: int = hyper(10, "steps after which the Trainer makes a new estimate", low=1)
 
     @torch.no_grad()
     def update_hessian(self) -> None:
@@ -103,8 +105,13 @@ class SophiaG(RuleOptimizer):
         for group in self.param_groups:
             group["since"] = 0
 
+    @property
+    def estimate_is_due(self) -> bool:
+        """Whether `update_period` steps have been taken since the last `update_hessian()`."""
+        return bool(self.param_groups[0]["since"] >= self.param_groups[0]["update_period"])
+
     def check_ready(self) -> None:
-        if self.param_groups[0]["since"] == _LONG:
+        if self.param_groups[0]["since"] == max(_LONG, self.param_groups[0]["update_period"] + 1):
             warn(
                 f"SophiaG has taken {_LONG} steps without an estimate of the Hessian; call "
                 f"optimizer.update_hessian() about every 10 steps, after a backward pass with labels drawn from the "

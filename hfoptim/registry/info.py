@@ -25,8 +25,8 @@ class OptimInfo:
         aliases: other names it answers to.
         hidden_matrices: whether it treats the matrices inside a network unlike its other parameters, and is to be told
             which they are by a group's `use_muon`.
-        needs_closure: whether `step` needs a closure that computes the loss again. transformers' Trainer has none.
-        second_order: whether gradients need a graph: `loss.backward(create_graph=True)`. The Trainer makes none.
+        needs_closure: whether `step` needs a closure that computes the loss again. hfoptim gives one in the Trainer.
+        second_order: whether gradients need a graph: `loss.backward(create_graph=True)`. Likewise.
         sparse_only: whether it takes no gradients but sparse ones.
         where: where it is declared, for messages.
     """
@@ -77,12 +77,17 @@ class OptimInfo:
 
     @property
     def needs(self) -> str | None:
-        """What its steps need and transformers' Trainer does not give."""
+        """What its steps need beside a backward pass of a usual model."""
         if self.needs_closure:
             return "a closure that computes the loss again: step(closure)"
         if self.sparse_only:
             return "sparse gradients for all parameters it is given: nn.Embedding(..., sparse=True)"
         return "gradients with a graph: loss.backward(create_graph=True)" if self.second_order else None
+
+    @property
+    def in_trainer(self) -> bool:
+        """Whether a Trainer can give it all that its steps need; not where that is up to the model."""
+        return not self.sparse_only
 
 
 @dataclass(frozen=True)

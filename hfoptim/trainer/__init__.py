@@ -6,12 +6,14 @@ from hfoptim.trainer.losses import TellLoss
 from hfoptim.trainer.modes import EvaluationWeights
 from hfoptim.trainer.monitor import OptimizerMonitor
 from hfoptim.trainer.names import disable, enable
+from hfoptim.trainer.second_pass import SecondPass
 from hfoptim.trainer.token_weights import TokenWeights
 
 __all__ = [
     "EvaluationWeights",
     "OptimizerCallback",
     "OptimizerMonitor",
+    "SecondPass",
     "TellLoss",
     "TokenWeights",
     "disable",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hfoptim import registry
-from hfoptim.trainer import build, release
+from hfoptim.trainer import build, release, second_pass
 from hfoptim.trainer.options import WORDS, parse_options
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def check(args: Any, optimizer: str | None, schedule: str | None) -> None:
             resolved = build.Choice.from_arguments(optimizer, args).resolve(args)
             build.check_no_idle_schedule(resolved, args)
             release.check_options(resolved.kwargs, args)
+            second_pass.check_arguments(resolved.made, args)
         if schedule is not None:
             build.prepare_schedule_arguments(schedule, args, resolved)
     if optimizer is None and args.should_log:

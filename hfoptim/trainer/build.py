@@ -66,11 +66,11 @@ class Choice:
                 optimizer needs what the Trainer does not give.
         """
         name = registry.canonical_name(name)
-        needs = registry.get_optimizer_info(name).needs
-        if needs is not None:
+        info = registry.get_optimizer_info(name)
+        if not info.in_trainer:
             raise ValueError(
-                f"{name} needs {needs}, which the Trainer does not give; use it in a training loop of your own, or "
-                f"choose another optimizer here"
+                f"{name} needs {info.needs}, which the Trainer does not give; use it in a training loop of your own, "
+                f"or choose another optimizer here"
             )
         registry.check_options(name, options, also=GROUPING_OPTIONS)
         grouping, options = grouped.take_grouping(name, options, fit)
@@ -123,7 +123,7 @@ class Choice:
             self._refuse_mixed_rates(kwargs.get("lr", own["lr"]), others)
         lr_given = "lr" in changed or "lr" in self.options or self.options.get("relative_step", False)
         decay = kwargs.pop("weight_decay", own.get("weight_decay", 0.0))
-        return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused), others)
+        return Resolved(self, kwargs, decay, kwargs.get("lr", own["lr"]), bool(lr_given), tuple(unused), made, others)
 
     def _refuse_mixed_rates(self, lr: Any, others: Mapping[str, Resolved]) -> None:
         """Raise if some parameters get a learning rate and others set theirs: no schedule is for both kinds."""
@@ -159,6 +159,7 @@ class Resolved:
         lr: the learning rate, None if the optimizer sets its own.
         lr_given: whether the user gave the learning rate.
         unused: the fields of TrainingArguments that were changed and that this optimizer does not have.
+        made: such an optimizer, of a parameter of no size.
         others: the other optimizers of the grouping, by name.
     """
 
@@ -168,6 +169,7 @@ class Resolved:
     lr: Any
     lr_given: bool
     unused: tuple[str, ...]
+    made: torch.optim.Optimizer
     others: Mapping[str, Resolved] = dataclasses.field(default_factory=dict)
 
     @property

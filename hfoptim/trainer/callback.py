@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hfoptim import schedules
 from hfoptim.engine import unwrap
-from hfoptim.trainer import build, checkpoints, making, methods, private, release
+from hfoptim.trainer import build, checkpoints, making, methods, private, release, second_pass
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 from hfoptim.trainer.names import our_schedule
 from hfoptim.trainer.options import parse_options
@@ -101,6 +101,7 @@ class OptimizerCallback(TrainerCallback):
         self._refuse_conflicts(trainer)
         resolved = self.choice.resolve(args)
         release.check_options(resolved.kwargs, args)
+        second_pass.check_arguments(resolved.made, args)
         if self.schedule is not None:
             if resolved.sets_its_own_lr:
                 raise ValueError(

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hfoptim.engine import RuleOptimizer, unwrap_all
+from hfoptim.engine import RuleOptimizer, unwrap, unwrap_all
 from hfoptim.trainer import private
+from hfoptim.wrappers import SAM
 
 
 class TellLoss(TrainerCallback):
@@ -26,13 +27,18 @@ class TellLoss(TrainerCallback):
 
 def attend(trainer: Any, optimizer: Any) -> None:
     """Have an optimizer told the loss in a trainer that is about to train, if its step depends on it."""
-    if any(inner.needs_loss for inner in unwrap_all(optimizer, RuleOptimizer)):
+    if any(inner.needs_loss for inner in _told(optimizer)):
         private.intercept(trainer, "training_step", _telling)
 
 
 def _telling(trainer: Any, step: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
     """`training_step`: what it returns is the loss as `backward` was called on it, without a scale of float16."""
     loss = step(*args, **kwargs)
-    for inner in unwrap_all(trainer.optimizer, RuleOptimizer):
+    for inner in _told(trainer.optimizer):
         inner.add_loss(loss)
     return loss
+
+
+def _told(optimizer: Any) -> list[RuleOptimizer]:
+    """Those that are to be told; SAM tells the one inside of it the loss at the worst point nearby."""
+    return [] if unwrap(optimizer, SAM) is not None else unwrap_all(optimizer, RuleOptimizer)

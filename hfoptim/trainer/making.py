@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim import LBFGS
 
 from hfoptim import registry
 from hfoptim.factory import grouped
@@ -28,7 +29,7 @@ def class_and_kwargs(
     The Trainer makes two parameter groups, with `args.weight_decay` and with none. Where that is not what was asked
     for, or the optimizer has to know which parameters are hidden matrices, the groups are in the result under `params`,
     which the Trainer then uses. They hold plain parameters, for subclasses that move these to groups of their own. The
-    class, when it is called, gives all of them their names and options back, see `Places`.
+    class, when it is called, gives all of them their names and options back, see `Places`. LBFGS takes one group.
 
     Args:
         resolved: the optimizer and its values.
@@ -50,6 +51,8 @@ def class_and_kwargs(
         kwargs["weight_decay"] = resolved.weight_decay
     if named is None:
         return cls, kwargs
+    if model is not None and cls is LBFGS:
+        return cls, {**kwargs, "params": [param for param in model.parameters() if param.requires_grad]}
     info = registry.get_optimizer_info(resolved.choice.name)
     # Where one says for all parameters which they are, the model is not asked.
     hidden = info.hidden_matrices and kwargs.get("use_muon") is None

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from transformers import Trainer, TrainerCallback
 
-from hfoptim.trainer import advice, checkpoints, coverage, groups, losses, modes, private, release
+from hfoptim.trainer import advice, checkpoints, coverage, groups, losses, modes, private, release, second_pass
 
 MAKER, SCHEDULE = "_hfoptim_maker", "_hfoptim_schedule"
 
@@ -80,6 +80,7 @@ def _attend(trainer: Any, optimizer: Any, num_training_steps: int) -> None:
         checkpoints.attend(trainer)
         modes.attend(trainer, optimizer)
         release.attend(trainer, optimizer)
+        second_pass.attend(trainer, optimizer)
         schedule = maker.chosen_schedule or trainer.args.lr_scheduler_type.value
         advice.attend(trainer, optimizer, schedule, num_training_steps, maker.schedule_options)
     losses.attend(trainer, optimizer)

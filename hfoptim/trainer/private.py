@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
+import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import Trainer, hf_argparser, trainer_utils
 from transformers import trainer as trainer_module
@@ -33,8 +34,11 @@ __all__ = [
     "SchedulerType",
     "add_member",
     "add_schedule_function",
+    "attention_kind",
     "checkpoint_folder",
+    "checkpointing_is_reentrant",
     "choice_reader",
+    "clip_gradients",
     "clipping_method",
     "decay_parameter_names",
     "deletion_order",
@@ -125,6 +129,26 @@ def clipping_method(trainer: Any) -> tuple[Any, str]:
     """
     name = "_clip_grad_norm"
     return (trainer, name) if hasattr(type(trainer), name) else (trainer.accelerator, "clip_grad_norm_")
+
+
+def clip_gradients(trainer: Any, model: Any) -> None:
+    """Clip a model's gradients as a trainer does between backward pass and step, past what watches that."""
+    owner, name = clipping_method(trainer)
+    clip = functools.partial(getattr(type(owner), name), owner)
+    clip(model) if owner is trainer else clip(model.parameters(), trainer.args.max_grad_norm)
+
+
+def attention_kind(model: Any) -> str | None:
+    """How a model of transformers computes attention (4.57 and 5.x); None for other models."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def checkpointing_is_reentrant(args: Any) -> bool:
+    """Whether a training's activations are computed again in the reentrant way: by default in 4.57, not in 5.x."""
+    new = hasattr(args, "activation_checkpointing")  # its newer name
+    given = (args.activation_checkpointing_kwargs if new else args.gradient_checkpointing_kwargs) or {}
+    asked = args.activation_checkpointing if new else args.gradient_checkpointing
+    return bool(asked and given.get("use_reentrant", int(transformers.__version__.split(".")[0]) < 5))
 
 
 def last_checkpoint_finder(make: Callable[[Any], Callable[[str], str | None]], scripts: bool) -> list[Any]:

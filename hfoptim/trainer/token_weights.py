@@ -114,7 +114,7 @@ def _weighing(
         return compute(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
     window = _windows[trainer]
     if window.shifted is None:
-        window.shifted = _leaves_out_the_first(compute, model, inputs)
+        window.shifted = leaves_out_the_first(compute, model, inputs)
     tokens, total = _counts(inputs)[int(window.shifted)], window.tokens[int(window.shifted)]
     loss, outputs = compute(model, inputs, return_outputs=True)
     # The Trainer divides by the number of micro-batches, and DDP by the number of processes.
@@ -139,7 +139,7 @@ def _counts(batch: Any) -> Tensor:
     return torch.stack([counted.sum(), rows.sum()])
 
 
-def _leaves_out_the_first(compute: Callable[..., Any], model: Any, inputs: Any) -> bool:
+def leaves_out_the_first(compute: Callable[..., Any], model: Any, inputs: Any) -> bool:
     """Whether a batch in which only the first label of each row counts has no loss."""
     labels = inputs["labels"]
     if labels.ndim < 2 or labels.is_floating_point() or "shift_labels" in inputs:

@@ -51,7 +51,9 @@ def tensors(state):
     """A state_dict's content, flat, for comparison."""
     for index, values in sorted(state["state"].items()):
         for name, value in sorted(values.items()):
-            yield f"{index}.{name}", value
+            # Those of LBFGS are lists of tensors.
+            parts = enumerate(value) if isinstance(value, list) else [("", value)]
+            yield from ((f"{index}.{name}{number}", part) for number, part in parts)
     for index, group in enumerate(state["param_groups"]):
         for name, value in sorted(group.items()):
             if name != "differentiable":  # torch's own, which it adds whenever it loads something

@@ -88,14 +88,3 @@ def test_muon_learns(make):
     trainer = make("muon", max_steps=40, learning_rate=1e-2, lr_scheduler_type="constant")
     losses = [entry["loss"] for entry in (trainer.train(), trainer.state.log_history)[1] if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
-
-
-# -- what needs a closure ----------------------------------------------------------------------------------------------
-
-
-def test_lbfgs_is_refused_as_soon_as_it_is_named(names, arguments):
-    with pytest.raises(ValueError, match=r"lbfgs needs a closure .*which the Trainer does not give"):
-        OptimizerCallback("lbfgs")
-    for name in ("lbfgs", "L-BFGS", "hfoptim_lbfgs"):
-        with pytest.raises(ValueError, match=r"lbfgs needs a closure .*which the Trainer does not give"):
-            arguments(optim=name)

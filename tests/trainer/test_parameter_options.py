@@ -306,7 +306,11 @@ def test_adafactors_own_learning_rate(make_trainer, inner, untied):
         ("lion", {"param_options": {"*.bias": {"caution": 1}}}, r"\['\*.bias'\]: caution must be True or False, got 1"),
         ("lion", {"param_options": {"*.bias": {"betas": [0.9, 2]}}}, r"\['\*.bias'\]: betas\[1\]=2 is out of range"),
         ("lion", {"param_options": {"*.bias": {"optimizer": "loin"}}}, r"'loin'; did you mean 'lion'"),
-        ("lion", {"param_options": {"*.bias": {"optimizer": "sam_sgd"}}}, r"sam_sgd needs a closure .* does not give"),
+        (
+            "lion",
+            {"param_options": {"*.bias": {"optimizer": "sam_sgd"}}},
+            r"sam_sgd needs a closure",
+        ),
         ("prodigy", {"layer_decay": 0.5}, r"prodigy finds one step size for all"),
     ],
 )

@@ -109,14 +109,3 @@ def test_mistakes_are_refused_when_the_arguments_are_made(names, arguments, caps
     with pytest.raises(SystemExit):
         HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(["--optim", "lookahead_loin"])
     assert "argument --optim" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "needs"),
-    [("sam_adamw", "closure"), ("adahessian", "create_graph"), ("lookahead_adahessian", "create_graph")],
-)
-def test_what_the_trainer_cannot_do_is_refused_early(names, arguments, name, needs):
-    with pytest.raises(ValueError, match=rf"{name} needs .*{needs}.*which the Trainer does not give"):
-        arguments(optim=name)
-    with pytest.raises(ValueError, match=rf"{name} needs .*{needs}"):
-        OptimizerCallback(name)
