@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Packages whose `__init__` wants more than the optimizers need: timm torchvision, galore_torch bitsandbytes, torchao
-# its kernels. They lie in a folder of their own: transformers would take a timm without torchvision for a whole one,
-# and fail.
-_BARE = ("timm", "galore_torch", "torchao")
+# Packages whose `__init__` wants more than the optimizers need: timm torchvision, galore_torch and apollo_torch
+# bitsandbytes, torchao its kernels. They lie in a folder of their own: transformers would take a timm without
+# torchvision for a whole one, and fail.
+_BARE = ("timm", "galore_torch", "apollo_torch", "torchao")
 # What their modules ask other parts of the package for, and tests of optimizers do not call.
 _STAND_INS = {"timm.optim._optim_factory": {"timm.models": "group_parameters"}}
 BARE_FOLDER = os.path.join(sys.prefix, "peers")

@@ -109,6 +109,8 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
                 state[key] = dtensor.new_state(init, param, dtype)
             if plan.rule.state[name].placed:
                 state[name].fill_(position)
+            if plan.rule.state[name].numbered:
+                state[name].fill_(ordinal)
             if plan.rule.state[name].drawn:
                 whole = storage.normal(param.shape, storage.row_seed(0, ordinal), dtype, param.device)
                 dtensor.local(state[name]).copy_(dtensor.here(whole, state[name]))

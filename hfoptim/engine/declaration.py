@@ -79,7 +79,7 @@ class RuleOptimizer(_Declared):
         super().__init_subclass__(**kwargs)
         cls.second_order = cls.second_order or cls.curvature is not None
         own = declared(cls)
-        together = {**cls.hypers, **own}
+        together = {name: each for base in reversed(cls.__bases__) for name, each in _hypers_of(base).items()} | own
         cls.hypers = {
             **{name: each for name, each in together.items() if not each.keyword_only},
             **{name: each for name, each in together.items() if each.keyword_only},
@@ -151,6 +151,11 @@ class RuleOptimizer(_Declared):
 RuleOptimizer.__doc__ = EngineOptimizer.__doc__
 for _option in ENGINE_DEFAULTS:
     setattr(RuleOptimizer, _option, GroupEntry(_option))
+
+
+def _hypers_of(base: type) -> Mapping[str, Hyper]:
+    found: Mapping[str, Hyper] = getattr(base, "hypers", {})
+    return found
 
 
 def _signature_of(hypers: Mapping[str, Hyper]) -> inspect.Signature:

@@ -57,6 +57,7 @@ class State:
         drawn: whether it begins as numbers of a standard normal distribution in place of `init`'s: each entry's by its
             index and by the parameter's place in the optimizer, so that sharding and repeating give the same.
         placed: whether it is the position of the parameter in its group, from 0, in place of `init`'s number.
+        numbered: the same, of its number among the parameters of all groups.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
@@ -66,6 +67,7 @@ class State:
     narrow: bool = False
     drawn: bool = False
     placed: bool = False
+    numbered: bool = False
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)
@@ -100,6 +102,8 @@ noise = State(_zeros, drawn=True)
 scalar = State(_scalar)
 # The position of the parameter in its group, from 0, where its state was made.
 place = State(_scalar, placed=True)
+# Its number among the parameters of all groups, from 0: what random numbers are drawn by.
+ordinal = State(_scalar, numbered=True)
 
 
 def in_bfloat16(state: State) -> State:

@@ -38,6 +38,7 @@ from hfoptim.optimizers.alig import AliG as AliG
 from hfoptim.optimizers.amos import Amos as Amos
 from hfoptim.optimizers.ano import Ano as Ano
 from hfoptim.optimizers.apollo import Apollo as Apollo
+from hfoptim.optimizers.apollo_adamw import APOLLOAdamW as APOLLOAdamW
 from hfoptim.optimizers.asgd import ASGD as ASGD
 from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
@@ -56,9 +57,12 @@ from hfoptim.optimizers.emo import EmoLynx as EmoLynx
 from hfoptim.optimizers.emo import EmoNavi as EmoNavi
 from hfoptim.optimizers.exadam import EXAdam as EXAdam
 from hfoptim.optimizers.fadam import FAdam as FAdam
+from hfoptim.optimizers.fira import FiraAdamW as FiraAdamW
 from hfoptim.optimizers.focus import FOCUS as FOCUS
 from hfoptim.optimizers.fromage import Fromage as Fromage
 from hfoptim.optimizers.ftrl import FTRL as FTRL
+from hfoptim.optimizers.galore import GaLoreAdafactor as GaLoreAdafactor
+from hfoptim.optimizers.galore import GaLoreAdamW as GaLoreAdamW
 from hfoptim.optimizers.grams import Grams as Grams
 from hfoptim.optimizers.gravity import Gravity as Gravity
 from hfoptim.optimizers.grokadamw import GrokAdamW as GrokAdamW
@@ -144,6 +148,7 @@ __all__ = [
     "TAM",
     "VSGD",
     "A2Grad",
+    "APOLLOAdamW",
     "AccSGD",
     "AdEMAMix",
     "AdaBelief",
@@ -198,7 +203,10 @@ __all__ = [
     "EmoLynx",
     "EmoNavi",
     "FAdam",
+    "FiraAdamW",
     "Fromage",
+    "GaLoreAdafactor",
+    "GaLoreAdamW",
     "Grams",
     "Gravity",
     "GrokAdamW",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Size, Tensor
 from torch.optim import Optimizer
@@ -131,7 +131,7 @@ class Adafactor(RuleOptimizer):
     """
 
     peer_state = {"RMS": None}
-    names = (
+    names: ClassVar[tuple[Name, ...]] = (
         Name("adafactor"),
         Name(
             "cadafactor",

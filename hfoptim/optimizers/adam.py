@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class AdamW(FullyDecoupling):
 
     decay = Decay.DECOUPLED_AFTER
     peer_flags = TORCH_ADAM
-    names = (Name("adamw_hf"),)
+    names: ClassVar[tuple[Name, ...]] = (Name("adamw_hf"),)
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float] = hyper((0.9, 0.999), "decay rates of m and v")
     eps: float = hyper(1e-6, "added to the root of v")

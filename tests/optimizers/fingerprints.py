@@ -13,7 +13,7 @@ from hfoptim.engine import ENGINE_DEFAULTS
 
 NAMES = ("matrix", "vector", "conv")
 # Options that no optimizer has got in a later version: a state_dict without one that the optimizer has is another's.
-FROM_THE_FIRST_DAY = {"lr", "betas", "eps", "weight_decay", "momentum"}
+FROM_THE_FIRST_DAY = {"lr", "betas", "eps", "weight_decay", "momentum", "rank"}
 # In a group, and no hyper-parameter.
 NO_OPTIONS = {"params", "param_names", *ENGINE_DEFAULTS}
 

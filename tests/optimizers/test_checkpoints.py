@@ -378,6 +378,8 @@ def test_a_refused_state_dict_leaves_the_run_as_it_was(entry, variant):
 def test_named_parameters_in_another_order_load_by_name(entry, variant):
     if entry.name == "grokadamw" and variant.options.get("gamma") != 0.0:
         pytest.skip("its decay rates go by the order of the optimizer that loads")
+    if entry.name == "apollo_adamw" and variant.options.get("proj") != "svd":
+        pytest.skip("the random numbers of parameters without state go by the order of the optimizer that loads")
     params = parameters(NAMES)
     optimizer = build(entry, variant, params)
     train(optimizer, params, range(1, 4), only=("matrix", "vector"))  # conv has no state

@@ -31,7 +31,7 @@ _OF_THE_RUN = {"params", "param_names", "capturable", "differentiable", *OF_THE_
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name"}
 
 # What no optimizer of ours has got later: without them a state_dict is another's.
-_IN_ALL = {"lr", "betas", "eps", "weight_decay", "momentum"}
+_IN_ALL = {"lr", "betas", "eps", "weight_decay", "momentum", "rank"}
 
 # Options of this engine in every state_dict of it, and together in nobody else's.
 _OF_ENGINE = {"caution", "kahan_sum"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,44 +22,51 @@ _MASK = 0xFFFFFFFF
 _INDEX, _STEP, _ORDINAL, _SALT = 2654435769, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
 
 
-def row_seed(step: int, ordinal: int, start: int = 0) -> int:
+_Seed = TypeVar("_Seed", int, Tensor)
+
+
+def row_seed(step: int, ordinal: _Seed, start: int = 0) -> _Seed:
     """The seed of a parameter's random bits.
 
     Args:
         step: number of the step, from 1.
-        ordinal: the parameter's place among those of all groups.
+        ordinal: the parameter's place among those of all groups; those of several, as int64, for a seed each.
         start: index in the parameter of the row's first entry, where the row is a part of it.
     """
     return (step * _STEP + ordinal * _ORDINAL + start * _INDEX) & _MASK
 
 
-def state_seed(seed: int, index: int) -> int:
+def state_seed(seed: _Seed, index: int) -> _Seed:
     """The seed of the `index`-th state of a parameter whose own is `seed`."""
     return (seed + (index + 1) * _SALT) & _MASK
 
 
-def random_bits(count: int, seed: int, start: int, device: torch.device) -> Tensor:
-    """32 random bits for each of `count` entries from index `start` on, as int64.
+def random_bits(count: int, seed: _Seed, start: int, device: torch.device) -> Tensor:
+    """32 random bits for each of `count` entries from index `start` on, as int64; a row of them for each of the seeds.
 
     The mixing steps are those of Wellons' hash "lowbias32", by which every bit of the index moves every bit.
     """
     x = torch.arange(start, start + count, dtype=torch.int64, device=device)
-    x = x.mul_(_INDEX).add_(seed).bitwise_and_(_MASK)
+    x = x.mul_(_INDEX)
+    x = (x + seed.unsqueeze(-1) if isinstance(seed, Tensor) else x.add_(seed)).bitwise_and_(_MASK)
     x = x.bitwise_xor_(x >> 16).mul_(0x7FEB352D).bitwise_and_(_MASK)
     x = x.bitwise_xor_(x >> 15).mul_(0x846CA68B).bitwise_and_(_MASK)
     return x.bitwise_xor_(x >> 16)
 
 
-def normal(shape: Sequence[int], seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers of a standard normal distribution, of two hashes of each entry's index (Box and Muller)."""
-    out = torch.empty(math.prod(shape), dtype=dtype, device=device)
-    for start in range(0, out.numel(), _PIECE):
-        piece = out[start : start + _PIECE]
-        size, angle = (
-            (precise(random_bits(len(piece), state_seed(seed, index), start, device)) + 0.5) / 2**32 for index in (0, 1)
-        )
+def normal(shape: Sequence[int], seed: _Seed, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of a standard normal distribution, of two hashes of each entry's index (Box and Muller).
+
+    For a tensor of seeds as many tensors of the shape, stacked.
+    """
+    stacked = tuple(seed.shape) if isinstance(seed, Tensor) else ()
+    out = torch.empty(*stacked, math.prod(shape), dtype=dtype, device=device)
+    for start in range(0, out.shape[-1], _PIECE):
+        piece = out[..., start : start + _PIECE]
+        bits = (random_bits(piece.shape[-1], state_seed(seed, index), start, device) for index in (0, 1))
+        size, angle = ((precise(each) + 0.5) / 2**32 for each in bits)
         piece.copy_((-2.0 * size.log()).sqrt() * (2.0 * math.pi * angle).cos())
-    return out.view(torch.Size(shape))
+    return out.view((*stacked, *shape))
 
 
 def stochastic_bfloat16(values: Tensor, seed: int, start: int) -> Tensor:

@@ -131,13 +131,79 @@ def _parts(name: str, value: Any) -> Any:
     return integer(name, value, 1) if sizes is None else tuple(integer(name, size, 1) for size in sizes)
 
 
-class MatrixOptimizer(RuleOptimizer):
-    """A rule for the matrices inside a network, AdamW or NAdamW for everything else, in one optimizer.
+class HiddenMatrices(RuleOptimizer):
+    """An optimizer that treats the matrices inside a network unlike everything else.
 
-    Hidden matrices are found by name, or by a group's `use_muon`. Subclasses give `matrix_rule`.
+    They are found by name, or by a group's `use_muon`.
     """
 
     hidden_matrices = True
+    _: KW_ONLY
+    use_muon: bool | None = hyper(
+        None,
+        "whether a group's parameters are hidden matrices; None decides by their names and shapes",
+        in_peers=False,
+    )
+    stacked: bool | None = hyper(
+        None,
+        "whether parameters of three dimensions are stacks of matrices rather than kernels; None: where the name says "
+        '"expert"',
+        in_peers=False,
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        found = (self._form_of(param, group) for group in self.param_groups for param in group["params"])
+        if self.wants_matrices and not any(found):
+            raise ValueError(self._nothing_to_take())
+
+    @property
+    def rest(self) -> str:
+        """What everything else gets, for messages."""
+        raise NotImplementedError
+
+    @property
+    def wants_matrices(self) -> bool:
+        """Whether it is a mistake if there are none."""
+        return True
+
+    def chosen_by_name(self, group: Group) -> bool:
+        """Whether a group's matrices are found by the names and shapes of its parameters."""
+        return group["use_muon"] is None
+
+    def _nothing_to_take(self) -> str:
+        names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        adapters = [name for name in names if "lora_" in name.lower()]
+        count = sum(len(group["params"]) for group in self.param_groups)
+        found = f"none of the {count} parameters is a matrix inside a network, all would get {self.rest}"
+        if adapters:
+            return (
+                f"{found}. {adapters[0]} and its like are factors of a low-rank update, of which not each by itself "
+                f"but the product is a matrix inside the network; use_muon=True takes them for matrices nevertheless"
+            )
+        return f"{found}; give the names of the whole model's parameters, or use_muon=True in the group of its matrices"
+
+    def check_added(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            self._form_of(param, group)
+        unknown = [each for each in self.param_groups if self.chosen_by_name(each) and "param_names" not in each]
+        if len({param.ndim >= 2 for each in unknown for param in each["params"]}) == 2:
+            raise ValueError(
+                f"{type(self).__name__} cannot tell embeddings and heads from the matrices inside the network: the "
+                f"parameters have no names. Give model.named_parameters(), or hfoptim.param_groups_muon(model), or "
+                f"groups with use_muon=True and use_muon=False"
+            )
+
+    def _form_of(self, param: Tensor, group: Group) -> Form | None:
+        return form_of(self.name_of(param, group), param.shape, group["use_muon"], group["stacked"], split=1)
+
+
+class MatrixOptimizer(HiddenMatrices):
+    """A rule for the matrices inside a network, AdamW or NAdamW for everything else, in one optimizer.
+
+    Subclasses give `matrix_rule`.
+    """
+
     _: KW_ONLY
     betas: tuple[float, float] = hyper((0.9, 0.95), "AdamW's decay rates", in_peers=False)
     fallback: str = hyper(
@@ -147,11 +213,6 @@ class MatrixOptimizer(RuleOptimizer):
         in_peers=False,
     )
     fallback_lr_scale: float = hyper(1.0, "the factor f of lr for everything else", in_peers=False)
-    use_muon: bool | None = hyper(
-        None,
-        "whether a group's parameters are hidden matrices; None decides by their names and shapes",
-        in_peers=False,
-    )
     split: Any = hyper(
         None,
         "into what a matrix is divided: a number of equal parts, or the sizes of the parts, which repeat where they "
@@ -167,31 +228,11 @@ class MatrixOptimizer(RuleOptimizer):
         most=-1,
         in_peers=False,
     )
-    stacked: bool | None = hyper(
-        None,
-        "whether parameters of three dimensions are stacks of matrices rather than kernels; None: where the name says "
-        '"expert"',
-        in_peers=False,
-    )
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not any(self._form_of(param, group) for group in self.param_groups for param in group["params"]):
-            raise ValueError(self._nothing_to_take())
-
-    def _nothing_to_take(self) -> str:
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        adapters = [name for name in names if "lora_" in name.lower()]
-        count = sum(len(group["params"]) for group in self.param_groups)
-        found = (
-            f"none of the {count} parameters is a matrix inside a network, all would get {self.defaults['fallback']}"
-        )
-        if adapters:
-            return (
-                f"{found}. {adapters[0]} and its like are factors of a low-rank update, of which not each by itself "
-                f"but the product is a matrix inside the network; use_muon=True takes them for matrices nevertheless"
-            )
-        return f"{found}; give the names of the whole model's parameters, or use_muon=True in the group of its matrices"
+    @property
+    def rest(self) -> str:
+        fallback: str = self.defaults["fallback"]
+        return fallback
 
     def matrix_rule(self, form: Form, group: dict[str, Any]) -> Rule:
         """The rule for a hidden matrix of that form."""
@@ -212,17 +253,6 @@ class MatrixOptimizer(RuleOptimizer):
             side[form.dim] = part * form.repeats
         counts = {f"{r}x{c}": sides.count([r, c]) * stack for r, c in sides}
         return " and ".join(f"matrix {s}" if n == 1 else f"{n} matrices {s}" for s, n in counts.items())
-
-    def check_added(self, group: dict[str, Any]) -> None:
-        for param in group["params"]:
-            self._form_of(param, group)
-        unknown = [each for each in self.param_groups if each["use_muon"] is None and "param_names" not in each]
-        if len({param.ndim >= 2 for each in unknown for param in each["params"]}) == 2:
-            raise ValueError(
-                f"{type(self).__name__} cannot tell embeddings and heads from the matrices inside the network: the "
-                f"parameters have no names. Give model.named_parameters(), or hfoptim.param_groups_muon(model), or "
-                f"groups with use_muon=True and use_muon=False"
-            )
 
     def _form_of(self, param: Tensor, group: Group) -> Form | None:
         name = self.name_of(param, group)
