@@ -59,7 +59,7 @@ def normal(shape: Sequence[int], seed: _Seed, dtype: torch.dtype, device: torch.
 
     For a tensor of seeds as many tensors of the shape, stacked.
     """
-    stacked = tuple(seed.shape) if isinstance(seed, Tensor) else ()
+    stacked: tuple[int, ...] = tuple(seed.shape) if isinstance(seed, Tensor) else ()
     out = torch.empty(*stacked, math.prod(shape), dtype=dtype, device=device)
     for start in range(0, out.shape[-1], _PIECE):
         piece = out[..., start : start + _PIECE]
