@@ -258,10 +258,21 @@ class LowRank(HiddenMatrices):
         form = self._form_of(param, group)
         if form is None:
             return super().rule_for(param, group)
+        projection, low = self._subspace(param, form, group)
+        inner = super().rule_for(torch.empty(low, device="meta"), group)
+        return in_subspace(inner, projection, form, self.finish_for(group))
+
+    def taken_by(self, param: Tensor, group: dict[str, Any]) -> str:
+        form = self._form_of(param, group)
+        if form is None:
+            return "no projection"
+        return f"projected to {'x'.join(map(str, self._subspace(param, form, group)[1]))}"
+
+    def _subspace(self, param: Tensor, form: Form, group: Group) -> tuple[Projection, tuple[int, ...]]:
+        """The projection of a parameter, and the shape of what is left of it."""
         shape = as_matrix(param.shape) if form.flattened else tuple(param.shape)
         projection = self.projection_for(shape, group)
-        inner = super().rule_for(torch.empty(projection.low(shape), device="meta"), group)
-        return in_subspace(inner, projection, form, self.finish_for(group))
+        return projection, projection.low(shape)
 
     def _form_of(self, param: Tensor, group: Group) -> Form | None:
         if group["rank"] is None:
