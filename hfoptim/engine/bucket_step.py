@@ -48,6 +48,13 @@ class BucketStep:
         if self.bucket.plan.ordered:
             self.bucket.seeds = [storage.row_seed(self.t, ordinal) for ordinal in self.ordinals]
 
+    def draw(self, states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        """Draw what state is due to be drawn again, from the optimizer's."""
+        for name, due in self.bucket.plan.rule.redrawn.items():
+            if due(self.t, self.group):
+                for param, ordinal in zip(self.params, self.ordinals, strict=True):
+                    _draw(states[param][name], storage.drawing_seed(self.t, ordinal))
+
     def count(self) -> None:
         """Advance the step counters: the step is taken."""
         if self.counters is not None:
@@ -112,8 +119,7 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
             if plan.rule.state[name].numbered:
                 state[name].fill_(ordinal)
             if plan.rule.state[name].drawn:
-                whole = storage.normal(param.shape, storage.row_seed(0, ordinal), dtype, param.device)
-                dtensor.local(state[name]).copy_(dtensor.here(whole, state[name]))
+                _draw(state[name], storage.row_seed(0, ordinal))
         elif not storage.fits(kept, state[name], param.shape):
             state.update(dtensor.converted(kept, plan.rule, name, state, param))
             if not kept.bits:
@@ -124,6 +130,14 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
         dtype = plan.rounding.remainder or param.dtype
         state[residual] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     return state
+
+
+def _draw(state: Tensor, seed: int) -> None:
+    """Fill a state with numbers of a standard normal distribution."""
+    shape = (*state.shape, 2) if state.is_complex() else state.shape
+    whole = storage.normal(shape, seed, state.dtype.to_real(), state.device)
+    whole = torch.view_as_complex(whole) if state.is_complex() else whole
+    dtensor.local(state).copy_(dtensor.here(whole, state))
 
 
 def placed(scalars: dict[str, Any], bucket: Bucket) -> dict[str, Any]:

@@ -153,6 +153,9 @@ class EngineOptimizer(Optimizer):
     def check_ready(self) -> None:
         """Raise if no step can be taken now. Called before a step's closure, and before gradient release moves any."""
 
+    def before_closure(self, closure: Callable[[], Any] | None) -> None:
+        """Evaluate a step's closure somewhere else first, where a step needs that; gradients are not enabled."""
+
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter of a group is wrong, and put each into it as Python's own number, tuple or text.
 
@@ -362,6 +365,7 @@ class EngineOptimizer(Optimizer):
         self.check_ready()
         if loss is not None:
             self.add_loss(loss)
+        self.before_closure(closure)
         found = None
         if closure is not None:
             with torch.enable_grad():
@@ -472,6 +476,7 @@ class EngineOptimizer(Optimizer):
 
     def _run(self, work: list[BucketStep]) -> None:
         for item in work:
+            item.draw(self.state)
             if self.report is not None:
                 self.report.take(item)
             if item.whole:

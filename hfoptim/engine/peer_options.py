@@ -66,10 +66,6 @@ _ADVICE = {
         "where weight decay enters is fixed here, the equations in the docstring show it; leave it out",
     ),
     **dict.fromkeys(("is_paged", "percentile_clipping", "block_wise", "min_8bit_size"), _BITSANDBYTES),
-    "is_approx": (
-        "this is the approximate form, as True says; the exact one takes the gradient of every batch once more, at the "
-        "parameters of the step before, which costs a second backward pass and is not here"
-    ),
     "set_grad_none": "zero_grad() removes gradients",
 }
 

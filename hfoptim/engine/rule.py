@@ -17,7 +17,7 @@ import math
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -56,6 +56,7 @@ class State:
         narrow: whether it is kept in bfloat16, rounded to the nearest, where `state_dtype` does not ask for less.
         drawn: whether it begins as numbers of a standard normal distribution in place of `init`'s: each entry's by its
             index and by the parameter's place in the optimizer, so that sharding and repeating give the same.
+        redrawn: `(t, group)` -> whether new ones are drawn before step t.
         placed: whether it is the position of the parameter in its group, from 0, in place of `init`'s number.
         numbered: the same, of its number among the parameters of all groups.
     """
@@ -66,6 +67,7 @@ class State:
     of_shaped: bool = False
     narrow: bool = False
     drawn: bool = False
+    redrawn: Callable[[int, Group], bool] | None = None
     placed: bool = False
     numbered: bool = False
 
@@ -98,6 +100,8 @@ nonnegative = State(_zeros, signed=False, compressible=True)
 clone = State(_clone)
 # The parameter's shape, normal noise of variance 1, kept exact.
 noise = State(_zeros, drawn=True)
+# The same, new at every step.
+fresh_noise = replace(noise, redrawn=lambda t, group: True)
 # One number per parameter, zero, on the parameter's device.
 scalar = State(_scalar)
 # The position of the parameter in its group, from 0, where its state was made.
@@ -226,6 +230,11 @@ class Rule:
     @property
     def name(self) -> str:
         return self.fn.__name__
+
+    @cached_property
+    def redrawn(self) -> dict[str, Callable[[int, Group], bool]]:
+        """What says at which steps a state is drawn again, by its name."""
+        return {name: state.redrawn for name, state in self.state.items() if state.redrawn is not None}
 
     def first(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
         """The first value of a parameter's state `name`."""

@@ -2,6 +2,7 @@
 from hfoptim.engine.discovery import FoundModule
 from hfoptim.optimizers.a2grad import A2Grad as A2Grad
 from hfoptim.optimizers.accsgd import AccSGD as AccSGD
+from hfoptim.optimizers.acprop import ACProp as ACProp
 from hfoptim.optimizers.adabelief import AdaBelief as AdaBelief
 from hfoptim.optimizers.adabound import AdaBound as AdaBound
 from hfoptim.optimizers.adadelta import Adadelta as Adadelta
@@ -50,6 +51,7 @@ from hfoptim.optimizers.dadapt_lion import DAdaptLion as DAdaptLion
 from hfoptim.optimizers.dadapt_sgd import DAdaptSGD as DAdaptSGD
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
 from hfoptim.optimizers.dog import DoG as DoG
+from hfoptim.optimizers.dog import DoWG as DoWG
 from hfoptim.optimizers.dog import LDoG as LDoG
 from hfoptim.optimizers.dual_adam import DualAdam as DualAdam
 from hfoptim.optimizers.emo import EmoFact as EmoFact
@@ -84,6 +86,7 @@ from hfoptim.optimizers.muon import Muon as Muon
 from hfoptim.optimizers.nadam import NAdam as NAdam
 from hfoptim.optimizers.nadam import NAdamW as NAdamW
 from hfoptim.optimizers.nero import Nero as Nero
+from hfoptim.optimizers.noisy_sgd import NoisySGD as NoisySGD
 from hfoptim.optimizers.novograd import NvNovoGrad as NvNovoGrad
 from hfoptim.optimizers.optimistic import OptimisticAdam as OptimisticAdam
 from hfoptim.optimizers.optimistic import OptimisticGradientDescent as OptimisticGradientDescent
@@ -148,6 +151,7 @@ __all__ = [
     "TAM",
     "VSGD",
     "A2Grad",
+    "ACProp",
     "APOLLOAdamW",
     "AccSGD",
     "AdEMAMix",
@@ -197,6 +201,7 @@ __all__ = [
     "DAdaptSGD",
     "DiffGrad",
     "DoG",
+    "DoWG",
     "DualAdam",
     "EXAdam",
     "EmoFact",
@@ -226,6 +231,7 @@ __all__ = [
     "NAdam",
     "NAdamW",
     "Nero",
+    "NoisySGD",
     "NvNovoGrad",
     "OptimisticAdam",
     "OptimisticGradientDescent",

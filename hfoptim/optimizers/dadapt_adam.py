@@ -91,7 +91,10 @@ class DAdaptAdam(DAdaptation):
     decay = Decay.COUPLED
     decoupled_by = "decouple"
     counted = True
-    names = (Name("dadapt_adam"),)
+    names = (
+        Name("dadapt_adam"),
+        Name("dadapt_adamw", "DAdaptAdam with decoupled weight decay", options={"decouple": True}),
+    )
     rule = Rule(
         _dadapt_adam,
         ELEMENT,

@@ -1,4 +1,4 @@
-"""DoG and LDoG: SGD whose step size is the distance gone over the root of all squared gradients."""
+"""DoG, LDoG and DoWG: SGD whose step size is the distance gone over the root of all squared gradients."""
 
 from __future__ import annotations
 
@@ -35,6 +35,22 @@ def _advance(state: Group, totals: Mapping[str, Tensor], group: Group) -> dict[s
         rbar = torch.maximum(state["rbar"], totals["gone"].sqrt())
         squares = state["G"] + totals["gradients"]
     return {"eta": rbar / squares.sqrt(), "rbar": rbar, "G": squares, "k": state["k"] + 1}
+
+
+def _weighted(state: Group, totals: Mapping[str, Tensor], group: Group) -> dict[str, Any]:
+    distance = torch.maximum(state["estim_sq_dist"], totals["gone"])
+    squares = state["weighted_sq_norm_grads"] + distance * totals["gradients"]
+    eta = distance / (squares.sqrt() + group["eps"])
+    return {"eta": eta, "estim_sq_dist": distance, "weighted_sq_norm_grads": squares}
+
+
+def _weighted_eta(t: int, group: Group, eta: Any, **sums: Tensor) -> Scalars:
+    return {"lr": eta * float(group["lr"])}
+
+
+def _first_distance(options: Group) -> float:
+    given = options["init_estim_sq_dist"]
+    return float(options["eps"] if given is None else given)
 
 
 def _layerwise(t: int, group: Group) -> Scalars:
@@ -120,3 +136,37 @@ class LDoG(RuleOptimizer):
     weight_decay: float = hyper(0.0, "weight decay, added to the gradient")
     eps: float = hyper(1e-8, "added to the sum of squared gradients", above=0.0)
     init_eta: float | None = hyper(None, "first step size, in place of that from reps_rel", above=0.0)
+
+
+class DoWG(RuleOptimizer):
+    """DoG with gradients weighted by the distance at their step: it steps on longer where the way has been long.
+
+    With g the gradient, weight_decay p in it, p the parameter, p0 where it started, norms over all entries of all
+    parameters:
+
+        r2 = max(r2, |p - p0|^2), at first eps, or init_estim_sq_dist;  G = G + r2 |g|^2
+        p = p - lr r2 / (sqrt(G) + eps) g
+
+    All groups are one long vector, as in the paper; `lr` multiplies a group's step. State: `init_buffer` (p0); every
+    group holds `estim_sq_dist` (r2) and `weighted_sq_norm_grads` (G). Follows optax, which has added the eps of the
+    divisor.
+
+    Source:
+        Khaled, Mishchenko and Jin, DoWG Unleashed, arXiv 2305.16284; optax, `dowg`.
+    """
+
+    decay = Decay.COUPLED
+    names = (Name("dowg"),)
+    rule = Rule(_dog, ELEMENT, {"init_buffer": clone}, _weighted_eta, Probe(_distances))
+    run_state = RunState(
+        {"estim_sq_dist": _first_distance, "weighted_sq_norm_grads": 0.0},
+        _weighted,
+        ("gone", "gradients"),
+        shared=True,
+        common=("eps", "init_estim_sq_dist"),
+    )
+    lr_is_factor = True
+    lr: float = LR_FACTOR
+    init_estim_sq_dist: float | None = hyper(None, "first squared distance; None is eps", above=0.0)
+    eps: float = hyper(1e-4, "added to the divisor", above=0.0)
+    weight_decay: float = hyper(0.0, "weight decay, added to the gradient")

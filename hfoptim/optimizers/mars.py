@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY
+from collections.abc import Callable
+from dataclasses import KW_ONLY, replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfoptim.engine import (
@@ -17,10 +19,13 @@ from hfoptim.engine import (
     Rule,
     RuleOptimizer,
     Scalars,
+    State,
+    clone,
     ema,
     hyper,
     zeros,
 )
+from hfoptim.engine.ambient import undisturbed
 from hfoptim.optimizers.shared.matrices import as_matrix
 from hfoptim.optimizers.shared.moments import adam_state, corrected, moment_rates, moments_step
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, iterations
@@ -82,6 +87,20 @@ def mars(mars_type: str, amsgrad: bool) -> Rule:
 _VECTORS = {amsgrad: Rule(moments_step, ELEMENT, adam_state(amsgrad), _vector_scalars) for amsgrad in (False, True)}
 
 
+@cache
+def remembering(inner: Rule) -> Rule:
+    """The rule with a copy of the parameter from before the step; the optimizer writes the gradient there."""
+
+    def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
+        *state, _, h = args
+        update, *new = inner.fn(grad, param, *state, h)
+        return update, *new, param
+
+    fn.__name__ = inner.name
+    exact = {"last_grad": State(zeros.init)} if "last_grad" in inner.state else {}
+    return replace(inner, fn=fn, state={**inner.state, **exact, "previous_param": clone})
+
+
 class Mars(RuleOptimizer):
     """Variance reduction: gradients corrected by how far they have changed, then a step of AdamW, Lion or Shampoo.
 
@@ -102,14 +121,20 @@ class Mars(RuleOptimizer):
     State: `exp_avg` (m), `last_grad` (g'), `exp_avg_sq` (v, with "adamw"); without correction `exp_avg`, `exp_avg_sq`.
     With `amsgrad` also the largest v so far, `max_exp_avg_sq`.
 
-    This is the form that takes g' from the batch before ("approximate"); the exact one runs backward twice. Follows
-    timm, which has the paper's first step. The author's code and pytorch_optimizer 4.1 have g' = 0 there; the author
-    applies it to exactly two dimensions, and has other betas and a weight decay of its own for vectors. "shampoo" is
-    the author's; timm has none. Where `caution` meets "lion", the mask keeps its mean here, as in the paper; timm takes
-    the sign of what it masked.
+    By default g' is the gradient of the batch before. With `is_approx=False`, the paper's exact form, it is that of
+    this batch at the parameters of the step before: `step(closure)` calls the closure there first, then where the
+    parameters are, so that a step costs two backward passes. The closure clears the gradients, and returns the loss.
+    State then has `previous_param`, too.
+
+    Follows timm, which has the paper's first step. The author's code and pytorch_optimizer 4.1 have g' = 0 there; the
+    author applies it to exactly two dimensions, and has other betas and a weight decay of its own for vectors.
+    "shampoo" is the author's; timm has none. Where `caution` meets "lion", the mask keeps its mean here, as in the
+    paper; timm takes the sign of what it masked.
 
     Raises:
         TypeError: a complex parameter.
+        ValueError: is_approx=False with an option that changes gradients.
+        RuntimeError: is_approx=False, and `step` was given no closure.
 
     Source:
         Yuan et al., arXiv 2411.10438; AGI-Arena/MARS; timm 1.0, `timm.optim.Mars`.
@@ -130,9 +155,55 @@ class Mars(RuleOptimizer):
     betas_1d: tuple[float, float] | None = hyper(None, "AdamW's decay rates for vectors; None is betas")
     _: KW_ONLY
     amsgrad: bool = hyper(False, "divide by the largest v so far, wherever there is a v", in_peers=False)
+    is_approx: bool = hyper(
+        True, "g' is the gradient of the batch before; False takes it of this batch, by `step(closure)`", in_peers=False
+    )
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        for name in ("gradient_centralization", "adaptive_clip", "gradient_release"):
+            if group[name] and not group["is_approx"]:
+                raise ValueError(f"is_approx=False with {name}={group[name]!r}; expected one of them")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         kind, amsgrad = group["mars_type"], group["amsgrad"]
         if param.ndim >= 2:
-            return mars(kind, amsgrad)
-        return mars("adamw" if kind == "shampoo" else kind, amsgrad) if group["optimize_1d"] else _VECTORS[amsgrad]
+            found = mars(kind, amsgrad)
+        else:
+            found = mars("adamw" if kind == "shampoo" else kind, amsgrad) if group["optimize_1d"] else _VECTORS[amsgrad]
+        return found if group["is_approx"] else remembering(found)
+
+    def before_closure(self, closure: Callable[[], Any] | None) -> None:
+        """Keep the gradients at the parameters of the step before, in `last_grad`; before the first step nothing."""
+        exact = [group for group in self.param_groups if not group["is_approx"]]
+        if not exact or self._is_only_for_state(self._entries()):
+            return
+        if closure is None:
+            raise RuntimeError(
+                "is_approx=False takes the gradient of each batch also at the parameters of the step before: call "
+                "step(closure) with a closure that clears the gradients, calls backward and returns the loss"
+            )
+        known = {
+            param: (self.state[param], group["maximize"])
+            for group in exact
+            for param in group["params"]
+            if "previous_param" in self.state.get(param, {})
+        }
+        if not known:
+            return
+        present = [param.detach().clone() for param in known]
+        try:
+            with undisturbed():
+                for param, (state, _) in known.items():
+                    param.copy_(state["previous_param"])
+            with torch.enable_grad():
+                closure()
+            with undisturbed():
+                for param, (state, maximize) in known.items():
+                    if "last_grad" in state:
+                        grad = torch.zeros_like(param) if param.grad is None else param.grad
+                        state["last_grad"].copy_(-grad if maximize else grad)
+        finally:
+            with undisturbed():
+                for param, kept in zip(known, present, strict=True):
+                    param.copy_(kept)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hfoptim.engine import (
     ELEMENT,
@@ -13,11 +16,13 @@ from hfoptim.engine import (
     Decay,
     Group,
     Name,
+    Rule,
     RuleOptimizer,
     Scalars,
     bias_correction,
     ema,
     hyper,
+    noise,
     nonnegative,
     rule,
     scalar,
@@ -52,6 +57,23 @@ def spam(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[
     return moments_step(torch.maximum(torch.minimum(grad, most), -most), param, exp_avg, exp_avg_sq, h)
 
 
+def _sparse_scalars(t: int, group: Group) -> Scalars:
+    return {**_spam_scalars(t, group), "rate": float(group["lr"]), "chosen": NormalDist().inv_cdf(group["density"])}
+
+
+def _sparse(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, mask_noise: Any, h: Any) -> tuple[Any, ...]:
+    """The step of the entries whose number says so; the others' moments are not looked at before they are reset."""
+    update, exp_avg, exp_avg_sq = spam.fn(grad, param, exp_avg, exp_avg_sq, h)
+    chosen = (mask_noise < h.chosen).to(update.dtype)
+    return update * h.lr * chosen, chosen * h.rate, exp_avg, exp_avg_sq, None
+
+
+_renewed = replace(noise, redrawn=lambda t, group: t % group["update_proj_gap"] == 0)
+_SPARSE = Rule(
+    _sparse, ELEMENT, {**spam.state, "mask_noise": _renewed}, per_step=_sparse_scalars, returns_step_size=True
+)
+
+
 class SPAM(RuleOptimizer):
     """Adam with spikes of the gradient clipped and its moments set to 0 every update_proj_gap steps.
 
@@ -68,8 +90,17 @@ class SPAM(RuleOptimizer):
     State: `exp_avg` (m), `exp_avg_sq` (v). An entry whose v is 0 stays at 0 once spikes are clipped, until the next
     reset.
 
-    The author's sparse momentum (`density`), random masks of what is stepped at all, is not here: this is his density
-    of 1. pytorch_optimizer 4.1 has the cosine of k + 1, and other defaults.
+    With a `density` below 1 (sparse momentum) each entry of a matrix steps and decays by that chance only, drawn anew
+    at every reset; with parameters of other dimensions nothing changes. What is drawn goes by the entry's index and by
+    the place of its parameter in the optimizer: the same on every rank, and after a checkpoint. It is one state more,
+    `mask_noise`, and the moments stay whole, so this saves no memory, which the author's does.
+
+    The author's first mask has exactly the share of entries that `density` says, by chance is every later one of his;
+    with a density his weight decay changes nothing, as it goes to a copy. pytorch_optimizer 4.1 has the cosine of
+    k + 1, and other defaults.
+
+    Raises:
+        TypeError: a complex matrix, with a density.
 
     Source:
         Huang et al., SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training, arXiv 2501.06842;
@@ -88,6 +119,17 @@ class SPAM(RuleOptimizer):
     threshold: float = hyper(5000.0, "largest g^2, relative to v; 0 does not clip")
     update_proj_gap: int = hyper(500, "steps between resets (the author's DeltaT)", low=1)
     grad_accu_steps: int = hyper(20, "steps after a reset without clipping", low=0)
+    _: KW_ONLY
+    density: float = hyper(
+        1.0, "share of a matrix' entries that step between two resets", above=0.0, most=1.0, in_peers=False
+    )
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        if group["density"] == 1.0 or param.ndim != 2:
+            return spam
+        if param.is_complex():
+            raise TypeError(f"density={group['density']!r} is not for complex matrices; leave it out")
+        return _SPARSE
 
 
 def _stable_scalars(t: int, group: Group) -> Scalars:

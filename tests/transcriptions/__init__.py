@@ -1,12 +1,11 @@
 """Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here
-(checked.py: by the writer of the rule).
+(checked.py and factors.py: by the writer of the rule).
 
 `tests/optimizers` follows them where no package ships a method as its paper has it. Nothing here imports torch or this
 package. Each class names the algorithm it was written from.
 """
 
-from .base import Array, Transcription
-from .checked import (
+from .authors import (
     SRMM,
     EmoFact,
     EmoLynx,
@@ -17,6 +16,8 @@ from .checked import (
     OptimisticAdam,
     OptimisticGradientDescent,
 )
+from .base import Array, Transcription
+from .checked import ACProp, DoWG
 from .factors import SOAP
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
@@ -31,6 +32,7 @@ __all__ = [
     "SWATS",
     "TAM",
     "A2Grad",
+    "ACProp",
     "AdaPNM",
     "AdaSmooth",
     "AdaTAM",
@@ -39,6 +41,7 @@ __all__ = [
     "Aida",
     "Ano",
     "Array",
+    "DoWG",
     "DualAdam",
     "EmoFact",
     "EmoLynx",

@@ -20,6 +20,7 @@ from hfoptim.engine.storage.formats import (
     storages,
 )
 from hfoptim.engine.storage.rounding import (
+    drawing_seed,
     join_float32,
     normal,
     random_bits,
@@ -48,6 +49,7 @@ __all__ = [
     "codebook",
     "converted",
     "decode",
+    "drawing_seed",
     "encode",
     "encode_param",
     "encode_state",

@@ -20,6 +20,8 @@ _PIECE = 1 << 20
 _MASK = 0xFFFFFFFF
 # Odd constants of 32 bits: of the golden ratio, and of xxHash.
 _INDEX, _STEP, _ORDINAL, _SALT = 2654435769, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
+# More states than a rule has.
+_FAR = 1000
 
 
 _Seed = TypeVar("_Seed", int, Tensor)
@@ -34,6 +36,11 @@ def row_seed(step: int, ordinal: _Seed, start: int = 0) -> _Seed:
         start: index in the parameter of the row's first entry, where the row is a part of it.
     """
     return (step * _STEP + ordinal * _ORDINAL + start * _INDEX) & _MASK
+
+
+def drawing_seed(step: int, ordinal: int) -> int:
+    """The seed of what a state is drawn from again at a step; far from those by which its new values are rounded."""
+    return state_seed(row_seed(step, ordinal), _FAR)
 
 
 def state_seed(seed: _Seed, index: int) -> _Seed:

@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import peers
+import torch
 from torch import Tensor
 
 import hfoptim
 from cases.entry import BETAS, Entry, Options, Reference, Variant, grid
+from hfoptim.engine import storage
 
 
 class _Cosine:
@@ -41,6 +43,29 @@ def _with_the_cosine(who: str, params: dict[str, Tensor], options: Options) -> A
     return Peer(list(params.values()), **options)
 
 
+def _with_the_masks(who: str, params: dict[str, Tensor], options: Options) -> Any:
+    """The peer with the masks that ours draws: for 2-D parameters, those before the first reset and later ones."""
+    peer = _with_the_cosine(who, params, options)
+    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    chosen = float(normal.icdf(torch.tensor(options["density"], dtype=torch.float64)))
+    places = {param: place for place, param in enumerate(params.values())}
+
+    def mask(param: Tensor, step: int) -> Tensor:
+        seed = storage.drawing_seed(step, places[param]) if step else storage.row_seed(0, places[param])
+        return storage.normal(param.shape, seed, torch.float64, torch.device("cpu")) < chosen
+
+    for param in params.values():
+        if param.ndim == 2:
+            peer.state[param]["mask"] = mask(param, 0)
+    # Its moments are set to 0 at every reset, which is when it draws.
+    peer.update_masks = lambda: [
+        peer.state[param].update(mask=mask(param, peer.state["total_step"] + 1))
+        for param in params.values()
+        if param.ndim == 2
+    ]
+    return peer
+
+
 def _spam(options: Options) -> Options:
     out = {name: value for name, value in options.items() if name != "warmup_steps"}
     return {**out, "warmup_epoch": options.get("warmup_steps", 150)}
@@ -56,8 +81,19 @@ SPAM = Entry(
             {"update_proj_gap": 4, "warmup_steps": 3, "grad_accu_steps": 2, "threshold": 2.0, "weight_decay": 0.1},
             compiled=True,
         ),
+        "sparse": Variant(
+            {"update_proj_gap": 4, "warmup_steps": 3, "grad_accu_steps": 2, "density": 0.3, "weight_decay": 0.1},
+            complex=False,
+            alone=False,
+        ),
     },
     references=[
+        Reference(
+            "pytorch_optimizer.SPAM",
+            grid(**_SHORT, threshold=[2], weight_decay=[0.25], density=[0.3, 0.9]),
+            _spam,
+            make=_with_the_masks,
+        ),
         Reference(
             "pytorch_optimizer.SPAM",
             grid(**_SHORT, betas=BETAS, weight_decay=[0.25])
@@ -72,6 +108,7 @@ SPAM = Entry(
         "weight_decay": -0.1,
         "warmup_steps": -1,
         "threshold": -1.0,
+        "density": 1.5,
         "update_proj_gap": 0,
         "grad_accu_steps": -1,
     },
