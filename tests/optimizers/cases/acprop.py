@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import hfoptim
-from cases.entry import Entry, Variant, grid
+from cases.entry import Entry, Options, Variant, grid
 from cases.transcribed import transcription
 
-_MORE = [
+_MORE: list[Options] = [
     {"weight_decay": 0.25, "rectify": True, "fixed_decay": True},
     {"weight_decay": 0.25, "rectify": True, "degenerated_to_sgd": False, "betas": (0.9, 0.99)},
     {"weight_decay": 0.25, "weight_decouple": False, "rectify": False, "momentum_update": True},
