@@ -15,13 +15,14 @@ NAMES = (
     *("param_groups_layer_decay", "param_groups_weight_decay"),
 )
 # timm's providers of other packages' optimizers, and what hfoptim does not have.
-OTHERS = ("fused*", "bnb*", "kron*")
+OTHERS = ("fused*", "bnb*")
 # timm's modules that its tests import a class from: that class, and our name of the same optimizer.
 CLASSES = {
     "adafactor": ("Adafactor", "adafactor"),
     "adafactor_bv": ("AdafactorBigVision", "adafactorbv"),
     "adahessian": ("Adahessian", "adahessian"),
     "adamw": ("AdamWLegacy", "adamwlegacy"),
+    "kron": ("Kron", "kron"),
     "laprop": ("LaProp", "laprop"),
     "mars": ("Mars", "mars"),
     "muon": ("Muon", "muon"),

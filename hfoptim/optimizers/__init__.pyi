@@ -70,6 +70,7 @@ from hfoptim.optimizers.gravity import Gravity as Gravity
 from hfoptim.optimizers.grokadamw import GrokAdamW as GrokAdamW
 from hfoptim.optimizers.kate import Kate as Kate
 from hfoptim.optimizers.kourkoutas import Kourkoutas as Kourkoutas
+from hfoptim.optimizers.kron import Kron as Kron
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
@@ -217,6 +218,7 @@ __all__ = [
     "GrokAdamW",
     "Kate",
     "Kourkoutas",
+    "Kron",
     "LDoG",
     "LaProp",
     "Lamb",

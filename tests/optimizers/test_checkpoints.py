@@ -380,6 +380,8 @@ def test_named_parameters_in_another_order_load_by_name(entry, variant):
         pytest.skip("its decay rates go by the order of the optimizer that loads")
     if entry.name == "apollo_adamw" and variant.options.get("proj") != "svd":
         pytest.skip("the random numbers of parameters without state go by the order of the optimizer that loads")
+    if entry.name == "kron":
+        pytest.skip("its noise goes by the place at which the state of a parameter was made")
     params = parameters(NAMES)
     optimizer = build(entry, variant, params)
     train(optimizer, params, range(1, 4), only=("matrix", "vector"))  # conv has no state

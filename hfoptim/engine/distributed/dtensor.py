@@ -146,10 +146,10 @@ def state_placements(init: Init, param: Any) -> tuple[Placement, ...] | None:
     """How the state of a parameter is sharded; None: a plain tensor, the same on every rank."""
     if not is_dtensor(param):
         return None
+    if all(placement.is_replicate() for placement in param.placements):
+        return param.placements if state_shape(init, param.shape) == param.shape else None
+    # A matrix for one side of a square parameter has the parameter's shape, and none of its dimensions.
     shape = state_shape(init, param.shape)
-    # Of a size 1 it takes a longer parameter to see whether it is the parameter's.
-    if shape == param.shape and 1 not in shape:
-        return param.placements
     placements = tuple(_followed(init, param, shape, placement) for placement in param.placements)
     return None if all(placement.is_replicate() for placement in placements) else placements
 
