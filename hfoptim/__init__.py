@@ -20,7 +20,18 @@ from hfoptim.registry.info import OptimInfo
 from hfoptim.registry.lookup import get_optimizer_class, get_optimizer_info, list_optimizers
 from hfoptim.training.accumulator import GradientAccumulator
 from hfoptim.training.gradient_release import prepare_for_gradient_release, remove_gradient_release
-from hfoptim.wrappers import EMA, SAM, CombinedOptimizer, Lookahead, Magma
+from hfoptim.wrappers import (
+    EMA,
+    GPA,
+    SAM,
+    TRAC,
+    CombinedOptimizer,
+    GrokFast,
+    Lookahead,
+    Magma,
+    Mechanic,
+    ScheduleFree,
+)
 
 if TYPE_CHECKING:
     from hfoptim.optimizers import *  # noqa: F403
@@ -39,16 +50,21 @@ __version__ = "0.1.0"
 # What is here beside the optimizers, which are found, and imported when one is asked for.
 __all__ = [
     "EMA",
+    "GPA",
     "SAM",
+    "TRAC",
     "CombinedOptimizer",
     "EvaluationWeights",
     "GradientAccumulator",
+    "GrokFast",
     "Lookahead",
     "Magma",
+    "Mechanic",
     "Name",
     "OptimInfo",
     "OptimizerCallback",
     "OptimizerMonitor",
+    "ScheduleFree",
     "TokenWeights",
     "auto_group_layers",
     "create_optimizer",

@@ -39,7 +39,8 @@ def test_an_option_of_the_run_is_not_read_from_a_checkpoint(name: str) -> None:
     expected = ENGINE_DEFAULTS[name] if name in OF_THE_RUN else other
     assert loading.param_groups[0][name] == expected
     decays = {"cautious_weight_decay", "corrected_weight_decay"}
-    assert ({*OPTIONS} - OF_THE_RUN) == {"maximize", "caution", *decays, "gradient_centralization", "adaptive_clip"}
+    of_gradient = {"gradient_centralization", "adaptive_clip", "orthograd"}
+    assert ({*OPTIONS} - OF_THE_RUN) == {"maximize", "caution", *decays, *of_gradient, "hyperball"}
 
 
 def test_caution_of_the_momentum_is_refused_where_it_is_not_known() -> None:

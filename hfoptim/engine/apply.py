@@ -33,12 +33,15 @@ def step_in_place(plan: Plan, h: Any, row: TensorSlots, seed: int = 0, start: in
 def entering(plan: Plan, h: Any, grad: Any, param: Any) -> tuple[Any, Any]:
     """(parameter, gradient) as a rule sees them: in the compute dtype, signed, and changed as options say.
 
-    Adaptive clipping comes first and compares with the gradient of the loss. Gradient centralisation (arXiv 2004.01461)
-    comes last, as in its authors' code, and takes away the mean of what a coupled decay has added, too.
+    What lies along the parameter goes first, then adaptive clipping, which compares with the gradient of the loss.
+    Gradient centralisation (arXiv 2004.01461) comes last, as in its authors' code, and takes away the mean of what a
+    coupled decay has added, too.
     """
     weight, grad = param.to(plan.dtype), grad.to(plan.dtype)
     if plan.maximize:
         grad = -grad
+    if plan.orthogonal is not None:
+        grad = orthogonal_to(grad, weight, plan.orthogonal or None, 4.0 * torch.finfo(plan.dtype).eps)
     if plan.clipped is not None:
         grad = clipped_by_units(grad, weight, plan.clipped or None, h.adaptive_clip)
     if plan.decay is Decay.COUPLED:
@@ -61,6 +64,35 @@ def clipped_by_units(grad: Any, param: Any, dims: tuple[int, ...] | None, factor
     return grad * (most / norm).clamp(max=1.0)
 
 
+def orthogonal_to(grad: Any, param: Any, dims: tuple[int, ...] | None, rounding: float) -> Any:
+    """What of the gradient is at right angles to the parameter, at the norm that it had (arXiv 2501.04697).
+
+    Args:
+        grad, param: tensors of one shape.
+        dims: the dimensions of the parameter; None: all.
+        rounding: the share of its norm below which nothing but rounding is left, of which there is no direction.
+    """
+    keep = dims is not None
+    along = (grad * param).sum(dims, keep) / ((param * param).sum(dims, keep) + 1e-30)
+    rest = grad - param * along
+    norm, left = grad.norm(2, dims, keep), rest.norm(2, dims, keep)
+    return rest * torch.where(left > norm * rounding, norm / (left + 1e-30), 0.0)
+
+
+def on_sphere(param: Any, update: Any, lr: Any, dims: tuple[int, ...] | None) -> Any:
+    """The parameter moved along the update by `lr` times its norm, and brought back to that norm (arXiv 2606.16899).
+
+    Args:
+        param, update: tensors of one shape.
+        lr: the length of the way, as a share of the norm.
+        dims: the dimensions of the parameter; None: all.
+    """
+    keep = dims is not None
+    radius = param.norm(2, dims, keep)
+    new = param - update * (radius * lr / update.norm(2, dims, keep).clamp(min=1e-12))
+    return new * (radius / new.norm(2, dims, keep).clamp(min=1e-12))
+
+
 def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, ...]:
     """(new parameter, *new state) of one tensor, symbol or `TensorList`, all in the compute dtype, before rounding.
 
@@ -79,6 +111,8 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
     new_state = [new.clone() if any(new is old for old in state) else new for new in new_state]
     if plan.caution:
         update = cautious(update, grad)
+    if plan.sphere is not None:
+        return (on_sphere(weight, update, h.hyperball, plan.sphere or None), *new_state)
     new = weight - update if plan.rule.returns_step_size else add_scaled(weight, update, -h.lr)
     if plan.decay in DECOUPLED_PLACES:
         decayed = new if plan.decay is Decay.DECOUPLED_AFTER else weight

@@ -56,6 +56,8 @@ class RuleOptimizer(_Declared):
         corrected_weight_decay: bool = False
         gradient_centralization: bool = False
         adaptive_clip: float | None = None
+        orthograd: bool = False
+        hyperball: bool = False
         kahan_sum: bool | None = None
         stochastic_rounding: bool = False
         master_weights: Literal[8, 16] | None = None

@@ -28,8 +28,8 @@ from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.distributed.flattened import is_flattened
 from hfoptim.engine.options import check_options, documentation
-from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit
-from hfoptim.engine.rule import Group, Rule
+from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
+from hfoptim.engine.rule import Group, Rule, clone
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState, signed
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
 
@@ -190,16 +190,35 @@ class EngineOptimizer(Optimizer):
             raise ValueError("the weight decay divides by the peak learning rate, which is 0 here; give max_lr above 0")
 
     def _check_units(self, group: dict[str, Any]) -> None:
-        chosen = [name for name in ("gradient_centralization", "adaptive_clip") if group[name]]
+        units = [name for name in ("gradient_centralization", "adaptive_clip") if group[name]]
+        chosen = units + [name for name in ("orthograd", "hyperball") if group[name]]
         if not chosen:
             return
         if is_flattened([group]):
             raise ValueError(
-                f"{chosen[0]} looks at whole rows of parameters, which FullyShardedDataParallel (FSDP1) has flattened; "
-                f"take fully_shard (FSDP2), or leave it out"
+                f"{chosen[0]} looks at rows or the whole of parameters, which FullyShardedDataParallel (FSDP1) has "
+                f"flattened; take fully_shard (FSDP2), or leave it out"
             )
-        for param in group["params"]:
-            unit(self.rule_for(param, group), param.shape)
+        for position, param in enumerate(group["params"]):
+            rule = self.rule_for(param, group)
+            if units:
+                unit(rule, param.shape)
+            if group["hyperball"] and param.ndim > 1:
+                self._check_sphere(rule, param, group, position)
+
+    def _check_sphere(self, rule: Rule, param: Tensor, group: dict[str, Any], position: int) -> None:
+        name = type(self).__name__
+        if self.lr_is_factor or group["lr"] is None:
+            raise ValueError(f"hyperball=True takes the length of a step from lr, and {name} finds it by itself")
+        if any(state is clone for state in rule.state.values()):
+            raise ValueError(f"hyperball=True keeps the norm of the weights, of which {name} keeps others beside them")
+        if group["stochastic_rounding"]:
+            raise ValueError("hyperball=True and stochastic_rounding=True exclude each other: the norm would grow")
+        if not (dtensor.is_dtensor(param) or param.is_meta or not param.numel() or param.detach().any()):
+            raise ValueError(
+                f"{checks.parameter_name(group, len(self.param_groups) - 1, position)} is zero, and hyperball=True "
+                f"would keep it so; give it values, or leave the option out for its group"
+            )
 
     def check_added(self, group: dict[str, Any]) -> None:
         """Raise if a group that is there now, with its parameters, cannot be stepped; it is then taken out again."""
@@ -582,6 +601,8 @@ class EngineOptimizer(Optimizer):
         rule = self.rule_for(param, group)
         clips = group["adaptive_clip"] is not None
         units = unit(rule, param.shape) if clips or group["gradient_centralization"] else ()
+        sphere = group["hyperball"] and param.ndim > 1
+        decays = decays and not (sphere and place in DECOUPLED_PLACES)
         return plan_of(
             rule,
             place if decays else Decay.NONE,
@@ -593,6 +614,8 @@ class EngineOptimizer(Optimizer):
             group["cautious_weight_decay"],
             units if group["gradient_centralization"] else (),
             units if clips else None,
+            whole(rule, param.shape) if group["orthograd"] else None,
+            whole(rule, param.shape) if sphere else None,
         )
 
     def _scalars(self, item: BucketStep, totals: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:

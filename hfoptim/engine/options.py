@@ -99,6 +99,18 @@ OPTIONS = {
         values=(None, 0.01),
         numbers=True,
     ),
+    "orthograd": Option(
+        False,
+        "keep of each parameter's gradient what is at right angles to the parameter, at the norm that it had "
+        "(OrthoGrad, arXiv 2501.04697)",
+        of_run=False,
+    ),
+    "hyperball": Option(
+        False,
+        "give the update of parameters with two and more dimensions the norm lr times the parameter's, and the "
+        "parameter the norm that it had, in place of decoupled weight decay (Hyperball, arXiv 2606.16899)",
+        of_run=False,
+    ),
     "kahan_sum": Option(
         None,
         "keep what rounding takes from float16 and bfloat16 parameters and add it at the next step. None: for such "

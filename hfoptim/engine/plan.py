@@ -51,6 +51,8 @@ class Plan:
         centralized: dimensions, from the end, over which the gradient's mean is taken away; none: it stays.
         clipped: dimensions, from the end, of a unit, by whose norms the gradient is clipped; none of them: the whole
             tensor is one. None: it is not clipped.
+        orthogonal, sphere: dimensions, from the end, of a parameter to which the gradient is made orthogonal, and whose
+            norm is kept; none of them: all that there are. None: not so.
 
     Attributes:
         kahan: whether a parameter has a residual of Kahan's.
@@ -69,6 +71,8 @@ class Plan:
     cautious_decay: bool = False
     centralized: tuple[int, ...] = ()
     clipped: tuple[int, ...] | None = None
+    orthogonal: tuple[int, ...] | None = None
+    sphere: tuple[int, ...] | None = None
     kahan: bool = field(init=False)
     plain: bool = field(init=False)
     ordered: bool = field(init=False)
@@ -94,7 +98,8 @@ class Plan:
     @property
     def reduces(self) -> bool:
         """Whether an option takes a mean or a norm over entries of the tensor."""
-        return self.caution or bool(self.centralized) or self.clipped is not None
+        of_tensor = (self.clipped, self.orthogonal, self.sphere)
+        return self.caution or bool(self.centralized) or any(dims is not None for dims in of_tensor)
 
     def slots(self, tensors: Iterable[Any]) -> TensorSlots:
         """The slots with these tensors, which are in the order of `TensorSlots.tensors`."""
@@ -119,10 +124,13 @@ def plan_of(
     cautious_decay: bool = False,
     centralized: tuple[int, ...] = (),
     clipped: tuple[int, ...] | None = None,
+    orthogonal: tuple[int, ...] | None = None,
+    sphere: tuple[int, ...] | None = None,
 ) -> Plan:
     """The plan with these options; the same object every time. `kept` None: all states in the compute dtype."""
     kept = storage.full(rule) if kept is None else kept
-    return Plan(rule, decay, dtype, maximize, caution, rounding, kept, cautious_decay, centralized, clipped)
+    of_gradient = centralized, clipped, orthogonal
+    return Plan(rule, decay, dtype, maximize, caution, rounding, kept, cautious_decay, *of_gradient, sphere)
 
 
 def unit(rule: Rule, shape: torch.Size) -> tuple[int, ...]:
@@ -142,10 +150,17 @@ def unit(rule: Rule, shape: torch.Size) -> tuple[int, ...]:
     return tuple(range(1 - len(seen), 0))
 
 
+def whole(rule: Rule, shape: torch.Size) -> tuple[int, ...]:
+    """The dimensions, from the end, of a whole parameter where the rule sees several at once; else none: all."""
+    seen = shape if rule.shape is None else rule.shape(shape)
+    return tuple(range(-len(seen), 0)) if rule.scope is Scope.MATRIX else ()
+
+
 def option_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:
     """The scalars that `apply.moved` needs beside those of the rule."""
     clip = {} if plan.clipped is None else {"adaptive_clip": float(group["adaptive_clip"])}
-    return {**_decay_scalars(plan, group), **clip}
+    sphere = {} if plan.sphere is None else {"hyperball": float(group["lr"])}
+    return {**_decay_scalars(plan, group), **clip, **sphere}
 
 
 def _decay_scalars(plan: Plan, group: Mapping[str, Any]) -> dict[str, float]:

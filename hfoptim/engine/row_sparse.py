@@ -20,7 +20,7 @@ from hfoptim.engine.rule import Group
 from hfoptim.engine.storage import matrix_shape
 
 # Options that make a step of one row depend on others.
-_REDUCING = ("caution", "gradient_centralization", "adaptive_clip")
+_REDUCING = ("caution", "gradient_centralization", "adaptive_clip", "orthograd", "hyperball")
 
 
 def check(owner: str, called: str, plan: Plan, param: Tensor, grad: Tensor, group: Group) -> None:

@@ -14,7 +14,7 @@ from hfoptim import optimizers
 from hfoptim.engine import Name, checks
 from hfoptim.engine.discovery import NEEDS, paper_of, summary_of
 from hfoptim.registry.info import OptimInfo, WrapperInfo
-from hfoptim.wrappers import EMA, SAM, Lookahead, Magma
+from hfoptim.wrappers import EMA, GPA, SAM, TRAC, GrokFast, Lookahead, Magma, Mechanic, ScheduleFree
 
 # Where other distributions declare their optimizers: `my_name = "my_package.my_module:MyClass"`.
 ENTRY_POINTS = "hfoptim.optimizers"
@@ -26,6 +26,18 @@ WRAPPERS = (
         EMA,
         "an average of the weights beside it, to evaluate and to save",
         "https://doi.org/10.1137/0330046",
+    ),
+    WrapperInfo(
+        "gpa",
+        GPA,
+        "trained between its weights and an exponential average of them, which is evaluated and saved",
+        "https://arxiv.org/abs/2512.17131",
+    ),
+    WrapperInfo(
+        "grokfast",
+        GrokFast,
+        "gradients whose slow part is amplified",
+        "https://arxiv.org/abs/2405.20233",
     ),
     WrapperInfo(
         "lookahead",
@@ -40,11 +52,29 @@ WRAPPERS = (
         "https://arxiv.org/abs/2602.15322",
     ),
     WrapperInfo(
+        "mechanic",
+        Mechanic,
+        "its learning rate is found",
+        "https://arxiv.org/abs/2306.00144",
+    ),
+    WrapperInfo(
         "sam",
         SAM,
         "gradients from the worst point near the weights; its step needs a closure",
         "https://arxiv.org/abs/2010.01412",
         needs_closure=True,
+    ),
+    WrapperInfo(
+        "schedule_free",
+        ScheduleFree,
+        "an average of the weights in place of a learning-rate schedule",
+        "https://arxiv.org/abs/2405.15682",
+    ),
+    WrapperInfo(
+        "trac",
+        TRAC,
+        "the way from the first weights scaled by a number that is found",
+        "https://arxiv.org/abs/2405.16642",
     ),
 )
 

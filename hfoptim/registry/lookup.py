@@ -40,12 +40,12 @@ def canonical_name(name: str) -> str:
         return found
     spelled, close = key(name), known.spellings()
     for prefix in _WRAPPERS:
-        if not spelled.startswith(prefix):
+        if not spelled.startswith(key(prefix)):
             continue
-        inner = known.canonical(spelled.removeprefix(prefix))
+        inner = known.canonical(spelled.removeprefix(key(prefix)))
         if inner is not None:
             return f"{prefix}_{inner}"
-        if spelled == prefix:
+        if spelled == key(prefix):
             raise ValueError(f"{name!r} goes around another optimizer; write its name behind: '{prefix}_sgd'")
         close = [f"{prefix}_{each}" for each in close]
     raise ValueError(f"unknown optimizer {name!r}; {closest(name.lower(), close)}")
@@ -60,8 +60,8 @@ def get_optimizer_info(name: str) -> OptimInfo:
     name = canonical_name(name)
     if known_optimizers().canonical(name) is not None:
         return known_optimizers().get(name)
-    prefix, inner = name.split("_", 1)
-    return _wrapped(prefix, known_optimizers().get(inner))
+    prefix = next(prefix for prefix in _WRAPPERS if name.startswith(f"{prefix}_"))
+    return _wrapped(prefix, known_optimizers().get(name.removeprefix(f"{prefix}_")))
 
 
 @functools.cache

@@ -6,17 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
-from hfoptim.engine import checks, unwrap_all
+from hfoptim.engine import checks
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import ordered_groups
 from hfoptim.engine.checkpoints.hooks import hooked_load, hooked_state_dict
-from hfoptim.engine.optimizer import take_loss
-from hfoptim.wrappers.sam import SAM
+from hfoptim.wrappers.closures import evaluate, refuse_those_with_closures
 
 
 class CombinedOptimizer(Optimizer):
@@ -150,11 +148,7 @@ class CombinedOptimizer(Optimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-            take_loss(self, loss)
+        loss = evaluate(self, closure)
         for member in self.optimizers:
             member.step()
         return loss
@@ -290,10 +284,7 @@ _RELEASE = "gradient_release=True steps parameters of one optimizer inside of ba
 def _check_member(member: Any) -> None:
     if not isinstance(member, Optimizer):
         raise TypeError(f"optimizers holds {member!r}, a {type(member).__name__}, expected torch.optim.Optimizer")
-    needs_closure = unwrap_all(member, (LBFGS, SAM))
-    if needs_closure:
-        name = type(needs_closure[0]).__name__
-        raise ValueError(f"{name} evaluates the model anew in its step, which the steps of the others would disturb")
+    refuse_those_with_closures(member, "which the steps of the others would disturb")
     if any(group.get("gradient_release") for group in member.param_groups):
         raise ValueError(_RELEASE)
     more = sorted(map(str, member.state_dict().keys() - {"state", "param_groups"}))

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hfoptim.engine import modes, storage
+from hfoptim.engine import storage
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import choice, flag, integer, number
 from hfoptim.engine.distributed.dtensor import local
-from hfoptim.wrappers.wrapper import Wrapper
+from hfoptim.wrappers.two_modes import TwoModes
 
-AVERAGE, TRAINED = "weight_average", "trained_weights"
+AVERAGE = "weight_average"
 KINDS = ("exponential", "uniform", "polynomial")
 
 
-class EMA(Wrapper):
+class EMA(TwoModes):
     """Keeps an average of the weights, exponential or over all steps; `eval()` puts it into the model.
 
     With p the parameter after a step of the inner optimizer, and n the number of that average, from 1:
@@ -73,8 +73,9 @@ class EMA(Wrapper):
         "ema_every": 1,
         "ema_start": 0,
     }
-    counters = {"ema_step": 0, "train_mode": True}
-    keeps = {AVERAGE: False, TRAINED: True}
+    counters = {"ema_step": 0, **TwoModes.counters}
+    keeps = {AVERAGE: False, **TwoModes.keeps}
+    keeps_exact = frozenset({AVERAGE})
     expects = AVERAGE, lambda group: group.get("ema_step", 0) > group.get("ema_start", 0)
 
     def __init__(
@@ -91,16 +92,6 @@ class EMA(Wrapper):
         given = (decay, average, warmup, gamma, every, start)
         super().__init__(optimizer, dict(zip(self.by_name, given, strict=True)))
 
-    def check_inner(self, optimizer: Optimizer) -> None:
-        inner: Any = optimizer
-        while inner is not None:
-            if modes.has_two(inner):
-                raise ValueError(
-                    f"{type(inner).__name__} has an evaluation mode and weights for it of its own, which EMA would "
-                    f"average once more"
-                )
-            inner = getattr(inner, "optimizer", None)
-
     def check_group(self, group: dict[str, Any]) -> None:
         group["ema_decay"] = number("ema_decay", group["ema_decay"], 0.0, 1.0)
         group["ema_average"] = choice("ema_average", group["ema_average"], KINDS)
@@ -108,9 +99,9 @@ class EMA(Wrapper):
         group["ema_every"] = integer("ema_every", group["ema_every"], 1)
         group["ema_start"] = integer("ema_start", group["ema_start"], 0)
         group["ema_step"] = integer("ema_step", group["ema_step"], 0)
-        for name in ("ema_warmup", "train_mode"):
-            flag(name, group[name])
-            group[name] = bool(group[name])
+        flag("ema_warmup", group["ema_warmup"])
+        group["ema_warmup"] = bool(group["ema_warmup"])
+        super().check_group(group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the inner optimizer, and average where a group is due.
@@ -124,8 +115,7 @@ class EMA(Wrapper):
         Raises:
             RuntimeError: the parameters hold the average.
         """
-        self.complete_groups()
-        modes.check_training("EMA", self.param_groups)
+        self.check_training()
         loss = self._inner.step(closure)
         if not self.only_made_state("ema_step"):
             for group in self.param_groups:
@@ -144,7 +134,7 @@ class EMA(Wrapper):
         for param in group["params"]:
             if param not in averages and not param.requires_grad:
                 continue
-            exact = storage.exact_weight(local(param.detach()), self.residual_of(param))
+            exact = self.exact(param)
             if param in averages:
                 olds.append(local(averages[param]))
                 news.append(exact)
@@ -154,31 +144,9 @@ class EMA(Wrapper):
         if olds:
             torch._foreach_lerp_(olds, news, weight)
 
-    @leave_undisturbed
-    @torch.no_grad()
-    def eval(self) -> None:
-        """Put the average into the parameters; nothing if it is there."""
-        for param in self._switching(to_train=False):
-            if param in self.kept[AVERAGE]:
-                self.kept[TRAINED][param] = param.detach().clone()
-                param.copy_(self.kept[AVERAGE][param])
-
-    @leave_undisturbed
-    @torch.no_grad()
-    def train(self) -> None:
-        """Put the trained weights back into the parameters; nothing if they are there."""
-        for param in self._switching(to_train=True):
-            if param in self.kept[TRAINED]:
-                param.copy_(self.kept[TRAINED].pop(param))
-
-    def _taken(self, name: str, param: Tensor, value: Tensor) -> Tensor:
-        taken = super()._taken(name, param, value)
-        return taken.to(storage.exact_dtype(param.dtype)) if name == AVERAGE else taken
-
-    def _switching(self, to_train: bool) -> list[Tensor]:
-        """The parameters of the groups whose mode changes, which is then changed."""
-        self.complete_groups()
-        return [param for group in modes.switched(self.param_groups, to_train) for param in group["params"]]
+    def evaluated(self, param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
+        average = self.kept[AVERAGE].get(param)
+        return None if average is None else local(average)
 
 
 def _weight(group: Mapping[str, Any], n: int) -> float:

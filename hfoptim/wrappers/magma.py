@@ -116,9 +116,7 @@ class Magma(Wrapper):
                         raise TypeError(
                             "Magma compares directions of real numbers and does not take complex parameters"
                         )
-                    here = local(param.detach())
-                    weight = storage.exact_weight(here, self.residual_of(param))
-                    found[param] = weight.clone() if weight.data_ptr() == here.data_ptr() else weight
+                    found[param] = self.exact(param).clone()
         return found
 
     @leave_undisturbed
@@ -133,13 +131,9 @@ class Magma(Wrapper):
             target = torch.sigmoid(cosine / group["magma_tau"])
             alignment = self.kept[ALIGNMENT].setdefault(param, torch.ones_like(target))
             alignment.lerp_(target, 1.0 - group["magma_decay"])
-            weight, residual = local(param.detach()), self.residual_of(param)
             old = before[param]
-            if _is_kept(group, ordinal):
-                new = storage.exact_weight(weight, residual)
-                storage.write_weight(weight, residual, old + (new - old) * alignment.to(old.dtype))
-            else:
-                storage.write_weight(weight, residual, old)
+            kept = _is_kept(group, ordinal)
+            self.write(param, old + (self.exact(param) - old) * alignment.to(old.dtype) if kept else old)
 
     def _cosines(self, moved: list[tuple[dict[str, Any], Tensor, int]]) -> list[Tensor]:
         """The cosine of the angle between momentum and gradient of each, over all ranks, in float32."""

@@ -40,6 +40,8 @@ class Wrapper(Optimizer):
     counters: ClassVar[Mapping[str, Any]] = {}
     # What is kept for each parameter, by its name in the state_dict; whether it is a copy of it, of the same dtype.
     keeps: ClassVar[Mapping[str, bool]] = {}
+    # Those that are kept in float32 for parameters of fewer bits.
+    keeps_exact: ClassVar[frozenset[str]] = frozenset()
     # One of these, and of which groups in a state_dict it must be there.
     expects: ClassVar[tuple[str, Callable[[Mapping[str, Any]], bool]] | None] = None
 
@@ -143,6 +145,26 @@ class Wrapper(Optimizer):
         state = self.state.get(param, {})
         return {name: dtensor.local(state[name]) for name in storage.RESIDUALS if name in state}
 
+    def exact(self, param: Tensor) -> Tensor:
+        """This rank's part of a parameter with what rounding took from it, in the dtype of exact state.
+
+        It shares the parameter's memory where that is its dtype.
+        """
+        return storage.exact_weight(dtensor.local(param.detach()), self.residual_of(param))
+
+    def write(self, param: Tensor, weight: Tensor) -> None:
+        """Put this rank's part of an exact weight into a parameter, and what rounding takes from it beside it."""
+        storage.write_weight(dtensor.local(param.detach()), self.residual_of(param), weight)
+
+    def refuse_lossy(self, param: Tensor, group: Mapping[str, Any]) -> None:
+        """Raise a ValueError if what rounding takes from a parameter is lost, and with it what a wrapper puts there."""
+        kept = "kahan_sum" in group and storage.rounding_of(param.dtype, group).residual
+        if not kept and storage.exact_dtype(param.dtype) is not param.dtype:
+            raise ValueError(
+                f"{described(self, param)}: {type(self).__name__} moves weights by less than {param.dtype} holds; keep "
+                f"float32 weights under autocast, or take an optimizer of hfoptim with kahan_sum or master_weights"
+            )
+
     def only_made_state(self, counter: str) -> bool:
         """Whether the inner optimizer has not counted its first step, which was there to create state.
 
@@ -228,7 +250,18 @@ class Wrapper(Optimizer):
                 f"{tuple(param.shape)}"
             )
         value = lasting(value)
+        if name in self.keeps_exact:
+            value = value.to(storage.exact_dtype(param.dtype))
         return dtensor.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
+
+
+def refuse_second_order(wrapper: Wrapper, optimizer: Optimizer) -> None:
+    """Raise a ValueError if an inner optimizer needs the gradients' graph, of which a wrapper changes the ends."""
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(
+            f"{type(wrapper).__name__} changes weights or gradients before the step of {type(optimizer).__name__}, "
+            f"which needs the graph of the gradients as they were made"
+        )
 
 
 _made: dict[Any, type[Wrapper]] = {}

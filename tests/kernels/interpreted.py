@@ -53,6 +53,7 @@ FORMS = {
     "caution": (torch.float32, {"caution": True}),
     "cautious_decay": (torch.float32, {"cautious_weight_decay": True}),
     "rows": (torch.float32, {"gradient_centralization": True, "adaptive_clip": 0.05}),
+    "tensors": (torch.float32, {"orthograd": True, "hyperball": True}),
     "bfloat16_state": (torch.float32, {"state_dtype": "bfloat16"}),
     "8bit": (torch.float32, {"state_dtype": "8bit"}),
     "4bit": (torch.float32, {"state_dtype": "4bit"}),
@@ -143,15 +144,22 @@ FEW = [
     *(("lion", form) for form in ("caution", "cautious_decay")),
     ("adafactor", "kahan"),
     ("adamw", "rows"),
+    ("adamw", "tensors"),
     ("adam_mini", "float32"),
     *((name, "float32") for name in ("muon", "adamuon")),
-    *(pytest.param(*each, marks=pytest.mark.slow) for each in (("adafactor", "rows"), ("muon", "8bit"))),
+    *(
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in (("adafactor", "rows"), ("muon", "8bit"), ("muon", "tensors"))
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "form"), FEW)
 def test_optimizers_follow_the_loop(name, form, request):
     assert_follows(name, form, request)
+
+
+NOT_FOR_ALL = ("cautious_decay", "rows", "tensors")
 
 
 def of_the_engine():
@@ -169,7 +177,7 @@ def of_the_engine():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("cautious_decay", "rows")])  # not for all
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in NOT_FOR_ALL])
 @pytest.mark.parametrize("name", of_the_engine())
 def test_every_optimizer_follows_the_loop(name, form, request):
     assert_follows(name, form, request)

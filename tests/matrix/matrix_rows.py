@@ -1,4 +1,4 @@
-"""The rows of the matrix: every name of the catalogue, two wrappers, and optimizers of torch's as a control group.
+"""The rows of the matrix: every name of the catalogue, wrappers, and optimizers of torch's as a control group.
 
 What a row knows is what torch's OptimizerInfo knows of torch's optimizers: how one is made, which options it is tried
 with, and whether its step needs a closure. The control group shows that a test asks for what torch's optimizers do.
@@ -88,6 +88,7 @@ class Row:
         if isinstance(params, dict):
             params = self.groups(params) if self.hidden_matrices and not named else entries(params, named)
         if self.ours:
+            options = {**GIVEN.get(self.name, {}), **options}
             options = registry.resolve_options(self.name, options)
         return self.cls(params, **options)
 
@@ -197,7 +198,17 @@ def _row(name: str) -> Row:
     return Row(name, info.opt_class, *needs, info.defaults, info.sparse_only)
 
 
-WRAPPED = ("ema_lion", "lookahead_adamw", "magma_adamw", "sam_sgd")
+WRAPPED = (
+    "ema_lion",
+    "grokfast_adamw",
+    "lookahead_adamw",
+    "magma_adamw",
+    "mechanic_adamw",
+    "sam_sgd",
+    "schedule_free_lion",
+)
+# Options under which few steps move the weights.
+GIVEN = {"mechanic_adamw": {"mechanic_s_init": 0.1}}
 CONTROLS = ("AdamW", "SGD", "Adagrad", "LBFGS")
 ROWS = [_row(name) for name in (*hfoptim.list_optimizers(), *WRAPPED)] + [
     Row(f"torch.{name}", getattr(torch.optim, name), name == "LBFGS") for name in CONTROLS

@@ -22,6 +22,7 @@ LATER = (
     *("maximize", "foreach", "fused", "differentiable", "capturable", "caution", "kahan_sum", "stochastic_rounding"),
     *("master_weights", "state_dtype", "state_rounding", "gradient_release"),
     *("cautious_weight_decay", "corrected_weight_decay", "gradient_centralization", "adaptive_clip"),
+    *("orthograd", "hyperball"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Gradient centralisation and adaptive gradient clipping: the engine's options for the gradient of any optimizer."""
+"""The engine's options for the gradient of any optimizer, and the one for the norm of its matrices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,18 @@ def clipped(params: dict[str, torch.nn.Parameter], factor: float) -> None:
     peers.load("timm.utils.agc.adaptive_clip_grad")(list(params.values()), factor)
 
 
-@pytest.mark.parametrize(
+def orthogonal(params: dict[str, torch.nn.Parameter]) -> None:
+    for param in params.values():
+        param.grad = param.grad.contiguous()
+    peers.load("pytorch_optimizer.base.optimizer.BaseOptimizer").apply_orthogonal_gradients(params.values(), eps=1e-30)
+
+
+CHANGES = {
+    "gradient_centralization": (True, lambda params, decay: centralized(params, decay)),
+    "adaptive_clip": (0.05, lambda params, decay: clipped(params, 0.05)),
+    "orthograd": (True, lambda params, decay: orthogonal(params)),
+}
+BACKENDS = pytest.mark.parametrize(
     ("name", "backend"),
     [
         *(("adam", backend) for backend in ({"foreach": False}, {"foreach": True}, {"fused": True})),
@@ -50,7 +61,10 @@ def clipped(params: dict[str, torch.nn.Parameter], factor: float) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("option", ["gradient_centralization", "adaptive_clip"])
+
+
+@BACKENDS
+@pytest.mark.parametrize("option", CHANGES)
 def test_the_gradient_is_changed_as_its_authors_do(option: str, name: str, backend: dict[str, bool]) -> None:
     if option == "adaptive_clip" and not peers.installed("timm"):
         pytest.skip("timm is not installed")
@@ -58,10 +72,9 @@ def test_the_gradient_is_changed_as_its_authors_do(option: str, name: str, backe
     decay = options.get("weight_decay", 0.0)
     mine, other = (parameters(LAYOUTS, torch.float64) for _ in range(2))
     start, rows = values(mine), ([], [])
-    more = {"gradient_centralization": True} if option == "gradient_centralization" else {"adaptive_clip": 0.05}
-    named = {"muon": lambda params: [(f"layers.0.{key}", param) for key, param in params.items()]}
-    give: Any = named.get(name, lambda params: list(params.items()))
-    optimizer = cls(give(mine), **options, **more, **backend)
+    value, change = CHANGES[option]
+    give = _named if name == "muon" else lambda params: list(params.items())
+    optimizer = cls(give(mine), **options, **{option: value}, **backend)
     plain = cls(give(other), **options, foreach=False)
     changed = 0.0
     for t in range(1, STEPS + 1):
@@ -70,10 +83,7 @@ def test_the_gradient_is_changed_as_its_authors_do(option: str, name: str, backe
         feed(mine, t, follow=other)
         feed(other, t)
         before = {key: param.grad.clone() for key, param in other.items() if param.grad is not None}
-        if option == "adaptive_clip":
-            clipped(other, 0.05)
-        else:
-            centralized(other, decay)
+        change(other, decay)
         for key, grad in before.items():
             now = other[key].grad
             assert now is not None
@@ -84,6 +94,91 @@ def test_the_gradient_is_changed_as_its_authors_do(option: str, name: str, backe
             row.append(flattened(params))
     assert changed > 1e-2
     assert_follows(*rows, start, 1e-9)
+
+
+def _named(params: dict[str, torch.nn.Parameter]) -> list[Any]:
+    return [(f"layers.0.{key}", param) for key, param in params.items()]
+
+
+@pytest.mark.parametrize(
+    ("cls", "backend"),
+    [
+        *((hfoptim.AdamW, backend) for backend in ({"foreach": False}, {"foreach": True}, {"fused": True})),
+        (hfoptim.Lion, {"fused": True}),
+        *((hfoptim.Muon, backend) for backend in ({"foreach": True}, {"fused": True})),
+    ],
+    ids=str,
+)
+def test_matrices_stay_on_their_spheres(cls: Any, backend: dict[str, bool]) -> None:
+    """The directions are those of the optimizer alone, lengths and norms those of arXiv 2606.16899."""
+    mine, other = (parameters(LAYOUTS, torch.float64) for _ in range(2))
+    optimizer = cls(_named(mine), lr=1e-2, weight_decay=0.3, hyperball=True, **backend)
+    plain = cls(_named(other), lr=1e-2, weight_decay=0.0, foreach=False)
+    radius = {key: param.detach().norm() for key, param in other.items()}
+    for t in range(1, STEPS + 1):
+        for each in (optimizer, plain):
+            set_lr(each, t, 1e-2)
+        lr = plain.param_groups[0]["lr"]
+        feed(mine, t, follow=other)
+        feed(other, t)
+        old = {key: param.detach().clone() for key, param in other.items()}
+        optimizer.step()
+        plain.step()
+        for key, param in other.items():
+            if param.ndim > 1:
+                way = param.detach() - old[key]
+                new = old[key] + way * (lr * radius[key] / way.norm())
+                param.detach().copy_(new * (radius[key] / new.norm()))
+                torch.testing.assert_close(mine[key].detach(), param.detach(), rtol=1e-10, atol=1e-12)
+                torch.testing.assert_close(mine[key].detach().norm(), radius[key], rtol=1e-12, atol=0)
+
+
+def test_a_wrapper_hyperball_and_8_bit_state_are_one_line() -> None:
+    torch.manual_seed(0)
+    model: Any = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64))
+    norms = [param.detach().norm() for param in model.parameters()]
+    optimizer: Any = hfoptim.create_optimizer_v2(
+        model, "ema_adamw", lr=0.1, ema_decay=0.5, hyperball=True, state_dtype="8bit"
+    )
+    for _ in range(5):
+        model(torch.randn(8, 64)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert optimizer.state[model[0].weight]["exp_avg"].dtype is torch.uint8
+    for param, norm in zip(model.parameters(), norms, strict=True):
+        assert (param.ndim > 1) == torch.allclose(param.detach().norm(), norm, rtol=1e-5)
+    optimizer.eval()
+    assert not torch.allclose(model[0].weight.detach().norm(), norms[0], rtol=1e-5)  # an average is inside of the ball
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda params: hfoptim.Prodigy(params, hyperball=True), "finds it by itself"),
+        (lambda params: hfoptim.Adafactor(params, hyperball=True), "finds it by itself"),
+        (lambda params: hfoptim.AdamWScheduleFree(params, hyperball=True), "keeps others beside them"),
+        (lambda params: hfoptim.Lion(params, hyperball=True, stochastic_rounding=True), "the norm would grow"),
+    ],
+)
+def test_where_no_norm_can_be_kept_it_is_refused(make: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make([torch.nn.Parameter(torch.ones(3, 3))])
+
+
+def test_a_matrix_of_zeros_has_no_sphere() -> None:
+    zero = torch.nn.Parameter(torch.zeros(3, 3))
+    optimizer = hfoptim.Lion([("a", torch.nn.Parameter(torch.zeros(3)))], hyperball=True)
+    with pytest.raises(ValueError, match="parameter 'b' is zero"):
+        optimizer.add_param_group({"params": [("b", zero)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_gradient_along_the_parameter_has_nothing_at_right_angles() -> None:
+    param = torch.nn.Parameter(torch.randn(5))
+    before = param.detach().clone()
+    param.grad = 3.0 * before
+    hfoptim.SGD([param], lr=1.0, orthograd=True).step()
+    assert torch.equal(param.detach(), before)
 
 
 def test_clipping_comes_before_a_coupled_decay_and_centralisation_after_it() -> None:
@@ -119,7 +214,8 @@ def test_rows_that_a_rule_divides_are_refused() -> None:
 def test_parts_that_do_not_say_so_are_refused() -> None:
     param = torch.nn.Parameter(torch.ones(8))
     param._fsdp_flattened = True  # type: ignore[attr-defined]
-    for options in ({"adaptive_clip": 0.01}, {"gradient_centralization": True}):
+    of_tensors: tuple[dict[str, Any], ...] = ({"orthograd": True}, {"hyperball": True})
+    for options in ({"adaptive_clip": 0.01}, {"gradient_centralization": True}, *of_tensors):
         with pytest.raises(ValueError, match="FSDP1"):
             hfoptim.Lion([param], **options)
 

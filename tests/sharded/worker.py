@@ -545,8 +545,8 @@ def making_state(mesh: DeviceMesh) -> None:
 
 
 def changed_gradients(mesh: DeviceMesh) -> None:
-    """Means and norms of rows, divided between them and along them, are those of one process."""
-    ways = {"gradient_centralization": True, "adaptive_clip": 0.05}
+    """Means and norms of rows and of tensors, divided in either way, are those of one process."""
+    ways = {"gradient_centralization": True, "adaptive_clip": 0.05, "orthograd": True, "hyperball": True}
     named = [(hfoptim.SGD, {"momentum": 0.9, "weight_decay": 0.1}), (hfoptim.Lamb, {}), (hfoptim.Muon, {})]
     for cls, options in named:
         for dim in (0, -1):

@@ -66,8 +66,31 @@ def test_the_average_is_what_is_saved_and_evaluated(names, make_trainer, inner, 
     assert any(not torch.equal(trained[name], averages[name]) for name in trained)
 
 
-def test_ema_resumes_exactly(names, make_trainer, tmp_path):
-    run_both(make_trainer, tmp_path, list, optim="ema_lion", optim_args="ema_decay=0.5", **SCHEDULED)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ema_lion", "ema_decay=0.5"),
+        ("schedule_free_lion", "schedule_free_momentum=0.8"),
+        ("mechanic_lion", "mechanic_s_init=0.1"),
+    ],
+)
+def test_wrapped_ones_resume_exactly(names, make_trainer, tmp_path, name, options):
+    run_both(make_trainer, tmp_path, list, optim=name, optim_args=options, **SCHEDULED)
+
+
+def test_the_average_of_schedule_free_is_what_is_saved(names, make_trainer, inner, tmp_path):
+    given = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "constant", "output_dir": str(tmp_path)}
+    trainer = make_trainer(optim="schedule_free_lion", learning_rate=1e-2, **given)
+    trainer.train()
+    optimizer = inner(trainer)
+    assert isinstance(optimizer, hfoptim.ScheduleFree)
+    saved = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    optimizer.train()
+    group = optimizer.param_groups[0]
+    for name, param in trainer.model.named_parameters():
+        if name in saved:
+            torch.testing.assert_close(saved[name], optimizer.evaluated(param, group), rtol=0, atol=1e-7)
+            assert not torch.equal(saved[name], param.detach())
 
 
 def test_lookahead_around_an_optimizer_that_sets_its_own_learning_rate(make_trainer, inner):

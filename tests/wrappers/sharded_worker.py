@@ -1,4 +1,4 @@
-"""What test_sharded_wrappers.py runs on each process: `sharded_worker.py FOLDER RANK`. Both wrappers over DTensors."""
+"""What test_sharded_wrappers.py runs on each process: `sharded_worker.py FOLDER RANK`. Wrappers over DTensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.optim import Optimizer
 
 import hfoptim
-from hfoptim import EMA, SAM, Lookahead, Magma
+from hfoptim import EMA, GPA, SAM, TRAC, GrokFast, Lookahead, Magma, Mechanic, ScheduleFree
 from hfoptim.engine import RuleOptimizer
 
 # Parts of unequal sizes and an empty one; the scalar is on both processes.
@@ -40,7 +40,7 @@ def feed_parts(parts: Params, whole: Params, t: int) -> None:
     """The gradients of `whole`, divided as the parameters are."""
     feed(whole, t)
     for name, param in parts.items():
-        param.grad = distribute_tensor(whole[name].grad, param.device_mesh, param.placements)
+        param.grad = distribute_tensor(whole[name].grad.clone(), param.device_mesh, param.placements)
 
 
 def together(params: Params) -> Tensor:
@@ -90,6 +90,14 @@ def sam_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> No
     theirs.second_step()
 
 
+def tuned_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> None:
+    feed_parts(parts, whole, t)
+    with CommDebugMode() as traffic:
+        ours.step()
+    assert traffic.get_total_counts() <= 1, traffic.get_comm_counts()
+    theirs.step()
+
+
 def averaged_beside(base: Any, mesh: DeviceMesh) -> None:
     """The average of sharded parameters is that of whole ones, and so is what `eval()` puts into them."""
 
@@ -102,7 +110,7 @@ def averaged_beside(base: Any, mesh: DeviceMesh) -> None:
         for optimizer in (ours, theirs):
             optimizer.train()
 
-    beside(lambda params: EMA(base(params), decay=0.5), step, mesh)
+    beside(base, step, mesh)
 
 
 def pulling(base: Any, params: Any) -> Lookahead:
@@ -115,8 +123,13 @@ def main(folder: Path, rank: int) -> None:
     for base in BASES.values():
         beside(lambda params, base=base: Lookahead(base(params), k=3), lookahead_step, mesh)  # type: ignore[misc]
         beside(lambda params, base=base: pulling(base, params), lookahead_step, mesh)  # type: ignore[misc]
-        averaged_beside(base, mesh)
+        averaged_beside(lambda params, base=base: EMA(base(params), decay=0.5), mesh)  # type: ignore[misc]
         beside(lambda params, base=base: Magma(base(params)), lookahead_step, mesh)  # type: ignore[misc]
+        beside(lambda params, base=base: GrokFast(base(params)), lookahead_step, mesh)  # type: ignore[misc]
+        for averaging in (ScheduleFree, GPA):
+            averaged_beside(lambda params, base=base, of=averaging: of(base(params)), mesh)  # type: ignore[misc]
+        for tuned in (Mechanic, TRAC):
+            beside(lambda params, base=base, of=tuned: of(base(params), s_init=0.1), tuned_step, mesh)  # type: ignore[misc]
         for on in (False, True):
             beside(lambda params, base=base, on=on: SAM(None, base(params), adaptive=on), sam_step, mesh)  # type: ignore[misc]
     dist.destroy_process_group()

@@ -18,25 +18,37 @@ def warmed_up(k: int, group: Mapping[str, Any]) -> float:
     return float(group["lr"]) * (min(1.0, k / group["warmup_steps"]) if group["warmup_steps"] else 1.0)
 
 
+def weighed(state: Mapping[str, Any], lr: float, r: float, weight_lr_power: float) -> dict[str, Any]:
+    """The next step of an average over steps of which each weighs `k ** r * lr_max ** weight_lr_power`.
+
+    Args:
+        state: `k`, `lr_max` and `weight_sum` after the step before; 0, -1 and 0 at first.
+        lr: of this step.
+        r, weight_lr_power: the options.
+
+    Returns:
+        The same after this step, with its `weight`.
+    """
+    k, lr_max = state["k"] + 1, max(state["lr_max"], lr)
+    weight = float(k**r * lr_max**weight_lr_power)
+    return {"k": k, "lr_max": lr_max, "weight_sum": state["weight_sum"] + weight, "weight": weight}
+
+
+def share_of(weight: float, weight_sum: float) -> float:
+    """What a step of this weight is of the average; a learning rate of 0 from the start leaves nothing to average."""
+    return weight / weight_sum if weight_sum else 0.0
+
+
 def average_of(rate: Callable[[int, Mapping[str, Any]], float]) -> RunState:
-    """The run state of an average over steps of which each weighs `k ** r * lr_max ** weight_lr_power`.
+    """The run state of an average as `weighed` makes it.
 
     Args:
         rate: `(k, group)` -> the learning rate of step k, from 1.
     """
 
     def weigh(state: Mapping[str, Any], totals: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Any]:
-        k = state["k"] + 1
-        lr = rate(k, group)
-        lr_max = max(state["lr_max"], lr)
-        weight = float(k ** group["r"] * lr_max ** group["weight_lr_power"])
-        return {
-            "k": k,
-            "scheduled_lr": lr,
-            "lr_max": lr_max,
-            "weight_sum": state["weight_sum"] + weight,
-            "weight": weight,
-        }
+        lr = rate(state["k"] + 1, group)
+        return {"scheduled_lr": lr, **weighed(state, lr, group["r"], group["weight_lr_power"])}
 
     return RunState({"k": 0, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0, "train_mode": True}, weigh)
 
@@ -44,8 +56,7 @@ def average_of(rate: Callable[[int, Mapping[str, Any]], float]) -> RunState:
 def average_rates(group: Group, weight: float, beta: float) -> Scalars:
     """What `averaged` reads: of a step that weighs `weight`, with `beta` the share of the average in y."""
     lr = group["scheduled_lr"]
-    # A learning rate of 0 from the start leaves nothing to average.
-    share = weight / group["weight_sum"] if group["weight_sum"] else 0.0
+    share = share_of(weight, group["weight_sum"])
     return {
         "lr": lr,
         "share": share,

@@ -1,0 +1,134 @@
+"""What holds for wrappers alike: checkpoints, copies, closures, names, options, and weights of few bits."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from harness import assert_same, feed, parameters, through_disk, values
+from torch import nn
+
+import hfoptim
+from hfoptim import GPA, TRAC, GrokFast, Mechanic, ScheduleFree
+
+NAMES = ("vector", "matrix", "conv")
+# With options under which few steps move the weights.
+WRAPPERS = {
+    "schedule_free": (ScheduleFree, {}),
+    "gpa": (GPA, {"eval_interp_coeff": 0.8}),
+    "mechanic": (Mechanic, {"s_init": 0.1}),
+    "trac": (TRAC, {"s_init": 0.1}),
+    "grokfast": (GrokFast, {}),
+}
+every_wrapper = pytest.mark.parametrize(("wrapper", "options"), WRAPPERS.values(), ids=WRAPPERS)
+INNER = {
+    "torch.AdamW": lambda params: torch.optim.AdamW(params, lr=1e-2),
+    "hfoptim.Lion": lambda params: hfoptim.Lion(params, lr=1e-3, weight_decay=0.1),
+}
+
+
+def run(optimizer, params, steps):
+    for t in steps:
+        feed(params, t)
+        optimizer.step()
+
+
+MODES = [(name, False) for name in WRAPPERS] + [(name, True) for name in ("schedule_free", "gpa")]
+
+
+@pytest.mark.parametrize(("prefix", "evaluating"), MODES)
+@pytest.mark.parametrize("make", INNER.values(), ids=INNER)
+def test_goes_on_to_the_bit_from_a_checkpoint(prefix, make, evaluating):
+    (wrapper, options), mine = WRAPPERS[prefix], parameters(NAMES)
+    ours = wrapper(make(list(mine.values())), **options)
+    run(ours, mine, range(1, 6))
+    if evaluating:
+        ours.eval()
+    other = {name: nn.Parameter(param.detach().clone()) for name, param in mine.items()}
+    theirs = wrapper(make(list(other.values())))
+    theirs.load_state_dict(through_disk(ours.state_dict()))
+    for optimizer in (ours, theirs) if evaluating else ():
+        optimizer.train()
+    run(ours, mine, range(6, 12))
+    run(theirs, other, range(6, 12))
+    assert_same(values(mine), values(other))
+    assert_same(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_by_name_and_copied(prefix, way):
+    params = parameters(NAMES)
+    model = nn.Module()
+    for name, param in params.items():
+        model.register_parameter(name, param)
+    wrapper, _ = WRAPPERS[prefix]
+    optimizer = hfoptim.create_optimizer_v2(model, f"{prefix}_lion", lr=1e-2)
+    assert isinstance(optimizer, wrapper)
+    run(optimizer, params, range(1, 6))
+    other, twins = way((optimizer, params))
+    run(optimizer, params, range(6, 9))
+    run(other, twins, range(6, 9))
+    assert_same(values(params), values(twins))
+
+
+@every_wrapper
+def test_a_closure_gives_the_gradients(wrapper, options):
+    mine, other = parameters(NAMES), parameters(NAMES)
+    ours, theirs = (wrapper(torch.optim.SGD(p.values(), lr=1e-2), **options) for p in (mine, other))
+    for t in range(1, 6):
+        feed(mine, t)
+        ours.step()
+        loss = theirs.step(lambda t=t: (feed(other, t), torch.tensor(2.0))[1])
+        assert loss == 2.0
+    assert_same(values(mine), values(other))
+
+
+@every_wrapper
+def test_a_loss_reaches_the_inner_optimizer(wrapper, options):
+    params = parameters(NAMES)
+    optimizer = wrapper(hfoptim.AliG(params.values()), **options)
+    before = values(params)
+    for _ in range(3):
+        optimizer.step(lambda: (feed(params, 1), torch.tensor(2.0))[1])
+    with pytest.raises(AssertionError):
+        assert_same(values(params), before)
+
+
+@pytest.mark.parametrize(("wrapper", "options"), [WRAPPERS[name] for name in ("schedule_free", "mechanic")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        lambda params: hfoptim.Lion(params, lr=0.1, stochastic_rounding=True),
+    ],
+)
+def test_what_would_be_lost_in_few_bits_is_refused(wrapper, options, make):
+    params = parameters(NAMES, torch.bfloat16)
+    optimizer = wrapper(make(list(params.values())), **options)
+    feed(params, 1)
+    with pytest.raises(ValueError, match="kahan_sum or master_weights"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "options", "match"),
+    [
+        (ScheduleFree, {"momentum": 0.0}, "schedule_free_momentum=0"),
+        (ScheduleFree, {"momentum": 1.0}, "schedule_free_momentum=1"),
+        (ScheduleFree, {"r": -1.0}, "schedule_free_r=-1"),
+        (GPA, {"train_interp_coeff": 0.0}, "gpa_train_interp_coeff=0"),
+        (GPA, {"eval_interp_coeff": 1.5}, "gpa_eval_interp_coeff=1.5"),
+        (Mechanic, {"betas": (0.9, 1.0)}, r"mechanic_betas\[1\]=1.0"),
+        (Mechanic, {"s_decay": -1.0}, "mechanic_decay=-1"),
+        (TRAC, {"betas": 0.9}, "trac_betas=0.9"),
+        (TRAC, {"eps": -1.0}, "trac_eps=-1"),
+        (GrokFast, {"alpha": 1.5}, "grokfast_alpha=1.5"),
+        (GrokFast, {"lamb": -1.0}, "grokfast_lamb=-1"),
+    ],
+)
+def test_bad_options(wrapper, options, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        wrapper(torch.optim.SGD(parameters(NAMES).values(), lr=0.1), **options)
