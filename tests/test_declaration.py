@@ -68,8 +68,8 @@ SIGNATURES = {
     "Lion": "lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, decouple_lr=False, max_lr=None",
     "Muon": (
         "lr=0.001, weight_decay=0.1, momentum=0.95, nesterov=True, ns_coefficients=(3.4445, -4.775, 2.0315), "
-        "eps=1e-07, ns_steps=5, adjust_lr_fn=None, *, betas=(0.9, 0.95), fallback='adamw', fallback_lr_scale=1.0, "
-        "use_muon=None, split=None, split_dim=None, stacked=None, safety_factor=1.0, algo='muon', ns_dtype=None"
+        "eps=1e-07, ns_steps=5, adjust_lr_fn=None, *, use_muon=None, stacked=None, split=None, split_dim=None, "
+        "betas=(0.9, 0.95), fallback='adamw', fallback_lr_scale=1.0, safety_factor=1.0, algo='muon', ns_dtype=None"
     ),
     "NvNovoGrad": (
         "lr=0.001, betas=(0.95, 0.98), eps=1e-08, weight_decay=0.0, grad_averaging=False, amsgrad=False, "

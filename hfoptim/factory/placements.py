@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.factory.create import create_optimizer_v2
-from hfoptim.optimizers.shared.matrices import MatrixOptimizer
+from hfoptim.optimizers.shared.matrices import HiddenMatrices
 from hfoptim.param_groups.selection import reasons_against
 from hfoptim.registry.lookup import canonical_name
 
@@ -89,7 +89,7 @@ def describe_param_groups(model: nn.Module, opt: str | Optimizer, **options: Any
     # A name says more than a class, which may be that of several names.
     alone = isinstance(opt, str) and not options.get("param_options")
     inner = unwrap_all(optimizer, RuleOptimizer) or [optimizer]
-    told = any(isinstance(each, MatrixOptimizer) for each in inner)
+    told = any(isinstance(each, HiddenMatrices) for each in inner)
     against = reasons_against(model) if told else {}
     taken = {
         id(param): (taken_by, group)

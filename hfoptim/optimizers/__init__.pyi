@@ -11,6 +11,7 @@ from hfoptim.optimizers.adafactor import AdafactorSchedule as AdafactorSchedule
 from hfoptim.optimizers.adafactor import get_adafactor_schedule as get_adafactor_schedule
 from hfoptim.optimizers.adafactor_bv import AdafactorBigVision as AdafactorBigVision
 from hfoptim.optimizers.adagc import AdaGC as AdaGC
+from hfoptim.optimizers.adago import AdaGO as AdaGO
 from hfoptim.optimizers.adagrad import Adagrad as Adagrad
 from hfoptim.optimizers.adahessian import Adahessian as Adahessian
 from hfoptim.optimizers.adai import Adai as Adai
@@ -50,6 +51,8 @@ from hfoptim.optimizers.dadapt_adan import DAdaptAdan as DAdaptAdan
 from hfoptim.optimizers.dadapt_lion import DAdaptLion as DAdaptLion
 from hfoptim.optimizers.dadapt_sgd import DAdaptSGD as DAdaptSGD
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
+from hfoptim.optimizers.dion import Dion as Dion
+from hfoptim.optimizers.dion2 import Dion2 as Dion2
 from hfoptim.optimizers.dog import DoG as DoG
 from hfoptim.optimizers.dog import DoWG as DoWG
 from hfoptim.optimizers.dog import LDoG as LDoG
@@ -84,6 +87,8 @@ from hfoptim.optimizers.momo import Momo as Momo
 from hfoptim.optimizers.momo import MomoAdam as MomoAdam
 from hfoptim.optimizers.msvag import MSVAG as MSVAG
 from hfoptim.optimizers.muon import Muon as Muon
+from hfoptim.optimizers.muon_clip import MuonClip as MuonClip
+from hfoptim.optimizers.muown import Muown as Muown
 from hfoptim.optimizers.nadam import NAdam as NAdam
 from hfoptim.optimizers.nadam import NAdamW as NAdamW
 from hfoptim.optimizers.nero import Nero as Nero
@@ -95,6 +100,7 @@ from hfoptim.optimizers.padam import Padam as Padam
 from hfoptim.optimizers.pid import PID as PID
 from hfoptim.optimizers.pnm import PNM as PNM
 from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
+from hfoptim.optimizers.polargrad import PolarGrad as PolarGrad
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
 from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
@@ -106,12 +112,15 @@ from hfoptim.optimizers.rprop import Rprop as Rprop
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.schedule_free import RAdamScheduleFree as RAdamScheduleFree
 from hfoptim.optimizers.schedule_free import SGDScheduleFree as SGDScheduleFree
+from hfoptim.optimizers.scion import Scion as Scion
+from hfoptim.optimizers.scion import ScionLight as ScionLight
 from hfoptim.optimizers.sgd import SGD as SGD
 from hfoptim.optimizers.sgdp import SGDP as SGDP
 from hfoptim.optimizers.sgdsai import SGDSaI as SGDSaI
 from hfoptim.optimizers.sgdw import SGDW as SGDW
 from hfoptim.optimizers.signsgd import SignSGD as SignSGD
 from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
+from hfoptim.optimizers.sinkgd import SinkGD as SinkGD
 from hfoptim.optimizers.sm3 import SM3 as SM3
 from hfoptim.optimizers.soap import SOAP as SOAP
 from hfoptim.optimizers.sophia import SophiaG as SophiaG
@@ -159,6 +168,7 @@ __all__ = [
     "AdaBelief",
     "AdaBound",
     "AdaGC",
+    "AdaGO",
     "AdaLomo",
     "AdaMod",
     "AdaNorm",
@@ -201,6 +211,8 @@ __all__ = [
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "Dion",
+    "Dion2",
     "DoG",
     "DoWG",
     "DualAdam",
@@ -230,6 +242,8 @@ __all__ = [
     "Momo",
     "MomoAdam",
     "Muon",
+    "MuonClip",
+    "Muown",
     "NAdam",
     "NAdamW",
     "Nero",
@@ -238,6 +252,7 @@ __all__ = [
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "Padam",
+    "PolarGrad",
     "Prodigy",
     "QHAdam",
     "RAdam",
@@ -247,8 +262,11 @@ __all__ = [
     "Rprop",
     "SGDSaI",
     "SGDScheduleFree",
+    "Scion",
+    "ScionLight",
     "SignSGD",
     "SimplifiedAdEMAMix",
+    "SinkGD",
     "SophiaG",
     "SophiaH",
     "SparseAdam",

@@ -27,40 +27,24 @@ from hfoptim.engine import (
 )
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
-from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple
+from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of
 from hfoptim.optimizers.shared.peer_flags import any_value
-
-# What an update of so many rows and columns is multiplied by.
-LR_SCALES = {
-    "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
-    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
-    "rms_to_rms": lambda rows, columns: math.sqrt(rows / columns),
-    "rsqrt_in": lambda rows, columns: 1.0 / math.sqrt(columns),
-}
-
-
-def _rates(t: int, group: Group) -> Scalars:
-    return {"alpha": 1.0 - group["momentum"], "momentum": group["momentum"], "eps": group["eps"]}
+from hfoptim.optimizers.shared.spectral import LR_SCALES, direction, momentum_rates, over_matrix
 
 
 def _adaptive_rates(t: int, group: Group) -> Scalars:
     beta2 = group["betas"][1]
     # An update that is brought to one size needs no bias correction.
     root = 1.0 if group["adjust_lr_fn"] == "match_rms_adamw" else math.sqrt(bias_correction(beta2, t))
-    return {**_rates(t, group), "alpha2": 1.0 - beta2, "inverse_root": 1.0 / root}
+    return {**momentum_rates(t, group), "alpha2": 1.0 - beta2, "inverse_root": 1.0 / root}
 
 
 def _row_rates(t: int, group: Group) -> Scalars:
-    return {**_rates(t, group), "alpha2": 1.0 - group["betas"][1], "rms": 0.2}
-
-
-def _mean(x: Any) -> Any:
-    """Over each matrix."""
-    return x.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+    return {**momentum_rates(t, group), "alpha2": 1.0 - group["betas"][1], "rms": 0.2}
 
 
 _SECOND = {"muon": {}, "adamuon": {"exp_avg_sq": nonnegative}, "normuon": {"second_momentum_buffer": zeros_over(-1)}}
-_RATES = {"muon": _rates, "adamuon": _adaptive_rates, "normuon": _row_rates}
+_RATES = {"muon": momentum_rates, "adamuon": _adaptive_rates, "normuon": _row_rates}
 # What NorMuon adds to roots.
 _TINY = 1e-10
 
@@ -99,16 +83,15 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, algo: 
 
     def fn(grad: Any, param: Any, momentum_buffer: Any, *args: Any) -> tuple[Any, ...]:
         *second, h = args
-        momentum_buffer = ema(momentum_buffer, grad, h.alpha)
-        update = ema(grad, momentum_buffer, h.momentum) if nesterov else momentum_buffer
+        update, momentum_buffer = direction(grad, momentum_buffer, h, nesterov)
         update = orthogonal(update, h.eps)
         if algo == "muon":
             return update, momentum_buffer
         if algo == "normuon":
             rows = ema(second[0], (update * update).mean(dim=-1, keepdim=True), h.alpha2)
             even = update / (rows.sqrt() + _TINY)
-            size = h.rms if brought_to_one_size else _mean(update * update).sqrt()
-            return even * (size / (_mean(even * even).sqrt() + _TINY)), momentum_buffer, rows
+            size = h.rms if brought_to_one_size else over_matrix(update * update, "mean").sqrt()
+            return even * (size / (over_matrix(even * even, "mean").sqrt() + _TINY)), momentum_buffer, rows
         exp_avg_sq = ema(second[0], update * update, h.alpha2)
         update = update / (exp_avg_sq.sqrt() * h.inverse_root + h.eps)
         return rescaled(update, h.eps), momentum_buffer, exp_avg_sq
@@ -212,38 +195,20 @@ class Muon(MatrixOptimizer):
     weight_decay: float = hyper(0.1, "decoupled weight decay, per step and unit of lr")
     momentum: float = hyper(0.95, "decay rate of B", below=1.0)
     nesterov: bool = hyper(True, "look one step ahead")
-    ns_coefficients: str | Triple | Sequence[Triple] = hyper(
-        newton_schulz.NS_COEFFICIENTS["original"][0],
-        "of Newton-Schulz, three numbers, or a list of threes, one for each iteration, or a name: "
-        '"original", "quintic", "polar_express", "polar_express_safer"',
-        check=newton_schulz.coefficients,
-    )
+    ns_coefficients: str | Triple | Sequence[Triple] = newton_schulz.COEFFICIENTS
     eps: float = hyper(1e-7, "least norm that Newton-Schulz divides by; AdamW's and AdaMuon's eps")
-    ns_steps: int = hyper(5, "iterations of Newton-Schulz", low=1, most=99)
+    ns_steps: int = newton_schulz.STEPS
     adjust_lr_fn: str | None = hyper(
         None, 'the factor s; None is "original", the last two are sqrt(r / c) and 1 / sqrt(c)', choices=LR_SCALES
     )
     _: KW_ONLY
-    safety_factor: float = hyper(
-        1.0, 'multiplies the norm before Newton-Schulz; 1.01 with "polar_express"', above=0.0, in_peers=False
-    )
+    safety_factor: float = newton_schulz.SAFETY_FACTOR
     algo: str = hyper("muon", "which rule takes the matrices", choices=tuple(_SECOND), in_peers=False)
-    ns_dtype: torch.dtype | str | None = hyper(
-        None,
-        "what Newton-Schulz computes in, a dtype or its name. None: bfloat16, but on a CPU the dtype of the step, "
-        'float32; "bfloat16" is faster there on processors that multiply it, and exact to about 1 %. Autocast around '
-        "`step()` does not change it. What torch computes float32 products in, does: "
-        "`torch.set_float32_matmul_precision`, by which they may be tf32 or bfloat16 (about 0.1 % and 1 %), then also "
-        "for shapes where Newton-Schulz goes by way of X X^T alone, which is left to exact products",
-        check=newton_schulz.dtype_or_name,
-        in_peers=False,
-    )
+    ns_dtype: torch.dtype | str | None = newton_schulz.DTYPE
 
     def matrix_rule(self, form: Form, group: dict[str, Any]) -> Rule:
-        steps, dtype = newton_schulz.iterations(group["ns_coefficients"], group["ns_steps"]), group["ns_dtype"]
-        iteration = NewtonSchulz(steps, newton_schulz.NS_DTYPES.get(dtype, dtype), group["safety_factor"])
         scale = group["adjust_lr_fn"] or "original"
-        return muon(form, iteration, group["nesterov"], scale, group["algo"])
+        return muon(form, newton_schulz_of(group), group["nesterov"], scale, group["algo"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # Nothing follows from the number of Muon's own steps, so neither torch nor timm counts them.

@@ -308,7 +308,7 @@ def test_every_entry_lists_its_numbers():
         "exclude_from_weight_decay",
         "no_deprecation_warning",
         "model_sharding",
-        *("ns_coefficients", "use_muon", "split", "split_dim", "stacked", "ns_dtype"),
+        *("ns_coefficients", "use_muon", "split", "split_dim", "stacked", "ns_dtype", "norm_kwargs"),
         "triton",
         "reduce_func",
         *("lb", "subset_size"),  # any number

@@ -1,5 +1,5 @@
 """Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here
-(checked.py and factors.py: by the writer of the rule).
+(checked.py, factors.py and spectral.py: by the writer of the rule).
 
 `tests/optimizers` follows them where no package ships a method as its paper has it. Nothing here imports torch or this
 package. Each class names the algorithm it was written from.
@@ -21,6 +21,7 @@ from .checked import ACProp, DoWG
 from .factors import SOAP
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
+from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
 from .tensors import TAM, AdaTAM, Aida, Kourkoutas
 from .together import SWATS, Momo, MomoAdam
@@ -33,6 +34,7 @@ __all__ = [
     "TAM",
     "A2Grad",
     "ACProp",
+    "AdaGO",
     "AdaPNM",
     "AdaSmooth",
     "AdaTAM",
@@ -41,6 +43,8 @@ __all__ = [
     "Aida",
     "Ano",
     "Array",
+    "Dion",
+    "Dion2",
     "DoWG",
     "DualAdam",
     "EmoFact",
@@ -53,12 +57,15 @@ __all__ = [
     "MirrorMADGRAD",
     "Momo",
     "MomoAdam",
+    "Muown",
     "Nero",
     "NorMuon",
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "Padam",
+    "PolarGrad",
     "SimplifiedAdEMAMix",
+    "SinkGD",
     "SophiaG",
     "Tiger",
     "Transcription",

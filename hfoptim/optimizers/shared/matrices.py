@@ -111,8 +111,21 @@ def form_of(
     return Form(flattened, parts, dim, sides[dim] // period) if len(parts) > 1 else Form(flattened)
 
 
+def matrices_of(form: Form, shape: torch.Size) -> str:
+    """Which matrices a parameter of that form and shape is, in words."""
+    shape = torch.Size(as_matrix(shape)) if form.flattened else shape
+    stack, (rows, columns) = math.prod(shape[:-2]), shape[-2:]
+    sides = [[rows, columns] for _ in form.parts or (0,)]
+    for side, part in zip(sides, form.parts, strict=False):
+        side[form.dim] = part * form.repeats
+    counts = {f"{r}x{c}": sides.count([r, c]) * stack for r, c in sides}
+    return " and ".join(f"matrix {s}" if n == 1 else f"{n} matrices {s}" for s, n in counts.items())
+
+
 def _fallback_rates(t: int, group: Group) -> Scalars:
-    scalars, scale = one_ahead(t, group), group["fallback_lr_scale"]
+    # Where a matrix's rule has another use for the name.
+    eps = group.get("adam_eps", group["eps"])
+    scalars, scale = one_ahead(t, {**group, "eps": eps}), group["fallback_lr_scale"]
     return {**scalars, "lr": scalars["lr"] * scale, "decay": float(group["lr"]) * scale * group["weight_decay"]}
 
 
@@ -198,21 +211,10 @@ class HiddenMatrices(RuleOptimizer):
         return form_of(self.name_of(param, group), param.shape, group["use_muon"], group["stacked"], split=1)
 
 
-class MatrixOptimizer(HiddenMatrices):
-    """A rule for the matrices inside a network, AdamW or NAdamW for everything else, in one optimizer.
-
-    Subclasses give `matrix_rule`.
-    """
+class DividedMatrices(HiddenMatrices):
+    """One that takes the matrices that a parameter holds one by one."""
 
     _: KW_ONLY
-    betas: tuple[float, float] = hyper((0.9, 0.95), "AdamW's decay rates", in_peers=False)
-    fallback: str = hyper(
-        "adamw",
-        'what takes everything else; "nadamw" has Nesterov\'s momentum in it',
-        choices=FALLBACKS,
-        in_peers=False,
-    )
-    fallback_lr_scale: float = hyper(1.0, "the factor f of lr for everything else", in_peers=False)
     split: Any = hyper(
         None,
         "into what a matrix is divided: a number of equal parts, or the sizes of the parts, which repeat where they "
@@ -229,6 +231,27 @@ class MatrixOptimizer(HiddenMatrices):
         in_peers=False,
     )
 
+    def _form_of(self, param: Tensor, group: Group) -> Form | None:
+        name = self.name_of(param, group)
+        return form_of(name, param.shape, group["use_muon"], group["stacked"], group["split"], group["split_dim"])
+
+
+class MatrixOptimizer(DividedMatrices):
+    """A rule for the matrices inside a network, AdamW or NAdamW for everything else, in one optimizer.
+
+    Subclasses give `matrix_rule`.
+    """
+
+    _: KW_ONLY
+    betas: tuple[float, float] = hyper((0.9, 0.95), "AdamW's decay rates", in_peers=False)
+    fallback: str = hyper(
+        "adamw",
+        'what takes everything else; "nadamw" has Nesterov\'s momentum in it',
+        choices=FALLBACKS,
+        in_peers=False,
+    )
+    fallback_lr_scale: float = hyper(1.0, "the factor f of lr for everything else", in_peers=False)
+
     @property
     def rest(self) -> str:
         fallback: str = self.defaults["fallback"]
@@ -244,16 +267,4 @@ class MatrixOptimizer(HiddenMatrices):
 
     def taken_by(self, param: Tensor, group: dict[str, Any]) -> str:
         form = self._form_of(param, group)
-        if form is None:
-            return str(group["fallback"])
-        shape = as_matrix(param.shape) if form.flattened else param.shape
-        stack, (rows, columns) = math.prod(shape[:-2]), shape[-2:]
-        sides = [[rows, columns] for _ in form.parts or (0,)]
-        for side, part in zip(sides, form.parts, strict=False):
-            side[form.dim] = part * form.repeats
-        counts = {f"{r}x{c}": sides.count([r, c]) * stack for r, c in sides}
-        return " and ".join(f"matrix {s}" if n == 1 else f"{n} matrices {s}" for s, n in counts.items())
-
-    def _form_of(self, param: Tensor, group: Group) -> Form | None:
-        name = self.name_of(param, group)
-        return form_of(name, param.shape, group["use_muon"], group["stacked"], group["split"], group["split_dim"])
+        return str(group["fallback"]) if form is None else matrices_of(form, param.shape)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hfoptim.engine import Group, hyper
 from hfoptim.engine.ambient import float32_products_are_exact
 from hfoptim.engine.checks import choice, entries, number
 
@@ -47,6 +48,14 @@ NS_COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
         (1.8631210546382593, -1.2042160621002727, 0.3421879560523383),
         (1.8382572152247512, -1.1779263289537742, 0.3396513038637379),
         (1.8749999923301852, -1.2499999836060613, 0.374999991275876),
+    ),
+    # Grishina, Smirnov and Rakhuba, CANS, arXiv 2506.10935: Remez, intervals that adapt; as NVIDIA has them
+    "cans": (
+        (8.4703, -25.1081, 18.6293),
+        (4.1828, -3.1087, 0.5806),
+        (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074),
+        (2.2737, -1.6447, 0.4162),
     ),
 }
 
@@ -188,3 +197,40 @@ def dtype_or_name(name: str, given: Any) -> Any:
         TypeError, ValueError: what is given is none of these.
     """
     return given if given is None or isinstance(given, torch.dtype) else choice(name, given, tuple(NS_DTYPES))
+
+
+def newton_schulz_of(group: Group) -> NewtonSchulz:
+    """The iteration that a group's options say."""
+    dtype = group["ns_dtype"]
+    steps = iterations(group["ns_coefficients"], group["ns_steps"])
+    return NewtonSchulz(steps, NS_DTYPES.get(dtype, dtype), group["safety_factor"])
+
+
+# Options of the optimizers that make matrices orthogonal.
+
+
+def coefficients_option(default: str | Triple) -> Any:
+    """Declare the option `ns_coefficients`."""
+    return hyper(
+        default,
+        "of Newton-Schulz, three numbers, or a list of threes, one for each iteration, or a name: "
+        + ", ".join(f'"{name}"' for name in NS_COEFFICIENTS),
+        check=coefficients,
+    )
+
+
+COEFFICIENTS = coefficients_option(NS_COEFFICIENTS["original"][0])
+STEPS: int = hyper(5, "iterations of Newton-Schulz", low=1, most=99)
+SAFETY_FACTOR: float = hyper(
+    1.0, 'multiplies the norm before Newton-Schulz; 1.01 with "polar_express"', above=0.0, in_peers=False
+)
+DTYPE: torch.dtype | str | None = hyper(
+    None,
+    "what Newton-Schulz computes in, a dtype or its name. None: bfloat16, but on a CPU the dtype of the step, "
+    'float32; "bfloat16" is faster there on processors that multiply it, and exact to about 1 %. Autocast around '
+    "`step()` does not change it. What torch computes float32 products in, does: "
+    "`torch.set_float32_matmul_precision`, by which they may be tf32 or bfloat16 (about 0.1 % and 1 %), then also "
+    "for shapes where Newton-Schulz goes by way of X X^T alone, which is left to exact products",
+    check=dtype_or_name,
+    in_peers=False,
+)

@@ -89,18 +89,31 @@ def _timm(who: str, params: dict[str, Tensor], options: Options) -> Any:
     return timm_in_float64(peers.load(who)(groups, **options))
 
 
-class NorMuonAndAdamW(Together):
-    """The transcription for matrices and torch.optim.AdamW for everything else."""
+class TranscribedAndAdamW(Together):
+    """A transcription for matrices and torch.optim.AdamW for everything else.
 
-    def __init__(self, who: str, params: dict[str, Tensor], options: Options) -> None:
-        options = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "betas": (0.9, 0.95), **options}
-        shared = {name: options[name] for name in ("lr", "weight_decay")}
+    Args:
+        cls: our class, whose defaults hold where a run gives no option.
+        who, params, options: as a `Reference` has them.
+    """
+
+    def __init__(self, cls: Any, who: str, params: dict[str, Tensor], options: Options) -> None:
+        options = {name: each.default for name, each in cls.hypers.items()} | options
+        adamw = {name: options[name] for name in ("lr", "weight_decay", "betas")}
         matrices = {name: param for name, param in params.items() if name in MATRICES}
         vectors = [param for name, param in params.items() if name not in MATRICES]
         super().__init__(
-            Peer(peers.load(who), matrices, {"adjust_lr_fn": "original", **options}),
-            torch.optim.AdamW(vectors, betas=options["betas"], eps=1e-7, **shared),
+            Peer(peers.load(who), matrices, options),
+            torch.optim.AdamW(vectors, eps=options.get("adam_eps", options["eps"]), **adamw),
         )
+
+
+def transcribed(cls: Any, runs: list[Options], **more: Any) -> Reference:
+    """The transcription of a class's name, beside AdamW, as a reference; rounding goes through Newton-Schulz."""
+    make = functools.partial(TranscribedAndAdamW, cls)
+    return Reference(
+        f"transcriptions.{cls.__name__}", runs, make=make, layouts=(*_FLAT, *_REST), tolerance=1e-9, **more
+    )
 
 
 MATRICES = ("matrix", "wide", "narrow", "transposed", "gaps", "expanded", "conv", "channels_last", "mixed", "conv_wide")
@@ -184,7 +197,7 @@ MUON = Entry(
             "transcriptions.NorMuon",
             grid(lr=[1e-2], algo=["normuon"], adjust_lr_fn=["original", "match_rms_adamw"], betas=[(0.9, 0.95)])
             + grid(lr=[1e-2], algo=["normuon"], betas=[(0.9, 0.5)], momentum=[0.5], weight_decay=[0.25]),
-            make=NorMuonAndAdamW,
+            make=functools.partial(TranscribedAndAdamW, hfoptim.Muon),
             layouts=(*_FLAT, *_REST),
             tolerance=1e-9,
         ),
