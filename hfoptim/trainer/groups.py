@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.optimizers.adam_mini import AdamMini
-from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
+from hfoptim.param_groups.selection import ParamGroups
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,17 @@ class Places:
     Args:
         model: the model.
         decayed: names of the parameters that get weight decay.
-        hidden_matrices: whether the optimizer is to be told which parameters are hidden matrices.
+        divide (default None): divides groups by what the optimizer is to be told of their parameters, such as which are
+            hidden matrices.
         owner (default None): the trainer; parameters of other modules of it are named after its attribute.
     """
 
     def __init__(
-        self, model: nn.Module, decayed: Collection[str], hidden_matrices: bool = False, owner: Any | None = None
+        self,
+        model: nn.Module,
+        decayed: Collection[str],
+        divide: Callable[[ParamGroups], ParamGroups] | None = None,
+        owner: Any | None = None,
     ) -> None:
         self._places: Any = WeakIdKeyDictionary()
         for name, param in model.named_parameters():
@@ -59,9 +64,9 @@ class Places:
             for name, param in module.named_parameters():
                 if param not in self._places:
                     self._places[param] = _Place(f"{prefix}.{name}", False)
-        if hidden_matrices:
+        if divide is not None:
             trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-            self.hand_out(split_hidden_matrices(model, [{"params": trained}]))
+            self.hand_out(divide([{"params": trained}]))
 
     def hand_out(self, groups: Iterable[dict[str, Any]]) -> ParamGroups:
         """Groups with plain parameters, from such with named ones; what their parameters belong to is noted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -57,21 +58,40 @@ def class_and_kwargs(
     # Where one says for all parameters which they are, the model is not asked.
     hidden = info.hidden_matrices and kwargs.get("use_muon") is None
     decayed = set(private.decay_parameter_names(named, trainer))
-    places = Places(named, decayed, hidden, trainer)
+    divide = _dividing(named, args) if hidden else None
+    places = Places(named, decayed, divide, trainer)
     if model is not None and has_decay:
         trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         if _decays_by_patterns(resolved):
             kwargs["params"] = places.hand_out([{"params": trained, "weight_decay": resolved.weight_decay}])
-        elif hidden or resolved.weight_decay != args.weight_decay:
+        elif divide is not None or resolved.weight_decay != args.weight_decay:
             groups = [
                 {"params": [pair for pair in trained if pair[0] in decayed], "weight_decay": resolved.weight_decay},
                 {"params": [pair for pair in trained if pair[0] not in decayed], "weight_decay": 0.0},
             ]
-            kwargs["params"] = places.hand_out(split_hidden_matrices(model, groups) if hidden else groups)
+            kwargs["params"] = places.hand_out(groups if divide is None else divide(groups))
     # To Adam-mini a name means other blocks, which need the sizes of attention heads.
     if issubclass(cls, AdamMini):
         return cls, kwargs
     return _completing(resolved, places, args, cls, cls), kwargs
+
+
+def _dividing(model: Any, args: Any) -> Callable[[ParamGroups], ParamGroups]:
+    """What divides groups into those of hidden matrices, or of the modules that the arguments name, and of the rest."""
+    if args.optim_target_modules is None:
+        return functools.partial(split_hidden_matrices, model)
+    targets = private.target_weight_names(model, args.optim_target_modules)
+
+    def divide(groups: ParamGroups) -> ParamGroups:
+        divided = []
+        for group in groups:
+            for chosen in (True, False):
+                members = [pair for pair in group["params"] if (pair[0] in targets) is chosen]
+                if members:
+                    divided.append({**group, "params": members, "use_muon": chosen})
+        return divided
+
+    return divide
 
 
 def _completing(
@@ -96,6 +116,11 @@ def _grouped(
     resolved: Resolved, args: Any, model: Any | None, named: Any | None, trainer: Any | None
 ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The same for parameters that differ in their options, or in their optimizers."""
+    if args.optim_target_modules is not None and registry.get_optimizer_info(resolved.choice.name).hidden_matrices:
+        raise ValueError(
+            f"optim_target_modules={args.optim_target_modules!r} does not go with options by layer, head or pattern; "
+            f"say it there: param_options={{'*.weight': {{'use_muon': True}}}}"
+        )
     if named is None:
         raise ValueError("layer_decay, head_lr and param_options need the model, and there is none yet")
     names = (name for name, _ in named.named_parameters())

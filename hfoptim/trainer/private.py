@@ -19,13 +19,15 @@ from typing import Any
 
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 from transformers import Trainer, hf_argparser, trainer_utils
 from transformers import trainer as trainer_module
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hfoptim.engine.parameter_names import bare_names_of
+from hfoptim.engine.parameter_names import bare, bare_names_of
 
 __all__ = [
     "SAVING",
@@ -217,6 +219,35 @@ def decay_parameter_names(model: Any, trainer: Any | None) -> list[str]:
     else:
         found = set(trainer.get_decay_parameter_names(model))
     return [name for name, short in bare_names_of(model).items() if not found.isdisjoint((name, short))]
+
+
+def target_weight_names(model: Any, targets: Any) -> set[str]:
+    """The names of the weights of linear layers that `TrainingArguments.optim_target_modules` names (4.57 and 5.x).
+
+    Args:
+        model: the model. transformers' Conv1D, of GPT-2, counts as a linear layer.
+        targets: parts of module names, a regular expression of whole ones, or "all-linear".
+
+    Raises:
+        TypeError: they are something else.
+        ValueError: they name no linear layer.
+    """
+    if not isinstance(targets, (list, tuple, str)) or not all(isinstance(each, str) for each in targets):
+        raise TypeError(
+            f"optim_target_modules={targets!r}, expected a list of parts of module names, a regular expression, or "
+            f"'all-linear'"
+        )
+    everywhere = isinstance(targets, str) and targets.replace("_", "-") == "all-linear"
+    targets = targets if isinstance(targets, str) else list(targets)
+    found = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and (everywhere or trainer_utils.check_target_module_exists(targets, bare(name)))
+    }
+    if not found:
+        raise ValueError(f"optim_target_modules={targets!r} names no linear layer of {type(model).__name__}")
+    return found
 
 
 def add_member(kind: Any, name: str, value: str, restore: Callable[[str, str], Enum]) -> Any:
