@@ -7,6 +7,7 @@ from hfoptim import schedules
 from hfoptim.engine import Name, hyper
 from hfoptim.factory.create import create_optimizer, create_optimizer_v2
 from hfoptim.factory.placements import describe_param_groups
+from hfoptim.param_groups.adapters import param_groups_lora_plus
 from hfoptim.param_groups.options import param_groups_options
 from hfoptim.param_groups.selection import decay_groups, layer_decay_groups, param_groups_muon
 from hfoptim.param_groups.timm import (
@@ -81,6 +82,7 @@ __all__ = [
     "list_optimizers",
     "optimizer_kwargs",
     "param_groups_layer_decay",
+    "param_groups_lora_plus",
     "param_groups_muon",
     "param_groups_options",
     "param_groups_weight_decay",

@@ -120,7 +120,7 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
                 state[name].fill_(ordinal)
             if plan.rule.state[name].drawn:
                 _draw(state[name], storage.row_seed(0, ordinal))
-        elif not storage.fits(kept, state[name], param.shape):
+        elif not storage.fits(kept, state[name], plan.rule.shape_of(name, param.shape)):
             state.update(dtensor.converted(kept, plan.rule, name, state, param))
             if not kept.bits:
                 state.pop(storage.scale_name(name), None)

@@ -51,7 +51,7 @@ class State:
     Args:
         init: `(param, dtype) -> Tensor`, its first value.
         signed: whether it takes negative values.
-        compressible: whether it may be kept in fewer bits; only what has the parameter's shape may.
+        compressible: whether it may be kept in fewer bits; only what has the parameter's shape may, or that of `shape`.
         of_shaped: whether `init` is given the parameter in the shape that the rule sees (`Rule.shape`), not in its own.
         narrow: whether it is kept in bfloat16, rounded to the nearest, where `state_dtype` does not ask for less.
         drawn: whether it begins as numbers of a standard normal distribution in place of `init`'s: each entry's by its
@@ -59,6 +59,8 @@ class State:
         redrawn: `(t, group)` -> whether new ones are drawn before step t.
         placed: whether it is the position of the parameter in its group, from 0, in place of `init`'s number.
         numbered: the same, of its number among the parameters of all groups.
+        shape: `(shape that the rule sees) -> shape` of a tensor of which it is the state, in place of the parameter: of
+            a projected gradient, for example.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
@@ -70,6 +72,7 @@ class State:
     redrawn: Callable[[int, Group], bool] | None = None
     placed: bool = False
     numbered: bool = False
+    shape: Callable[[Sequence[int]], tuple[int, ...]] | None = None
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)
@@ -239,7 +242,16 @@ class Rule:
     def first(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
         """The first value of a parameter's state `name`."""
         init = self.state[name]
+        if init.shape is not None:
+            return init(param.new_empty(self.shape_of(name, param.shape)), dtype)
         return init(param.reshape(self.shape(param.shape)) if init.of_shaped and self.shape else param, dtype)
+
+    def shape_of(self, name: str, shape: torch.Size) -> Sequence[int]:
+        """The shape of a state that may be kept in fewer bits, for a parameter of that shape."""
+        of = self.state[name].shape
+        if of is None:
+            return shape
+        return of(shape if self.shape is None else self.shape(shape))
 
     def __repr__(self) -> str:
         return f"rule({self.name}, {self.scope.name}, state={list(self.state)})"

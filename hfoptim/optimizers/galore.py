@@ -48,7 +48,8 @@ class GaLoreAdamW(LowRank, AdamW):
     galore_torch has it, `[{"params": others}, {"params": matrices, "rank": 128, "scale": 0.25}]`; given to the
     constructor it is for the matrices inside the network. The name "galore_adamw" has transformers' rank of 128.
     Kernels of convolutions count as matrices with a row for each output. State: `ortho_matrix` (B), with "full"
-    `ortho_matrix_left` and `ortho_matrix_right`; `exp_avg` (M) and `exp_avg_sq` (V), of r rows and `rank` columns.
+    `ortho_matrix_left` and `ortho_matrix_right`; `exp_avg` (M) and `exp_avg_sq` (V), of r rows and `rank` columns, also
+    in 8 or 4 bits. Layer by layer it steps with `gradient_release=True`.
 
     Differs from galore_torch 1.0 in that the singular vectors of a gradient in double precision are computed in that,
     not in float32, and that a gradient with numbers that are not finite raises no error. pytorch_optimizer 4.1 renews
@@ -61,7 +62,10 @@ class GaLoreAdamW(LowRank, AdamW):
 
     hidden_matrices = True
     finish = _GALORE
-    names = (Name("galore_adamw", options={"rank": 128}, aliases=("galore",)),)
+    names = (
+        Name("galore_adamw", options={"rank": 128}, aliases=("galore",)),
+        Name("galore_adamw_8bit", "GaLore with moments of 8 bits", options={"rank": 128, "state_dtype": "8bit"}),
+    )
     _: KW_ONLY
     scale: float = _SCALE
     proj_type: str = ANY_SIDED

@@ -247,7 +247,7 @@ def placed(value: Any, param: Any, init: Init) -> Tensor:
 
 def converted(kept: Storage, rule: Rule, name: str, state: Mapping[str, Any], param: Any) -> dict[str, Tensor]:
     """`storage.converted` for parameters that may be DTensors; what is only cast is not gathered."""
-    present = storage.kept_as(name, state, rule.state[name].signed, param.shape)
+    present = storage.kept_as(name, state, rule.state[name].signed, rule.shape_of(name, param.shape))
     if present.format is not kept.format and is_dtensor(param):
         state = {**state, **{key: whole_of(state[key]) for key in present.names(name)}}
     new = storage.converted(kept, rule, name, state, stand_in(param))

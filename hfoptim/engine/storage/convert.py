@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,12 +45,22 @@ def inits(storage: Storage, rule: Rule, name: str) -> dict[str, Init]:
     if storage.format is Format.BF16:
         return {name: lambda param, dtype: first(param, torch.bfloat16)}
     zero = rule.state[name].starts_at_zero
-    parts = [partial(_zero_part if zero else _encoded_part, storage, index, first) for index in range(2)]
+    shape = partial(rule.shape_of, name)
+    parts = [
+        partial(_zero_part, storage, index, shape) if zero else partial(_encoded_part, storage, index, first)
+        for index in range(2)
+    ]
     return dict(zip(storage.names(name), parts, strict=True))
 
 
-def _zero_part(storage: Storage, index: int, first: Init, param: Tensor, dtype: torch.dtype) -> Tensor:
-    shape = storage.shapes(param.shape)[index]
+def _zero_part(
+    storage: Storage,
+    index: int,
+    shape_of: Callable[[torch.Size], Sequence[int]],
+    param: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    shape = storage.shapes(shape_of(param.shape))[index]
     if index == 1:
         return torch.zeros(shape, dtype=torch.float32, device=param.device)
     zero = int((codebook(storage.bits, storage.signed, torch.device("cpu")) < 0).sum())
@@ -66,11 +76,11 @@ def is_coded(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype is torch.uint8
 
 
-def kept_as(name: str, state: Mapping[str, Any], signed: bool, shape: torch.Size) -> Storage:
-    """How a state is kept, by its tensors.
+def kept_as(name: str, state: Mapping[str, Any], signed: bool, shape: Sequence[int]) -> Storage:
+    """How a state of that shape is kept, by its tensors.
 
     Raises:
-        ValueError: codes without scales, or of shapes that no parameter of that shape has.
+        ValueError: codes without scales, or of shapes that no state of that shape has.
     """
     tensor = state[name]
     if not is_coded(tensor):
@@ -83,13 +93,13 @@ def kept_as(name: str, state: Mapping[str, Any], signed: bool, shape: torch.Size
             return storage
     raise ValueError(
         f"{name} has codes of shape {tuple(tensor.shape)} and "
-        f"{'no scales' if scale is None else f'scales of shape {tuple(scale.shape)}'}, which do not go with the shape "
-        f"{tuple(shape)} of the parameter"
+        f"{'no scales' if scale is None else f'scales of shape {tuple(scale.shape)}'}, which do not go with its shape "
+        f"{tuple(shape)}"
     )
 
 
-def fits(storage: Storage, tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether a state's (first) tensor is of the form that is asked for."""
+def fits(storage: Storage, tensor: Tensor, shape: Sequence[int]) -> bool:
+    """Whether the (first) tensor of a state of that shape is of the form that is asked for."""
     if storage.bits:
         return is_coded(tensor) and tensor.shape == storage.shapes(shape)[0]
     return (tensor.dtype is torch.bfloat16) == (storage.format is Format.BF16) and not is_coded(tensor)
@@ -108,13 +118,14 @@ def converted(storage: Storage, rule: Rule, name: str, state: Mapping[str, Any],
         ValueError: codes whose shapes do not go with the parameter's.
     """
     dtype = exact_dtype(param.dtype)
-    present = kept_as(name, state, rule.state[name].signed, param.shape)
+    shape = rule.shape_of(name, param.shape)
+    present = kept_as(name, state, rule.state[name].signed, shape)
     kept = [state[key].to(param.device) for key in present.names(name)]
     if present.format is storage.format:
         if storage.format is Format.FULL and kept[0].is_complex() == param.is_complex():
             kept[0] = kept[0].to(dtype)
         return dict(zip(storage.names(name), kept, strict=True))
-    values = decode_state(present, kept, param.shape)
+    values = decode_state(present, kept, shape)
     if storage.bits:
         return dict(zip(storage.names(name), _encoded(storage, values), strict=True))
     if not present.bits:

@@ -21,23 +21,27 @@ if TYPE_CHECKING:
 def decode(plan: Plan, row: TensorSlots) -> tuple[Tensor, list[Tensor]]:
     """(parameter, states) for the rule: exact weights where remainders are kept, and codes as numbers.
 
-    What a cast to the compute dtype is enough for comes as it is; values of codes come in the shape of the parameter.
+    What a cast to the compute dtype is enough for comes as it is; values of codes come in the shape of the state.
     """
     weight = join_float32(row.param, row.residual) if plan.rounding.remainder else row.param
-    return weight, [decode_state(s, kept, row.param.shape) for s, kept in zip(plan.storage, row.states, strict=True)]
+    rule, shape = plan.rule, row.param.shape
+    states = zip(rule.state, plan.storage, row.states, strict=True)
+    return weight, [
+        decode_state(s, kept, rule.shape_of(name, shape)) if s.bits else kept[0] for name, s, kept in states
+    ]
 
 
-def decode_state(storage: Storage, kept: Sequence[Tensor], shape: torch.Size) -> Tensor:
+def decode_state(storage: Storage, kept: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     """The values of one state; codes as float32 in that shape."""
     if not storage.bits:
         return kept[0]
     codes, scale = kept
-    return dequantize(storage, codes, scale, _columns(shape, len(scale))).view(shape)
+    return dequantize(storage, codes, scale, _columns(shape, len(scale))).view(tuple(shape))
 
 
-def _columns(shape: torch.Size, rows: int) -> int:
+def _columns(shape: Sequence[int], rows: int) -> int:
     """Entries of each of so many rows; of a part without rows, too."""
-    return shape.numel() // rows if rows else math.prod(shape[1:])
+    return math.prod(shape) // rows if rows else math.prod(shape[1:])
 
 
 def encode(

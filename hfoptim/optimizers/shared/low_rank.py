@@ -77,7 +77,7 @@ class Projection(NamedTuple):
         if self.random:
             basis, seed = state
             drawn = normal(basis.shape[seed.ndim :], row_seed(t, seed.to(torch.int64)), basis.dtype, basis.device)
-            return [drawn / math.sqrt(self.rank), seed]
+            return [drawn / math.sqrt(basis.shape[-3 - self.dim]), seed]
         # Numbers that are not finite would raise an error, here and not where they came from.
         left, _, right = torch.linalg.svd(torch.nan_to_num(grad, 0.0, 0.0, 0.0), full_matrices=False)
         found = {"left": left, "right": right}
@@ -163,13 +163,9 @@ def _renewing(inner: Rule, finish: Finish) -> Callable[[int, Group], Scalars]:
 
 def _of_low(state: State, projection: Projection) -> State:
     """A state of the projected gradient, not of the parameter; a number for each matrix of a stack."""
-
-    def init(param: Tensor, dtype: torch.dtype) -> Tensor:
-        if state is scalar:
-            return param.new_zeros(param.shape[:-2], dtype=dtype)
-        return state.init(param.new_empty(projection.low(param.shape)), dtype)
-
-    return replace(state, init=init, of_shaped=True, compressible=False)
+    if state is scalar:
+        return State(lambda param, dtype: param.new_zeros(param.shape[:-2], dtype=dtype), of_shaped=True)
+    return replace(state, shape=projection.low)
 
 
 def _each(fn: Callable[..., tuple[Any, ...]], sized: bool) -> Callable[..., tuple[Any, ...]]:
