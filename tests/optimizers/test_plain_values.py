@@ -332,7 +332,7 @@ def test_no_step_cleans_anything(monkeypatch):
 
 # -- older checkpoints -------------------------------------------------------------------------------------------------
 
-IDENTITY = {"lr", "betas", "eps", "weight_decay", "momentum"}
+IDENTITY = {"lr", "betas", "eps", "weight_decay", "momentum", "rank"}
 
 
 def without(state_dict, option):
