@@ -14,7 +14,21 @@ from hfoptim import optimizers
 from hfoptim.engine import Name, checks
 from hfoptim.engine.discovery import NEEDS, paper_of, summary_of
 from hfoptim.registry.info import OptimInfo, WrapperInfo
-from hfoptim.wrappers import EMA, GPA, SAM, TRAC, GrokFast, Lookahead, Magma, Mechanic, ScheduleFree
+from hfoptim.wrappers import (
+    EMA,
+    GPA,
+    GSAM,
+    SAM,
+    TRAC,
+    WSAM,
+    FriendlySAM,
+    GrokFast,
+    Lookahead,
+    LookSAM,
+    Magma,
+    Mechanic,
+    ScheduleFree,
+)
 
 # Where other distributions declare their optimizers: `my_name = "my_package.my_module:MyClass"`.
 ENTRY_POINTS = "hfoptim.optimizers"
@@ -26,6 +40,20 @@ WRAPPERS = (
         EMA,
         "an average of the weights beside it, to evaluate and to save",
         "https://doi.org/10.1137/0330046",
+    ),
+    WrapperInfo(
+        "friendlysam",
+        FriendlySAM,
+        "SAM along what is new in the gradient; its step needs a closure",
+        "https://arxiv.org/abs/2403.12350",
+        needs_closure=True,
+    ),
+    WrapperInfo(
+        "gsam",
+        GSAM,
+        "SAM that lowers the gap between the worst point and the weights, too; its step needs a closure",
+        "https://arxiv.org/abs/2203.08065",
+        needs_closure=True,
     ),
     WrapperInfo(
         "gpa",
@@ -44,6 +72,13 @@ WRAPPERS = (
         Lookahead,
         "weights that follow slowly, and pull back every 6 steps",
         "https://arxiv.org/abs/1907.08610",
+    ),
+    WrapperInfo(
+        "looksam",
+        LookSAM,
+        "SAM whose second gradient is made every 10 steps; its step needs a closure",
+        "https://arxiv.org/abs/2203.02714",
+        needs_closure=True,
     ),
     WrapperInfo(
         "magma",
@@ -75,6 +110,13 @@ WRAPPERS = (
         TRAC,
         "the way from the first weights scaled by a number that is found",
         "https://arxiv.org/abs/2405.16642",
+    ),
+    WrapperInfo(
+        "wsam",
+        WSAM,
+        "SAM that weighs the sharpness, which it can take apart from the loss; its step needs a closure",
+        "https://arxiv.org/abs/2305.15817",
+        needs_closure=True,
     ),
 )
 

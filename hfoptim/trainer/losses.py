@@ -27,7 +27,7 @@ class TellLoss(TrainerCallback):
 
 def attend(trainer: Any, optimizer: Any) -> None:
     """Have an optimizer told the loss in a trainer that is about to train, if its step depends on it."""
-    if any(inner.needs_loss for inner in _told(optimizer)):
+    if any(inner.needs_loss for inner in unwrap_all(optimizer, RuleOptimizer)):
         private.intercept(trainer, "training_step", _telling)
 
 
@@ -40,5 +40,6 @@ def _telling(trainer: Any, step: Callable[..., Any], name: str, *args: Any, **kw
 
 
 def _told(optimizer: Any) -> list[RuleOptimizer]:
-    """Those that are to be told; SAM tells the one inside of it the loss at the worst point nearby."""
-    return [] if unwrap(optimizer, SAM) is not None else unwrap_all(optimizer, RuleOptimizer)
+    """Those that are to be told; a second pass of SAM tells the one inside of it the loss at the worst point nearby."""
+    sam = unwrap(optimizer, SAM)
+    return unwrap_all(optimizer, RuleOptimizer) if sam is None or not sam.climbs else []

@@ -6,6 +6,7 @@ from hfoptim.wrappers.grokfast import GrokFast
 from hfoptim.wrappers.lookahead import Lookahead
 from hfoptim.wrappers.magma import Magma
 from hfoptim.wrappers.sam import SAM
+from hfoptim.wrappers.sam_family import GSAM, WSAM, FriendlySAM, LookSAM
 from hfoptim.wrappers.schedule_free import GPA, ScheduleFree
 from hfoptim.wrappers.tuned import TRAC, Mechanic
 from hfoptim.wrappers.wrapper import Wrapper, around
@@ -13,10 +14,14 @@ from hfoptim.wrappers.wrapper import Wrapper, around
 __all__ = [
     "EMA",
     "GPA",
+    "GSAM",
     "SAM",
     "TRAC",
+    "WSAM",
     "CombinedOptimizer",
+    "FriendlySAM",
     "GrokFast",
+    "LookSAM",
     "Lookahead",
     "Magma",
     "Mechanic",

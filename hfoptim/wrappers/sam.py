@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class SAM(Wrapper):
 
     by_name = {"rho": 0.05, "adaptive": False}
     keeps = {OLD: True}
+    # What of it is there between the two steps alone.
+    between: ClassVar[tuple[str, ...]] = (OLD,)
 
     def __init__(
         self,
@@ -79,11 +81,13 @@ class SAM(Wrapper):
         adaptive: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(_made(params, base_optimizer, options), {"rho": rho, "adaptive": adaptive})
+        super().__init__(made(params, base_optimizer, options), {"rho": rho, "adaptive": adaptive})
 
     def check_inner(self, optimizer: Optimizer) -> None:
         if isinstance(unwrap(optimizer), LBFGS):
             raise ValueError("SAM cannot go around LBFGS, which computes gradients itself at other points")
+        if unwrap(optimizer, SAM) is not None:
+            raise ValueError(f"{type(self).__name__} cannot go around another {type(unwrap(optimizer, SAM)).__name__}")
 
     @property
     def base_optimizer(self) -> Optimizer:
@@ -93,6 +97,24 @@ class SAM(Wrapper):
     def check_group(self, group: dict[str, Any]) -> None:
         group["rho"] = number("rho", group["rho"])
         flag("adaptive", group["adaptive"])
+
+    # -- what a subclass may override ------------------------------------------------------------------------------
+
+    @property
+    def climbs(self) -> bool:
+        """Whether the step to come goes to the worst point nearby, and takes a second gradient."""
+        return True
+
+    def at_weights(self) -> None:
+        """Do what is to be done with the first gradients; those that are left are climbed along."""
+
+    def before_base_step(self) -> None:
+        """Do what is to be done with the second gradients, back at the weights."""
+
+    def after_base_step(self) -> None:
+        """Do what is to be done with the weights after the base optimizer's step."""
+
+    # ---------------------------------------------------------------------------------------------------------------
 
     @leave_undisturbed
     @torch.no_grad()
@@ -108,12 +130,19 @@ class SAM(Wrapper):
         """
         if self.kept[OLD]:
             raise RuntimeError("first_step was called twice; second_step takes the weights back")
+        if self.climbs:
+            self._climb()
+        if zero_grad:
+            self.zero_grad()
+
+    def _climb(self) -> None:
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
                 if param.grad is not None:
                     dense("SAM", param.grad, group, index, position)
         self.complete_groups()
-        norm = self._norm()
+        self.at_weights()
+        norm = self.sums(norm=_sized)["norm"].sqrt()
         for group in self.param_groups:
             sign = -1.0 if group.get("maximize") else 1.0
             scale = sign * float(group["rho"]) / (norm + TINY)
@@ -123,8 +152,6 @@ class SAM(Wrapper):
                     weight, grad = local(param), local(aligned(param.grad, param))
                     direction = weight.abs().square() * grad if group["adaptive"] else grad
                     weight.add_(direction * scale.to(weight.device))
-        if zero_grad:
-            self.zero_grad()
 
     @leave_undisturbed
     @torch.no_grad()
@@ -137,8 +164,12 @@ class SAM(Wrapper):
         Raises:
             RuntimeError: `first_step` was not called before.
         """
-        self._go_back()
+        if self.climbs:
+            self._go_back()
+        self.before_base_step()
         self._inner.step()
+        self.after_base_step()
+        self._forget()
         # What torch's schedules note when `step` is called, which a loop by hand does not.
         unmasked(self)._opt_called = True
         if zero_grad:
@@ -171,6 +202,8 @@ class SAM(Wrapper):
         if closure is None:
             if self._asked_for_state():
                 self._inner.step()
+                for name in self.keeps.keys() - {*self.between}:
+                    self.kept[name] = {param: torch.zeros_like(param) for param in self.gradients()}
                 return None
             raise ValueError(
                 "SAM takes two gradients per step: give step a closure that computes the second one, or call "
@@ -189,12 +222,17 @@ class SAM(Wrapper):
                 "Lightning computes those of the last batch only; use accumulate_grad_batches=1 and larger batches, or "
                 "manual optimization"
             )
+        if not self.climbs:
+            take_loss(self._inner, first)
+            self.second_step()
+            return first
         self.first_step(zero_grad=True)
         try:
             with torch.enable_grad():
                 second = closure()
         except BaseException:
             self._go_back()
+            self._forget()
             raise
         take_loss(self._inner, second)
         self.second_step()
@@ -228,25 +266,61 @@ class SAM(Wrapper):
         torch._foreach_copy_([local(param) for param in saved], [local(old) for old in saved.values()])
         self.kept[OLD] = {}
 
-    def _norm(self) -> Tensor:
-        """The norm of all gradients together, over all ranks, as a tensor: nothing waits for the device."""
-        parts: dict[Groups, list[Tensor]] = {}
+    def _forget(self) -> None:
+        for name in self.between:
+            self.kept[name] = {}
+
+    def gradients(self, group: dict[str, Any] | None = None) -> dict[Tensor, Tensor]:
+        """The gradients there are, of a group or all, divided as their parameters are; they may be changed in place."""
+        groups = self.param_groups if group is None else [group]
+        params = [param for each in groups for param in each["params"] if param.grad is not None]
+        for param in params:
+            param.grad = aligned(param.grad, param)
+        return {param: param.grad for param in params}
+
+    def keep_gradients(self, name: str) -> None:
+        """Keep copies of the gradients, under a name of `keeps`."""
+        self.kept[name] = {param: grad.clone() for param, grad in self.gradients().items()}
+
+    def sums(self, **of: Callable[[Tensor, dict[str, Any]], Tensor]) -> dict[str, Tensor]:
+        """Sums over all parameters with gradients and over all ranks, as tensors: nothing waits for the device.
+
+        Args:
+            **of: by name, the term of a parameter, from it and its group.
+
+        Raises:
+            RuntimeError: no parameter has a gradient.
+        """
+        parts: dict[Groups, dict[str, list[Tensor]]] = {}
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    grad = local(aligned(param.grad, param))
-                    sized = grad * local(param).abs() if group["adaptive"] else grad
-                    norm = torch.linalg.vector_norm(sized, dtype=torch.promote_types(sized.dtype, torch.float32))
-                    parts.setdefault(groups_of(param), []).append(norm)
+                    terms = parts.setdefault(groups_of(param), {name: [] for name in of})
+                    for name, term in of.items():
+                        terms[name].append(term(param, group))
         if not parts:
             raise RuntimeError(
                 "SAM starts from gradients, and no parameter has one; call loss.backward() before, or in the closure"
             )
-        sums = {
-            groups: {"square": torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()}
-            for groups, norms in parts.items()
-        }
-        return sum_over_ranks(sums)["square"].sqrt()
+        return sum_over_ranks(
+            {
+                groups: {name: torch.stack([t.to(found[0].device) for t in found]).sum() for name, found in own.items()}
+                for groups, own in parts.items()
+            }
+        )
+
+
+def square(tensor: Any) -> Tensor:
+    """The sum of the squares of this rank's entries, in single precision at least."""
+    own = local(tensor)
+    norm: Tensor = torch.linalg.vector_norm(own, dtype=torch.promote_types(own.dtype, torch.float32))
+    return norm.square()
+
+
+def _sized(param: Tensor, group: dict[str, Any]) -> Tensor:
+    """What of a parameter is in the norm that the way up is divided by."""
+    grad = local(aligned(param.grad, param))
+    return square(grad * local(param).abs() if group["adaptive"] else grad)
 
 
 def _automatic(closure: Any) -> bool:
@@ -257,7 +331,7 @@ def _automatic(closure: Any) -> bool:
     return any(getattr(given, "automatic_optimization", False) is True for given in getattr(closure, "args", ()))
 
 
-def _made(params: Any, base: Any, options: dict[str, Any]) -> Any:
+def made(params: Any, base: Any, options: dict[str, Any]) -> Any:
     """The base optimizer over the parameters."""
     if isinstance(base, Optimizer):
         if options:

@@ -50,6 +50,10 @@ CASES = {
     ),
     "sam_sgd autocast": Case("sam_sgd", {"lr": 0.5, "rho": 0.2}, autocast=True),
     "sam_momo": Case("sam_momo", {"lr": 1.0, "rho": 0.2}),
+    "gsam_sgd": Case("gsam_sgd", {"lr": 0.5, "rho": 0.2}),
+    "wsam_sgd": Case("wsam_sgd", {"lr": 0.5, "rho": 0.2, "wsam_gamma": 0.7}),
+    "looksam_sgd clipped": Case("looksam_sgd", {"lr": 0.5, "rho": 0.2, "looksam_k": 2}, clip=0.1),
+    "friendlysam_sgd clipped": Case("friendlysam_sgd", {"lr": 0.5, "rho": 0.2}, clip=0.1),
     "adahessian": Case("adahessian", {"lr": 1e-2, "eps": 1e-3, "n_samples": 2}),
     "sophiah clipped": Case("sophiah", {"lr": 1e-1, "update_period": 2, "eps": 1e-3}, clip=0.1),
     "sam_adahessian": Case("sam_adahessian", {"lr": 1e-2, "eps": 1e-3, "rho": 0.2}),
@@ -118,7 +122,8 @@ def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str,
     if case.name == "lbfgs":
         return float(optimizer.step(backward))
     loss = backward(case.name in ("adahessian", "sophiah"))
-    if isinstance(optimizer, hfoptim.SAM):
+    if isinstance(optimizer, hfoptim.SAM) and optimizer.climbs:
+        clip()
         optimizer.first_step(zero_grad=True)
         worst = backward(case.name == "sam_adahessian")
         inner: Any = optimizer.base_optimizer
@@ -130,7 +135,10 @@ def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str,
     if case.name == "sophiah":
         optimizer.add_curvature()  # before clipping, which is in place
     clip()
-    optimizer.step()
+    if isinstance(optimizer, hfoptim.SAM):
+        optimizer.second_step()  # of LookSAM, in between
+    else:
+        optimizer.step()
     optimizer.zero_grad()
     if case.name == "sophiag" and optimizer.estimate_is_due:
         logits = model(input_ids=batch["input_ids"]).logits[:, :-1]

@@ -17,7 +17,21 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.optim import Optimizer
 
 import hfoptim
-from hfoptim import EMA, GPA, SAM, TRAC, GrokFast, Lookahead, Magma, Mechanic, ScheduleFree
+from hfoptim import (
+    EMA,
+    GPA,
+    GSAM,
+    SAM,
+    TRAC,
+    WSAM,
+    FriendlySAM,
+    GrokFast,
+    Lookahead,
+    LookSAM,
+    Magma,
+    Mechanic,
+    ScheduleFree,
+)
 from hfoptim.engine import RuleOptimizer
 
 # Parts of unequal sizes and an empty one; the scalar is on both processes.
@@ -132,6 +146,9 @@ def main(folder: Path, rank: int) -> None:
             beside(lambda params, base=base, of=tuned: of(base(params), s_init=0.1), tuned_step, mesh)  # type: ignore[misc]
         for on in (False, True):
             beside(lambda params, base=base, on=on: SAM(None, base(params), adaptive=on), sam_step, mesh)  # type: ignore[misc]
+    base = next(iter(BASES.values()))
+    for cls, options in ((GSAM, {}), (WSAM, {}), (LookSAM, {"looksam_k": 2}), (FriendlySAM, {})):
+        beside(lambda params, cls=cls, options=options: cls(None, base(params), **options), sam_step, mesh)  # type: ignore[misc]
     dist.destroy_process_group()
     (folder / f"done-{rank}").touch()
 
