@@ -52,7 +52,7 @@ def usual(entry):
 
 def group_of(entry, name, value):
     """A param group with one bad value."""
-    key = IN_GROUP.get(name, name)
+    key = name if name in entry.cls(params()).param_groups[0] else IN_GROUP.get(name, name)
     if name == "beta_1":
         value = (value, 0.9)
     if name == "beta_2":

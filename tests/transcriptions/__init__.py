@@ -18,7 +18,7 @@ from .authors import (
 )
 from .base import Array, Transcription
 from .checked import ACProp, DoWG
-from .factors import SOAP
+from .factors import SOAP, DistributedShampoo
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD
@@ -45,6 +45,7 @@ __all__ = [
     "Array",
     "Dion",
     "Dion2",
+    "DistributedShampoo",
     "DoWG",
     "DualAdam",
     "EmoFact",

@@ -1,7 +1,9 @@
 """Preconditioners with a factor for each side of a tensor, by the writer of the rules.
 
 SOAP was run beside its author's file in double precision, from which it differs by rounding wherever every factor has
-full rank from the first gradient on; elsewhere the eigenvectors of 0 are anybody's.
+full rank from the first gradient on; elsewhere the eigenvectors of 0 are anybody's. DistributedShampoo's rule was run
+beside its authors' package, with torch's default dtype and its factors in double precision and an lr that float32
+holds.
 """
 
 from __future__ import annotations
@@ -90,3 +92,75 @@ class SOAP(Transcription):
             update = np.moveaxis(update, 1, 3)
         x = x - size * update
         return x - lr * o.weight_decay * x
+
+
+def inverse_root(a: Array, root: int, eps: float) -> Array:
+    """Of a symmetric matrix with something added to its eigenvalues."""
+    values, vectors = np.linalg.eigh(a)
+    values = values - min(float(values.min()), 0.0) + eps
+    product: Array = vectors @ np.diag(values ** (-1.0 / root)) @ vectors.T
+    return product
+
+
+class DistributedShampoo(Transcription):
+    """Shi et al., facebookresearch/optimizers, distributed_shampoo.py, with eigendecompositions and decoupled decay."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(m=0.0, v=0.0, blocks={})
+
+    def step(self, grads: dict[str, Array], lr: float, loss: float) -> None:
+        self.t += 1
+        for name, g in grads.items():
+            x = self.params[name]
+            direction = self.direction(g.reshape(self.merged(g.shape)), self.state[name]).reshape(x.shape)
+            self.params[name] = x - lr * (direction + self.options.weight_decay * x)
+
+    def merged(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Sides of 1 left out, the others multiplied from the last on while the product is small enough."""
+        sides: list[int] = []
+        for n in reversed([n for n in shape if n != 1] or [1]):
+            if sides and sides[0] * n <= self.options.max_preconditioner_dim:
+                sides[0] *= n
+            else:
+                sides.insert(0, n)
+        return tuple(sides)
+
+    def direction(self, g: Array, s: SimpleNamespace) -> Array:
+        o, t = self.options, self.t
+        beta1 = o.betas[0]
+        beta3 = beta1 if o.beta3 < 0 else o.beta3
+        f = beta3 * s.m + (1 - beta3) * g
+        s.m = beta1 * s.m + (1 - beta1) * g
+        if o.use_bias_correction:
+            f = f / (1 - beta3 * beta1 ** (t - 1))
+        q = f
+        if o.grafting in ("adagrad", "rmsprop", "adam"):
+            keep, new = (1.0, 1.0) if o.grafting == "adagrad" else (o.grafting_beta2, 1 - o.grafting_beta2)
+            s.v = keep * s.v + new * g**2
+            corrected = s.v / (1 - o.grafting_beta2**t) if o.grafting == "adam" else s.v
+            q = f / (np.sqrt(corrected) + o.grafting_epsilon)
+        out = np.empty_like(g)
+        starts = [range(0, n, o.max_preconditioner_dim) for n in g.shape]
+        for corner in np.ndindex(*[len(each) for each in starts]):
+            place = tuple(
+                slice(begins[i], begins[i] + o.max_preconditioner_dim) for begins, i in zip(starts, corner, strict=True)
+            )
+            out[place] = self.block(g[place], f[place], q[place], s.blocks.setdefault(corner, {}))
+        return out
+
+    def block(self, g: Array, f: Array, q: Array, kept: dict[str, Any]) -> Array:
+        o, t, k = self.options, self.t, g.ndim
+        beta2, every = o.betas[1], o.precondition_frequency
+        start = o.start_preconditioning_step if o.start_preconditioning_step > 0 else every
+        new = 1 - beta2 if beta2 < 1 else 1.0
+        correction = 1 - beta2**t if o.use_bias_correction and beta2 < 1 else 1.0
+        factors = kept.get("factors", [0.0] * k)
+        kept["factors"] = [beta2 * factor + new * gram(g, i) for i, factor in enumerate(factors)]
+        if t == start or (t > start and t % every == 0):
+            kept["roots"] = [inverse_root(factor / correction, 2 * k, o.epsilon) for factor in kept["factors"]]
+        if o.grafting and t < start:
+            return q
+        d = through(f, kept.get("roots", [None] * k))
+        if o.grafting:
+            d = d * (math.sqrt(np.sum(q**2)) / (math.sqrt(np.sum(d**2)) + 1e-16))
+        return d

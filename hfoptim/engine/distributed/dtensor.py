@@ -177,7 +177,7 @@ def follows(function: Callable[[torch.Size], Sequence[int]], shape: torch.Size, 
     for more in _LONGER:
         try:
             after = function(torch.Size([*shape[:dim], shape[dim] + more, *shape[dim + 1 :]]))
-        except RuntimeError:  # a shape that cannot be made of so many entries
+        except (RuntimeError, IndexError):  # a shape that cannot be made of so many entries, or has other dimensions
             return None
         changed = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
         if len(changed) != 1 or (before[changed[0]], after[changed[0]]) != (shape[dim], shape[dim] + more):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -34,15 +35,19 @@ class Folding(NamedTuple):
         ndim: its dimensions.
         largest: up to how many entries neighbouring sides are made one; 0: they stay.
         channels_last: whether the last of four dimensions goes to the second place before.
+        backwards: whether that begins at the last side.
     """
 
     ndim: int
     largest: int = 0
     channels_last: bool = False
+    backwards: bool = False
 
     def sides(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Those of a tensor of that shape as its factors see it."""
         ordered = (shape[0], shape[3], *shape[1:3]) if self.channels_last else tuple(shape)
+        if self.backwards:
+            return merged(ordered[::-1], self.largest)[::-1]
         return merged(ordered, self.largest) if self.largest else ordered
 
     def fold(self, x: Tensor) -> Tensor:
@@ -63,6 +68,77 @@ class Folding(NamedTuple):
         def init(param: Tensor, dtype: torch.dtype) -> Tensor:
             size = self.sides(param.shape)[side]
             return torch.zeros(size, size, dtype=dtype, device=param.device)
+
+        return State(init)
+
+
+# Of stacked blocks along each side: where they begin, how many there are, and the entries of each.
+Kind = tuple[tuple[int, int, int], ...]
+
+
+def _region(x: Tensor, kind: Kind) -> Tensor:
+    """What the blocks of one kind are cut from."""
+    for i, (begin, count, size) in enumerate(kind):
+        x = x.narrow(i - len(kind), begin, count * size)
+    return x
+
+
+class Blocks(NamedTuple):
+    """How a tensor is cut into blocks of at most `size` entries along each side.
+
+    Blocks of equal shape are stacked, in a dimension before their own: the whole ones, and those at the ends of sides
+    that `size` does not divide.
+    """
+
+    folding: Folding
+    size: int
+
+    def kinds(self, shape: Sequence[int]) -> list[Kind]:
+        """Those of a tensor of that shape: whole blocks, and what is left at the ends of sides."""
+        along_sides = []
+        for side in self.folding.sides(shape):
+            whole = side // self.size * self.size
+            ends = [(0, whole // self.size, self.size), (whole, 1, side - whole)]
+            along_sides.append([end for end in ends if end[1] * end[2]])
+        return list(product(*along_sides))
+
+    def cut(self, x: Tensor) -> list[Tensor]:
+        """The stacks of blocks of a tensor, or of a stack of tensors."""
+        folded = self.folding.fold(x)
+        kinds = self.kinds(x.shape[x.ndim - self.folding.ndim :])
+        batch = folded.shape[: folded.ndim - len(kinds[0])]
+        parts = []
+        for kind in kinds:
+            part = _region(folded, kind)
+            split = part.reshape(*batch, *(n for _, count, size in kind for n in (count, size)))
+            at = len(batch)
+            counts, sizes = range(at, at + 2 * len(kind), 2), range(at + 1, at + 2 * len(kind), 2)
+            apart = split.permute(*range(at), *counts, *sizes)
+            parts.append(apart.reshape(*batch, -1, *(size for _, _, size in kind)))
+        return parts
+
+    def join(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The way back, to the shape and the strides of `like`."""
+        kinds = self.kinds(like.shape[like.ndim - self.folding.ndim :])
+        if len(kinds) == 1 and all(count == 1 for _, count, _ in kinds[0]):
+            return self.folding.unfold(parts[0], like)
+        batch = parts[0].shape[: parts[0].ndim - len(kinds[0]) - 1]
+        joined = parts[0].new_empty(*batch, *self.folding.sides(like.shape[like.ndim - self.folding.ndim :]))
+        for kind, part in zip(kinds, parts, strict=True):
+            at, sides = len(batch), len(kind)
+            apart = part.reshape(*batch, *(count for _, count, _ in kind), *part.shape[-sides:])
+            split = apart.permute(*range(at), *(at + i + j for i in range(sides) for j in (0, sides)))
+            _region(joined, kind).copy_(split.reshape(*batch, *(count * size for _, count, size in kind)))
+        return self.folding.unfold(joined, like)
+
+    def square(self, kind: int, side: int, value: float = 0.0) -> State:
+        """State of one kind of blocks: for each a square matrix for one side, which begins as a multiple of one."""
+
+        def init(param: Tensor, dtype: torch.dtype) -> Tensor:
+            kinds = self.kinds(param.shape)[kind]
+            size = kinds[side][2]
+            one = torch.eye(size, dtype=dtype, device=param.device) * value
+            return one.repeat(math.prod(count for _, count, _ in kinds), 1, 1)
 
         return State(init)
 
@@ -101,11 +177,23 @@ def _stack(matrix: Tensor) -> Tensor:
 
 def eigenvectors(matrix: Tensor) -> Tensor:
     """Those of symmetric matrices as columns, that of the largest eigenvalue first."""
+    return _decomposed(matrix)[1].flip(-1)
+
+
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
-        found: Tensor = torch.linalg.eigh(matrix).eigenvectors
+        values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:  # float32 does not always converge
-        found = torch.linalg.eigh(matrix.double()).eigenvectors.to(matrix.dtype)
-    return found.flip(-1)
+        values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
+    return values, vectors
+
+
+def inverse_root(matrix: Tensor, root: int, eps: float) -> Tensor:
+    """`(matrix + eps)^(-1 / root)` of symmetric matrices without negative eigenvalues, but for rounding."""
+    values, vectors = _decomposed(matrix)
+    powers = (values - values.amin(-1, keepdim=True).clamp(max=0.0) + eps) ** (-1.0 / root)
+    stack = _stack(vectors * powers.unsqueeze(-2))
+    return torch.bmm(stack, _stack(vectors).mT).view_as(matrix)
 
 
 def iterated(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,6 +206,6 @@ def iterated(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The new basis, by falling eigenvalues as the old one estimates them; and which of the old columns each was.
     """
-    product = torch.bmm(_stack(matrix), _stack(basis)).view_as(basis)
-    order = (basis * product).sum(-2).argsort(dim=-1, descending=True)
-    return torch.linalg.qr(product.take_along_dim(order.unsqueeze(-2), -1)).Q, order
+    moved = torch.bmm(_stack(matrix), _stack(basis)).view_as(basis)
+    order = (basis * moved).sum(-2).argsort(dim=-1, descending=True)
+    return torch.linalg.qr(moved.take_along_dim(order.unsqueeze(-2), -1)).Q, order

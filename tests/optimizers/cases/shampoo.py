@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import Any
+
+import peers
+from harness import SMALL
+from torch import Tensor
+
+import hfoptim
+from cases.entry import Entry, Options, Reference, Variant, grid
+from cases.transcribed import transcription
+
+# Without the one whose gradients are of rank 1 at every step, and rounding in all other directions.
+_LAYOUTS = tuple(name for name in SMALL if name != "expanded")
+
+
+def _from_the_first_step(who: str, params: dict[str, Tensor], options: Options) -> Any:
+    """pytorch_optimizer's, which makes its first roots at the first step."""
+    optimizer = peers.load(who)(list(params.values()), **options)
+    for group in optimizer.param_groups:
+        group["step"] = -1
+    return optimizer
+
+
+SHAMPOO = Entry(
+    "shampoo",
+    hfoptim.Shampoo,
+    variants={
+        # How a product is rounded depends on where its matrices lie in memory, and so on what is stacked with them.
+        "decay": Variant({"weight_decay": 0.1, "momentum": 0.9}, complex=False, alone=False, traceable=False),
+        "decoupled": Variant(
+            {"weight_decay": 0.1, "weight_decouple": True, "preconditioning_compute_steps": 2},
+            complex=False,
+            alone=False,
+            traceable=False,
+        ),
+    },
+    references=[
+        Reference(
+            "pytorch_optimizer.Shampoo",
+            [
+                {"lr": 1e-2, "matrix_eps": 1e-2, **more}
+                for more in (
+                    *grid(momentum=[0.0, 0.9], weight_decay=[0.0, 0.1]),
+                    {"preconditioning_compute_steps": 3, "weight_decay": 0.1, "weight_decouple": True},
+                    {"momentum": 0.5, "weight_decay": 0.01, "weight_decouple": True, "fixed_decay": True},
+                )
+            ],
+            make=_from_the_first_step,
+            layouts=_LAYOUTS,
+        )
+    ],
+    numbers={
+        "lr": -1e-3,
+        "momentum": 1.0,
+        "weight_decay": -0.1,
+        "preconditioning_compute_steps": 0,
+        "matrix_eps": -1e-6,
+    },
+)
+
+DISTRIBUTED_SHAMPOO = Entry(
+    "distributed_shampoo",
+    hfoptim.DistributedShampoo,
+    variants={
+        "adam": Variant(
+            {
+                "grafting": "adam",
+                "betas": (0.9, 0.99),
+                "precondition_frequency": 2,
+                "max_preconditioner_dim": 12,
+                "weight_decay": 0.1,
+            },
+            complex=False,
+            alone=False,
+            traceable=False,
+        ),
+        "plain": Variant({"epsilon": 1e-2}, complex=False, alone=False, traceable=False),
+    },
+    references=[
+        transcription(
+            hfoptim.DistributedShampoo,
+            [
+                {"lr": 1e-2, "epsilon": 1e-2, **more}
+                for more in (
+                    {"max_preconditioner_dim": 4, "betas": (0.9, 0.99), "weight_decay": 0.1},
+                    {"grafting": "adam", "precondition_frequency": 3, "betas": (0.9, 0.99), "grafting_beta2": 0.9},
+                    {
+                        "grafting": "rmsprop",
+                        "start_preconditioning_step": 5,
+                        "precondition_frequency": 2,
+                        "use_bias_correction": False,
+                        "betas": (0.0, 0.9),
+                    },
+                    {"grafting": "sgd", "beta3": 0.8, "max_preconditioner_dim": 7},
+                    {"grafting": "adagrad", "max_preconditioner_dim": 5, "grafting_epsilon": 1e-3},
+                )
+            ],
+            layouts=_LAYOUTS,
+        )
+    ],
+    numbers={
+        "lr": -1e-3,
+        "beta3": 1.0,
+        "epsilon": -1e-6,
+        "weight_decay": -0.1,
+        "max_preconditioner_dim": 0,
+        "precondition_frequency": 0,
+        "start_preconditioning_step": -2,
+        "grafting_beta2": 1.0,
+        "grafting_epsilon": -1e-8,
+    },
+    small_steps={"lr": 1e-4, "weight_decay": 0.1, "epsilon": 1e-2},
+)
