@@ -86,6 +86,7 @@ def _stacks(bucket: Bucket) -> Iterator[Bucket]:
     for index, row in enumerate(bucket.rows):
         alike.setdefault(tuple(t.shape for t in row.tensors), []).append(index)
     for indices in alike.values():
-        count = max(1, limit // max(1, bucket.rows[indices[0]].param.numel()))
+        # The factors of a preconditioner may be far larger than the parameter.
+        count = max(1, limit // max(1, *(t.numel() for t in bucket.rows[indices[0]].tensors)))
         for start in range(0, len(indices), count):
             yield bucket.chosen(indices[start : start + count])
