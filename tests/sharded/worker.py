@@ -43,7 +43,7 @@ from hfoptim.engine import MATRIX, TENSOR, rms, rule, scalar, zeros, zeros_witho
 # Parts of unequal sizes, an empty part, kernels, a stack; the scalar is replicated, FSDP2 does not take it.
 NAMES = (
     *("matrix", "row", "column", "vector", "one", "conv", "wide", "stack", "scalar"),
-    *("embed.weight", "o_proj.weight", "mlp.weight", "mlp.bias", "norm.weight"),
+    *("embed.weight", "mlp.weight", "mlp.bias", "norm.weight"),
 )
 TOLERANCE = 1e-9
 
