@@ -118,6 +118,8 @@ from hfoptim.optimizers.sgd import SGD as SGD
 from hfoptim.optimizers.sgdp import SGDP as SGDP
 from hfoptim.optimizers.sgdsai import SGDSaI as SGDSaI
 from hfoptim.optimizers.sgdw import SGDW as SGDW
+from hfoptim.optimizers.shampoo import DistributedShampoo as DistributedShampoo
+from hfoptim.optimizers.shampoo import Shampoo as Shampoo
 from hfoptim.optimizers.signsgd import SignSGD as SignSGD
 from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
 from hfoptim.optimizers.sinkgd import SinkGD as SinkGD
@@ -213,6 +215,7 @@ __all__ = [
     "DiffGrad",
     "Dion",
     "Dion2",
+    "DistributedShampoo",
     "DoG",
     "DoWG",
     "DualAdam",
@@ -264,6 +267,7 @@ __all__ = [
     "SGDScheduleFree",
     "Scion",
     "ScionLight",
+    "Shampoo",
     "SignSGD",
     "SimplifiedAdEMAMix",
     "SinkGD",
