@@ -71,7 +71,50 @@ def averaged(direction: Any, param: Any, z: Any, h: Any) -> tuple[Any, Any, Any]
     return update, h.lr, add_scaled(z, direction, -h.lr)
 
 
-class Averaging(RuleOptimizer):
+class TwoModes(RuleOptimizer):
+    """An optimizer with other weights to evaluate with than those it trains, which lie in the state `y` meanwhile.
+
+    Its groups have the entry `train_mode`.
+    """
+
+    occasional_state = RuleOptimizer.occasional_state | {"y"}
+
+    def check_ready(self) -> None:
+        modes.check_training(type(self).__name__, self.param_groups)
+
+    @leave_undisturbed
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the weights for evaluation into the parameters; nothing if they are there."""
+        for param, state, group in self._switching(to_train=False):
+            state["y"] = param.detach().clone()
+            local(param.detach()).copy_(self.evaluated(param, state, group))
+
+    @leave_undisturbed
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the training weights, y, back into the parameters; nothing if they are there."""
+        for param, state, group in self._switching(to_train=True):
+            if "y" in state:
+                param.copy_(state.pop("y"))
+            else:
+                local(param.detach()).copy_(self.trained(param, state, group))
+
+    def evaluated(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The weights to evaluate with, their part on this rank, of a parameter that holds the trained ones."""
+        raise NotImplementedError
+
+    def trained(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The trained weights, likewise, of a parameter that holds those for evaluation and came without the others."""
+        raise NotImplementedError
+
+    def _switching(self, to_train: bool) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
+        """(parameter, state, group) of all that change when the mode does, and the mode changed."""
+        changing = modes.switched(self.param_groups, to_train)
+        return [(p, self.state[p], group) for group in changing for p in group["params"] if self.state.get(p)]
+
+
+class Averaging(TwoModes):
     """An optimizer that trains at y, between z, where a step leads, and x, the average of all z.
 
     Its rule keeps z in the state `z`, and its `per_step` is handed `weight`, what the step weighs in the average.
@@ -81,7 +124,6 @@ class Averaging(RuleOptimizer):
     share_option = "betas"
     run_state = average_of(warmed_up)
     decay = Decay.INSIDE
-    occasional_state = RuleOptimizer.occasional_state | {"y"}
     wants_constant_lr = True
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -97,37 +139,18 @@ class Averaging(RuleOptimizer):
         share = group[self.share_option]
         return float(share[0] if isinstance(share, tuple) else share)
 
-    def check_ready(self) -> None:
-        modes.check_training(type(self).__name__, self.param_groups)
+    def evaluated(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        y, z = self._exact(param), local(state["z"])
+        return y + (z - y) * (1.0 - 1.0 / self._share(group))
 
-    @leave_undisturbed
-    @torch.no_grad()
-    def eval(self) -> None:
-        """Put the averaged weights, x, into the parameters; nothing if they are there."""
-        for param, state, group in self._switching(to_train=False):
-            state["y"] = param.detach().clone()
-            y, z = self._exact(param), local(state["z"])
-            local(param.detach()).copy_(y + (z - y) * (1.0 - 1.0 / self._share(group)))
-
-    @leave_undisturbed
-    @torch.no_grad()
-    def train(self) -> None:
-        """Put the training weights, y, back into the parameters; nothing if they are there."""
-        for param, state, group in self._switching(to_train=True):
-            if "y" in state:
-                param.copy_(state.pop("y"))
-            else:  # a checkpoint of schedulefree, which keeps x only
-                x, z = self._exact(param), local(state["z"])
-                local(param.detach()).copy_(x + (z - x) * (1.0 - self._share(group)))
+    def trained(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        # A checkpoint of schedulefree, which keeps x only.
+        x, z = self._exact(param), local(state["z"])
+        return x + (z - x) * (1.0 - self._share(group))
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         # schedulefree counts steps by group only.
         return {"step": group["k"], **state}
-
-    def _switching(self, to_train: bool) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
-        """(parameter, state, group) of all that change when the mode does, and the mode changed."""
-        changing = modes.switched(self.param_groups, to_train)
-        return [(p, self.state[p], group) for group in changing for p in group["params"] if self.state.get(p)]
 
     def _exact(self, param: Tensor) -> Tensor:
         """The parameter with what rounding took from it, in the dtype of the state."""

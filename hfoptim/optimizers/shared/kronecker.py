@@ -148,7 +148,7 @@ def along(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
     for matrix in matrices:
         x = x.movedim(-len(matrices), -1)
         if matrix is not None:
-            x = torch.bmm(_rows(x, len(matrices)), _stack(matrix)).reshape(x.shape)
+            x = torch.bmm(_rows(x, len(matrices)), _stack(matrix)).reshape(*x.shape[:-1], matrix.shape[-1])
     return x
 
 
