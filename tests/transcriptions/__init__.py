@@ -17,7 +17,7 @@ from .authors import (
     OptimisticGradientDescent,
 )
 from .base import Array, Transcription
-from .checked import ACProp, DoWG
+from .checked import ACProp, DoWG, MarsM
 from .factors import SOAP, DistributedShampoo
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
@@ -55,6 +55,7 @@ __all__ = [
     "GrokAdamW",
     "Kate",
     "Kourkoutas",
+    "MarsM",
     "MirrorMADGRAD",
     "Momo",
     "MomoAdam",

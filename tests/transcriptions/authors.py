@@ -98,7 +98,7 @@ class NorMuon(Transcription):
     def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
         o = self.options
         s.momentum = s.momentum + (1 - o.momentum) * (g - s.momentum)
-        whole = _orthogonalized(g + o.momentum * (s.momentum - g), 1e-7)
+        whole = orthogonalized(g + o.momentum * (s.momentum - g), 1e-7)
         s.rows = s.rows + (1 - o.betas[1]) * (np.mean(whole**2, axis=1, keepdims=True) - s.rows)
         even = whole / (np.sqrt(s.rows) + 1e-10)
         if o.adjust_lr_fn == "match_rms_adamw":
@@ -108,11 +108,11 @@ class NorMuon(Transcription):
         return x * (1 - lr * o.weight_decay) - lr * size * even
 
 
-def _orthogonalized(x: Array, least: float) -> Array:
-    """Five iterations with the coefficients of the file."""
+def orthogonalized(x: Array, least: float, iterations: int = 5) -> Array:
+    """Newton-Schulz with the coefficients of the file."""
     wide = x.T if x.shape[0] > x.shape[1] else x
     wide = wide / max(float(np.linalg.norm(wide)), least)
-    for _ in range(5):
+    for _ in range(iterations):
         gram = wide @ wide.T
         wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
     return wide.T if x.shape[0] > x.shape[1] else wide

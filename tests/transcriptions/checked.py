@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from .authors import orthogonalized
 from .base import Array, Transcription
 
 
@@ -63,3 +64,20 @@ class DoWG(Transcription):
         self.v += self.radius_sq * sum(float(np.sum(g**2)) for g in grads.values())
         for name, g in grads.items():
             self.params[name] = self.params[name] - lr * self.radius_sq / (math.sqrt(self.v) + o.eps) * g
+
+
+class MarsM(Transcription):
+    """AGI-Arena/MARS, MARS_M/optimizers/mars_m.py, in its approximate form, with Newton-Schulz in double
+    precision, whose norm is kept above eps where the file adds 1e-7."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(before=np.zeros_like(x), m=np.zeros_like(x))
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        c = g + o.gamma * o.momentum / (1 - o.momentum) * (g - s.before)
+        c = c / max(1.0, float(np.linalg.norm(c)))
+        s.before, s.m = g.copy(), o.momentum * s.m + (1 - o.momentum) * c
+        flat = s.m.reshape(len(x), -1)
+        direction = orthogonalized(flat, o.eps, o.ns_steps).reshape(x.shape)
+        return x * (1 - lr * o.weight_decay) - 0.2 * lr * math.sqrt(max(flat.shape)) * direction
