@@ -151,4 +151,5 @@ class SPlus(TwoModes):
         return splus((rows < most, columns < most), max(rows, columns) <= most)
 
     def evaluated(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        return local(state["ema"]) / (1.0 - group["ema_rate"] ** float(state["step"]))
+        average: Tensor = local(state["ema"])
+        return average / (1.0 - group["ema_rate"] ** float(state["step"]))
