@@ -45,6 +45,7 @@ from hfoptim.optimizers.asgd import ASGD as ASGD
 from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.came import CAME as CAME
+from hfoptim.optimizers.conda import Conda as Conda
 from hfoptim.optimizers.dadapt_adagrad import DAdaptAdaGrad as DAdaptAdaGrad
 from hfoptim.optimizers.dadapt_adam import DAdaptAdam as DAdaptAdam
 from hfoptim.optimizers.dadapt_adan import DAdaptAdan as DAdaptAdan
@@ -83,6 +84,7 @@ from hfoptim.optimizers.lomo import Lomo as Lomo
 from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
 from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.mars import Mars as Mars
+from hfoptim.optimizers.mars_m import MarsM as MarsM
 from hfoptim.optimizers.momo import Momo as Momo
 from hfoptim.optimizers.momo import MomoAdam as MomoAdam
 from hfoptim.optimizers.msvag import MSVAG as MSVAG
@@ -130,6 +132,7 @@ from hfoptim.optimizers.sophia import SophiaH as SophiaH
 from hfoptim.optimizers.spam import SPAM as SPAM
 from hfoptim.optimizers.spam import StableSPAM as StableSPAM
 from hfoptim.optimizers.sparse_adam import SparseAdam as SparseAdam
+from hfoptim.optimizers.splus import SPlus as SPlus
 from hfoptim.optimizers.srmm import SRMM as SRMM
 from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
 from hfoptim.optimizers.swats import SWATS as SWATS
@@ -207,6 +210,7 @@ __all__ = [
     "Ano",
     "Apollo",
     "AvaGrad",
+    "Conda",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",
@@ -241,6 +245,7 @@ __all__ = [
     "Lion",
     "Lomo",
     "Mars",
+    "MarsM",
     "MirrorMADGRAD",
     "Momo",
     "MomoAdam",
@@ -265,6 +270,7 @@ __all__ = [
     "Rprop",
     "SGDSaI",
     "SGDScheduleFree",
+    "SPlus",
     "Scion",
     "ScionLight",
     "Shampoo",
