@@ -65,6 +65,13 @@ def _far_point(norm: str, options: Mapping[str, bool], form: Form | None, shape:
     return lambda x: x / ((x * x).mean(dim=dim, keepdim=True).sqrt() * factor + _TINY)
 
 
+def _told(norm: str, shape: torch.Size) -> torch.Size:
+    """What a rule has to know of a shape: the same for as many parameters as may be, which then step together."""
+    if len(shape) < 2 or norm == "Spectral":
+        return torch.Size()
+    return torch.Size((1, 1, *shape[2:])) if norm == "SpectralConv" else shape
+
+
 def _spectral(options: Mapping[str, bool], form: Form, volume: int, iteration: NewtonSchulz) -> Callable[[Any], Any]:
     """The same of the spectral norm: about the U V^T of a direction's singular value decomposition, times a factor."""
 
@@ -89,13 +96,13 @@ def scion(
     light: bool,
     constrained: bool,
 ) -> Rule:
-    """The rule for parameters of one shape.
+    """The rule for parameters of one kind.
 
     Args:
         norm: one of `NORMS`, but "Auto".
         kwargs: what `norm_kwargs` says of it.
         form: how a parameter is matrices; None for what is none.
-        shape: of the parameter.
+        shape: what has to be known of the parameter's (`_told`).
         iteration: makes matrices orthogonal.
         light: the momentum is a sum, not an average.
         constrained: the parameters stay in the ball.
@@ -216,7 +223,7 @@ class Scion(DividedMatrices):
         norm, form = self._kind(param, group)
         kwargs = tuple(sorted(group["norm_kwargs"].items()))
         iteration = newton_schulz_of(group)
-        return scion(norm, kwargs, form, param.shape, iteration, self.light, not group["unconstrained"])
+        return scion(norm, kwargs, form, _told(norm, param.shape), iteration, self.light, not group["unconstrained"])
 
     def taken_by(self, param: Tensor, group: dict[str, Any]) -> str:
         norm, form = self._kind(param, group)
