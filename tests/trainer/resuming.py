@@ -78,7 +78,7 @@ def parameters(trainer):
 def history(entries):
     """What was logged of the training: step, learning rate, loss, norm of the gradient."""
     return [
-        (each["step"], each["learning_rate"], each["loss"], each["grad_norm"]) for each in entries if "loss" in each
+        (each["step"], each["learning_rate"], each["loss"], each.get("grad_norm")) for each in entries if "loss" in each
     ]
 
 

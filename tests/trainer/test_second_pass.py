@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import types
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_a_closure_of_ones_own_is_left_alone(make_trainer):
 
     class Own(Trainer):
         def create_optimizer(self, *args, **kwargs):
-            optimizer, step = super().create_optimizer(*args, **kwargs), None
+            optimizer = super().create_optimizer(*args, **kwargs)
             step = optimizer.step
 
             def closure():
@@ -128,7 +128,7 @@ def test_a_closure_of_ones_own_is_left_alone(make_trainer):
                 loss.backward()
                 return loss
 
-            optimizer.step = lambda *_: step(closure)
+            optimizer.step = types.MethodType(lambda *_: step(closure), optimizer)
             return optimizer
 
     make_trainer(OptimizerCallback("sam_sgd", lr=1e-2), trainer_class=Own, max_steps=2).train()
@@ -186,7 +186,7 @@ def test_models_that_exclude_it_are_refused_when_the_training_starts(make_traine
         setattr(trainer.args, CHECKPOINTING, True)
         setattr(trainer.args, f"{CHECKPOINTING}_kwargs", {"use_reentrant": True})
     elif change == "parallelism":
-        trainer.accelerator = SimpleNamespace(scaler=None, parallelism_config=object())
+        trainer.accelerator = types.SimpleNamespace(scaler=None, parallelism_config=object())
     else:
         trainer.is_fsdp_enabled = True
     trainer.create_optimizer_and_scheduler(4)
