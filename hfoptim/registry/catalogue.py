@@ -28,6 +28,7 @@ from hfoptim.wrappers import (
     Magma,
     Mechanic,
     ScheduleFree,
+    around,
 )
 
 # Where other distributions declare their optimizers: `my_name = "my_package.my_module:MyClass"`.
@@ -131,6 +132,23 @@ _OF_TORCH = (
     ),
 )
 
+# Optimizers with others around them, and options, that have a name of their own.
+_COMPOSED = (
+    OptimInfo(
+        "ranger",
+        lambda: around(Lookahead, _loaded("hfoptim.optimizers.radam", "RAdam")),
+        "RAdam, decoupled weight decay and gradient centralization, with Lookahead around it",
+        "https://arxiv.org/abs/1908.00700",
+        {
+            "betas": (0.95, 0.999),
+            "eps": 1e-5,
+            "decoupled_weight_decay": True,
+            "gradient_centralization": True,
+        },
+        where="hfoptim.registry",
+    ),
+)
+
 
 def key(name: str) -> str:
     """What a name and all its spellings have in common."""
@@ -229,7 +247,7 @@ def known_optimizers() -> Catalogue:
     Raises:
         ValueError: two modules of this package claim one name, or a declaration is wrong.
     """
-    found = Catalogue((*_of_package(), *_OF_TORCH))
+    found = Catalogue((*_of_package(), *_COMPOSED, *_OF_TORCH))
     for point in entry_points(group=ENTRY_POINTS):
         _add_if_free(found, point)
     return found

@@ -81,8 +81,9 @@ def _wrapped(prefix: str, info: OptimInfo) -> OptimInfo:
 
 def engine_class_of(opt_class: type[Optimizer]) -> type[RuleOptimizer] | None:
     """The class that runs on the engine: this one, or the one inside it; None for an optimizer of torch's."""
-    inner: type[Optimizer] = getattr(opt_class, "inner", opt_class)
-    return inner if issubclass(inner, RuleOptimizer) else None
+    while hasattr(opt_class, "inner"):
+        opt_class = opt_class.inner
+    return opt_class if issubclass(opt_class, RuleOptimizer) else None
 
 
 def list_optimizers(

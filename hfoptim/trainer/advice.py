@@ -14,6 +14,7 @@ from transformers import Trainer
 from hfoptim import schedules
 from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.trainer import private
+from hfoptim.wrappers import ScheduleFree
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,12 @@ def attend(trainer: Any, optimizer: Any, schedule: str, steps: int, options: Map
         if options is not None and "num_warmup_steps" in options:
             warmup = options["num_warmup_steps"]
             given = f"num_warmup_steps={warmup}"
+        if unwrap_all(optimizer, ScheduleFree) and "constant" not in schedule:
+            logger.warning(
+                "ScheduleFree takes the place of a schedule and wants a constant learning rate, which %r is not; use "
+                "'constant' or 'constant_with_warmup'",
+                schedule,
+            )
         for inner in ours:
             _say_of_warm_ups(inner, schedule, warmup, given)
     if args.gradient_accumulation_steps * args.world_size > 1 and args.n_gpu <= 1 and not args.torch_compile:

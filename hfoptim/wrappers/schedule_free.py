@@ -143,7 +143,8 @@ class ScheduleFree(PrimalAveraging):
     evaluating and before saving the model, and `train()` before training goes on. transformers' Trainer does so for
     optimizers chosen by hfoptim's names. lr stays constant after its warm-up. The inner optimizer needs no momentum of
     its own. Its weight decay is taken at z, `decay` at y. A step size that it finds itself (Prodigy's `d`) counts as a
-    factor of lr. One copy of the weights, in float32 for parameters of fewer bits.
+    factor of lr, for which such an optimizer waits for the device once in a step. One copy of the weights, in float32
+    for parameters of fewer bits.
 
     By name: `schedule_free_lion` and so on, with the options `schedule_free_momentum`, `schedule_free_decay`,
     `schedule_free_r` and `schedule_free_power`; they lie in the parameter groups and may differ between them.

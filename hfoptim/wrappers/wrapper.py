@@ -288,7 +288,7 @@ def _make(wrapper: type[Wrapper], inner: type[Optimizer]) -> type[Wrapper]:
         Wrapper.__init__(self, inner(params, **options), own)
 
     def __reduce_ex__(self: Wrapper, protocol: Any) -> tuple[Callable[..., Wrapper], Any, Any]:
-        return _blank, (wrapper, inner), self.__getstate__()
+        return _blank, (wrapper, _recipe(inner)), self.__getstate__()
 
     kinds = inspect.Parameter
     parameters = list(inspect.signature(inner).parameters.values())
@@ -305,10 +305,21 @@ def _make(wrapper: type[Wrapper], inner: type[Optimizer]) -> type[Wrapper]:
             "__init__": __init__,
             "__reduce_ex__": __reduce_ex__,
             "inner": inner,
+            "made_of": (wrapper, inner),
         },
     )
 
 
-def _blank(wrapper: type[Wrapper], inner: type[Optimizer]) -> Wrapper:
+def _blank(wrapper: type[Wrapper], inner: Any) -> Wrapper:
     """A made class's object without content: such a class has no name that pickle could find."""
-    return object.__new__(around(wrapper, inner))
+    return object.__new__(around(wrapper, _made_by(inner)))
+
+
+def _recipe(cls: type[Optimizer]) -> Any:
+    """A class, or of one that was made, what of."""
+    wrapper, inner = vars(cls).get("made_of", (None, cls))
+    return (wrapper, _recipe(inner)) if wrapper else cls
+
+
+def _made_by(recipe: Any) -> type[Optimizer]:
+    return around(recipe[0], _made_by(recipe[1])) if isinstance(recipe, tuple) else recipe

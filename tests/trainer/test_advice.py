@@ -51,6 +51,11 @@ NAME = "adamw_schedule_free"
         ),
         ({"optim": "lion", "lr_scheduler_type": "linear", "warmup_steps": 8}, []),
         (
+            {"optim": "schedule_free_lion", "lr_scheduler_type": "linear", "warmup_steps": 8},
+            ["ScheduleFree takes the place of a schedule and wants a constant learning rate, which 'linear' is not"],
+        ),
+        ({"optim": "schedule_free_lion", "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 8}, []),
+        (
             {"optim": "lion", "lr_scheduler_type": "constant", "warmup_steps": 8},
             ["warmup_steps=8 does nothing: the schedule 'constant' has no warm-up; use 'constant_with_warmup'"],
         ),

@@ -17,7 +17,7 @@ from .authors import (
     OptimisticGradientDescent,
 )
 from .base import Array, Transcription
-from .checked import ACProp, DoWG, MarsM
+from .checked import COCOB, ACProp, DoWG, MarsM
 from .factors import SOAP, DistributedShampoo
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
@@ -28,6 +28,7 @@ from .together import SWATS, Momo, MomoAdam
 
 __all__ = [
     "BCOS",
+    "COCOB",
     "SOAP",
     "SRMM",
     "SWATS",

@@ -1,7 +1,8 @@
 """Methods whose transcription is by the writer of the rule.
 
-ACProp was run beside its author's file, from which it differs by rounding (6e-15 of the movement); MARS-M too, with the
-file's Newton-Schulz in double precision and nothing added to its norm (8e-14). DoWG is optax's transform, not run.
+ACProp and COCOB were run beside their authors' files, from which they differ by rounding (6e-15 and 1e-14 of the
+movement); MARS-M too, with the file's Newton-Schulz in double precision and nothing added to its norm (8e-14). DoWG is
+optax's transform, not run.
 """
 
 from __future__ import annotations
@@ -81,3 +82,22 @@ class MarsM(Transcription):
         flat = s.m.reshape(len(x), -1)
         direction = orthogonalized(flat, o.eps, o.ns_steps).reshape(x.shape)
         return x * (1 - lr * o.weight_decay) - 0.2 * lr * math.sqrt(max(flat.shape)) * direction
+
+
+class COCOB(Transcription):
+    """Orabona and Tommasi, arXiv 1705.07795, algorithm 2 (COCOB-Backprop), as bremen79/parameterfree, cocob.py, with an
+    L2 penalty and a factor `lr` of the gradient."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        zeros = np.zeros_like(x)
+        return SimpleNamespace(x0=np.array(x), theta=zeros, total=zeros, reward=zeros, scale=zeros)
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        c = -lr * (g + o.weight_decay * x)  # the outcome of the coin
+        s.scale = np.maximum(np.maximum(s.scale, np.abs(c)), o.eps)
+        s.total = s.total + np.abs(c)
+        s.reward = np.maximum(s.reward + (x - s.x0) * c, 0)
+        s.theta = s.theta + c
+        fraction = s.theta / (s.scale * np.maximum(s.total + s.scale, o.alpha * s.scale))
+        return s.x0 + fraction * (s.scale + s.reward)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 
+import peers
 import pytest
 import torch
-from harness import assert_same, feed, parameters, through_disk, values
+from harness import assert_same, feed, flattened, parameters, through_disk, values
 from torch import nn
 
 import hfoptim
@@ -71,6 +72,45 @@ def test_by_name_and_copied(prefix, way):
     other, twins = way((optimizer, params))
     run(optimizer, params, range(6, 9))
     run(other, twins, range(6, 9))
+    assert_same(values(params), values(twins))
+
+
+def ranger(params):
+    info = hfoptim.get_optimizer_info("ranger")
+    return info.opt_class(list(params.values()), **info.defaults, lr=1e-2, weight_decay=0.1)
+
+
+def test_ranger_follows_pytorch_optimizer():
+    names = ("vector", "matrix", "conv")
+    mine, other = parameters(names, torch.float64), parameters(names, torch.float64)
+    # Without this option it climbs in its first steps.
+    theirs = peers.load("pytorch_optimizer.Ranger")(
+        other.values(), lr=1e-2, weight_decay=0.1, degenerated_to_sgd=True, foreach=False
+    )
+    ours = ranger(mine)
+    start = values(mine)
+    for t in range(1, 31):
+        feed(mine, t, follow=other)
+        feed(other, t)
+        ours.step()
+        theirs.step()
+    way = (flattened(mine) - torch.cat([start[name].flatten() for name in mine])).abs().max()
+    assert (flattened(mine) - flattened(other)).abs().max() < 1e-12 * way
+
+
+def test_a_wrapper_around_a_name_that_has_one_is_whole_in_copies():
+    params = parameters(NAMES)
+    model = nn.Module()
+    for name, param in params.items():
+        model.register_parameter(name, param)
+    optimizer = hfoptim.create_optimizer_v2(model, "ema_ranger", lr=1e-2, ema_decay=0.5, state_dtype="bfloat16")
+    run(optimizer, params, range(1, 5))
+    other, twins = pickle.loads(pickle.dumps((optimizer, params)))
+    assert type(other) is type(optimizer)
+    run(optimizer, params, range(5, 9))
+    run(other, twins, range(5, 9))
+    optimizer.eval()
+    other.eval()
     assert_same(values(params), values(twins))
 
 
