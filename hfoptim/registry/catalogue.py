@@ -133,7 +133,7 @@ _OF_TORCH = (
 )
 
 # Optimizers with others around them, and options, that have a name of their own.
-_COMPOSED = (
+COMPOSED = (
     OptimInfo(
         "ranger",
         lambda: around(Lookahead, _loaded("hfoptim.optimizers.radam", "RAdam")),
@@ -247,7 +247,7 @@ def known_optimizers() -> Catalogue:
     Raises:
         ValueError: two modules of this package claim one name, or a declaration is wrong.
     """
-    found = Catalogue((*_of_package(), *_COMPOSED, *_OF_TORCH))
+    found = Catalogue((*_of_package(), *_OF_TORCH))
     for point in entry_points(group=ENTRY_POINTS):
         _add_if_free(found, point)
     return found

@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, checks, peer_options
 from hfoptim.engine.checks import closest
-from hfoptim.registry.catalogue import WRAPPERS, key, known_optimizers
+from hfoptim.registry.catalogue import COMPOSED, WRAPPERS, key, known_optimizers
 from hfoptim.registry.info import OptimInfo
 from hfoptim.wrappers import around, named
 
 # What may stand in front of a name.
 _WRAPPERS = {info.name: info for info in WRAPPERS}
+_COMPOSED = {info.name: info for info in COMPOSED}
 
 
 def canonical_name(name: str) -> str:
@@ -38,7 +39,9 @@ def canonical_name(name: str) -> str:
     found = known.canonical(name)
     if found is not None:
         return found
-    spelled, close = key(name), known.spellings()
+    spelled, close = key(name), [*known.spellings(), *_COMPOSED]
+    if spelled in _COMPOSED:
+        return spelled
     for prefix in _WRAPPERS:
         if not spelled.startswith(key(prefix)):
             continue
@@ -60,6 +63,8 @@ def get_optimizer_info(name: str) -> OptimInfo:
     name = canonical_name(name)
     if known_optimizers().canonical(name) is not None:
         return known_optimizers().get(name)
+    if name in _COMPOSED:
+        return _COMPOSED[name]
     prefix = next(prefix for prefix in _WRAPPERS if name.startswith(f"{prefix}_"))
     return _wrapped(prefix, known_optimizers().get(name.removeprefix(f"{prefix}_")))
 

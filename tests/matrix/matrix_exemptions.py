@@ -167,9 +167,9 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_complex_parameters_step_like_pairs_of_reals",),
-        ("cadamp", "claprop", "crmsproptf", "csgdp", "csgdw", "ranger"),
+        ("cadamp", "claprop", "crmsproptf", "csgdp", "csgdw"),
         TypeError,
-        "caution or centralization takes a mean over the tensor, where a complex number is not a pair: refused",
+        "caution takes a mean over the tensor, where a complex number is not a pair: refused",
     ),
     **_all(
         ("test_complex_parameters_step_like_pairs_of_reals",),

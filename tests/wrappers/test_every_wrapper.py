@@ -12,7 +12,8 @@ from harness import assert_same, feed, flattened, parameters, through_disk, valu
 from torch import nn
 
 import hfoptim
-from hfoptim import GPA, TRAC, GrokFast, Mechanic, ScheduleFree
+from hfoptim import EMA, GPA, TRAC, GrokFast, Lookahead, Mechanic, ScheduleFree
+from hfoptim.wrappers import around
 
 NAMES = ("vector", "matrix", "conv")
 # With options under which few steps move the weights.
@@ -98,20 +99,25 @@ def test_ranger_follows_pytorch_optimizer():
     assert (flattened(mine) - flattened(other)).abs().max() < 1e-12 * way
 
 
-def test_a_wrapper_around_a_name_that_has_one_is_whole_in_copies():
+def test_a_wrapper_around_a_wrapper_is_whole_in_copies():
     params = parameters(NAMES)
-    model = nn.Module()
-    for name, param in params.items():
-        model.register_parameter(name, param)
-    optimizer = hfoptim.create_optimizer_v2(model, "ema_ranger", lr=1e-2, ema_decay=0.5, state_dtype="bfloat16")
+    cls = around(EMA, around(Lookahead, hfoptim.Lion))
+    optimizer = cls(list(params.values()), lr=1e-2, ema_decay=0.5, lookahead_k=2)
     run(optimizer, params, range(1, 5))
     other, twins = pickle.loads(pickle.dumps((optimizer, params)))
-    assert type(other) is type(optimizer)
+    assert type(other) is cls
     run(optimizer, params, range(5, 9))
     run(other, twins, range(5, 9))
     optimizer.eval()
     other.eval()
     assert_same(values(params), values(twins))
+
+
+def test_ranger_is_a_name_in_any_spelling():
+    assert hfoptim.get_optimizer_info("Ranger").name == "ranger"
+    optimizer = hfoptim.create_optimizer_v2(nn.Linear(3, 3), "Ranger", lr=1e-2, lookahead_k=3)
+    group = optimizer.param_groups[0]
+    assert (group["lookahead_k"], group["betas"], group["gradient_centralization"]) == (3, (0.95, 0.999), True)
 
 
 @every_wrapper
