@@ -45,6 +45,7 @@ from hfoptim.optimizers.asgd import ASGD as ASGD
 from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
 from hfoptim.optimizers.came import CAME as CAME
+from hfoptim.optimizers.cocob import COCOB as COCOB
 from hfoptim.optimizers.conda import Conda as Conda
 from hfoptim.optimizers.dadapt_adagrad import DAdaptAdaGrad as DAdaptAdaGrad
 from hfoptim.optimizers.dadapt_adam import DAdaptAdam as DAdaptAdam
@@ -147,6 +148,7 @@ __all__ = [
     "ASGD",
     "BCOS",
     "CAME",
+    "COCOB",
     "FOCUS",
     "FTRL",
     "MADGRAD",
