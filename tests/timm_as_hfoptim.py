@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import Any
 
 import peers
+from test_timm_suite import piece_of
 
 import hfoptim
 
@@ -38,6 +40,13 @@ def list_optimizers(filter: Any = "", exclude_filters: Any = None, **options: An
     """timm's names that hfoptim has, and hfoptim's own."""
     without = [*(exclude_filters or ()), *OTHERS]
     return sorted({*timms_list(filter, without, **options), *hfoptim.list_optimizers(filter, without, **options)})
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Of the tests that piece alone which is asked for."""
+    left_out = [item for item in items if piece_of(item.name) != int(os.environ["TIMM_PIECE"])]
+    items[:] = [item for item in items if item not in set(left_out)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_collection_finish(session: Any) -> None:
