@@ -4,8 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/floors.py --name madgrad    # anew, into the results that are there
 
 Steps are taken by the CPU's kernels, on tensors well beyond the caches. Each is timed in turn with `y += a x`, torch's,
-on as many entries: what that moves in its time (12 bytes an entry) is the rate of memory in that round. Compared are
-steps and floors of the same rounds: the median of their ratios is what a limit (`step_time.LIMITS`) is for.
+on as many entries: what that moves in its time (12 bytes an entry, 8 of them read) is the rate of memory in that round.
+The floor is what is later: all that a step moves, or what it reads, at that rate of reading. For what is read alone, as
+by a sum over all gradients, comes no faster: a `torch.sum` over 4 bytes takes as long as half of that. Compared are steps
+and floors of the same rounds: the median of their ratios is what a limit (`step_time.LIMITS`) is for.
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ from step_time import LIMITS
 from hfoptim.engine import Scope
 
 # Each entry of `x` is read, each of `y` read and written.
-_AXPY_BYTES = 12.0
+_AXPY_READ, _AXPY_MOVED = 8.0, 12.0
+
+
+def floor(read: float, written: float) -> float:
+    """The least time of a step that reads and writes so many bytes per entry, in times of `y += a x`."""
+    return max((read + written) / _AXPY_MOVED, read / _AXPY_READ)
 
 
 def measured(name: str, shapes: measure.Shapes, rounds: int, budget: float) -> dict[str, Any]:
@@ -46,9 +53,9 @@ def measured(name: str, shapes: measure.Shapes, rounds: int, budget: float) -> d
         return {**row, "error": "multiplies matrices"}
     with candidates.quiet(), traffic.watched() as seen:
         step()
-    moved = traffic.moved_by(optimizer, seen)
+    found = traffic.read_and_written(optimizer, seen)
     del seen
-    if moved is None:
+    if found is None:
         return {**row, "error": "no kernel is generated for all of it"}
     params.guard()
     x, y = (torch.ones(params.numel) for _ in range(2))
@@ -60,12 +67,13 @@ def measured(name: str, shapes: measure.Shapes, rounds: int, budget: float) -> d
             budget,
             between=params.restore,
         )
-    floors = [moved / _AXPY_BYTES * each for each in times["axpy"]]
+    floors = [floor(*found) * each for each in times["axpy"]]
     limit = LIMITS[candidates.scope(optimizer)]
     of_floor = statistics.median(step / floor for step, floor in zip(times["step"], floors, strict=True))
     return {
         **row,
-        **{"numel": params.numel, "tensors": len(shapes), "bytes_moved": moved, **measure.summary(times["step"])},
+        **{"numel": params.numel, "tensors": len(shapes), "bytes_moved": sum(found), "bytes_read": found[0]},
+        **measure.summary(times["step"]),
         **{"floor_ms": 1e3 * statistics.median(floors), "of_floor": of_floor, "limit": limit},
         "of_floor_fastest": min(times["step"]) / min(floors),
         "kept": of_floor <= limit,
