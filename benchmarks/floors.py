@@ -5,8 +5,8 @@
 
 Steps are taken by the CPU's kernels, on tensors well beyond the caches. Each is timed in turn with `y += a x`, torch's,
 on as many entries: what that moves in its time (12 bytes an entry, 8 of them read) is the rate of memory in that round.
-The floor is what is later: all that a step moves, or what it reads, at that rate of reading. For what is read alone, as
-by a sum over all gradients, comes no faster: a `torch.sum` over 4 bytes takes as long as half of that. Compared are steps
+The floor is what is later: all that a step moves, or what it reads, at that rate of reading. What is read alone, as by
+a sum over all gradients, comes no faster: a `torch.sum` over 4 bytes takes as long as half of that. Compared are steps
 and floors of the same rounds: the median of their ratios is what a limit (`step_time.LIMITS`) is for.
 """
 
