@@ -75,7 +75,7 @@ DISTRIBUTED_SHAMPOO = Entry(
             alone=False,
             traceable=False,
         ),
-        "plain": Variant({"epsilon": 1e-2}, complex=False, alone=False, traceable=False),
+        "plain": Variant({"epsilon": 1e-2, "max_preconditioner_dim": 24}, complex=False, alone=False, traceable=False),
     },
     references=[
         transcription(
