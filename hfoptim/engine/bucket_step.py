@@ -116,8 +116,6 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
                 state[key] = dtensor.new_state(init, param, dtype)
             if plan.rule.state[name].placed:
                 state[name].fill_(position)
-            if plan.rule.state[name].numbered:
-                state[name].fill_(ordinal)
             if plan.rule.state[name].drawn:
                 _draw(state[name], storage.row_seed(0, ordinal))
         elif not storage.fits(kept, state[name], plan.rule.shape_of(name, param.shape)):

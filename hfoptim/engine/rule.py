@@ -58,7 +58,6 @@ class State:
             index and by the parameter's place in the optimizer, so that sharding and repeating give the same.
         redrawn: `(t, group)` -> whether new ones are drawn before step t.
         placed: whether it is the position of the parameter in its group, from 0, in place of `init`'s number.
-        numbered: the same, of its number among the parameters of all groups.
         shape: `(shape that the rule sees) -> shape` of a tensor of which it is the state, in place of the parameter: of
             a projected gradient, for example.
     """
@@ -71,7 +70,6 @@ class State:
     drawn: bool = False
     redrawn: Callable[[int, Group], bool] | None = None
     placed: bool = False
-    numbered: bool = False
     shape: Callable[[Sequence[int]], tuple[int, ...]] | None = None
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,8 +107,6 @@ fresh_noise = replace(noise, redrawn=lambda t, group: True)
 scalar = State(_scalar)
 # The position of the parameter in its group, from 0, where its state was made.
 place = State(_scalar, placed=True)
-# Its number among the parameters of all groups, from 0: what random numbers are drawn by.
-ordinal = State(_scalar, numbered=True)
 
 
 def in_bfloat16(state: State) -> State:

@@ -71,10 +71,10 @@ class APOLLOAdamW(LowRank, AdamW):
     APOLLO-Mini, the name "apollo_mini", has `rank=1, scale_type="tensor", scale=128`: state of a row and a column.
     Which parameters are projected is said as for `GaLoreAdamW`; the others are stepped by `AdamW`. "apollo_adamw" has
     transformers' rank of 128. After a gradient of zeros the norm of a matrix's steps begins anew, at 1e-8, and grows by
-    1.01 each step, as the author's does. State: `ortho_matrix` (B), `seed`, `exp_avg` (M), `exp_avg_sq` (V),
-    `scaled_grad` (n).
+    1.01 each step, as the author's does. State: `ortho_matrix` (B times the root of the rank), `exp_avg` (M),
+    `exp_avg_sq` (V), `scaled_grad` (n).
 
-    Random numbers go by the step and by the parameter's place in the optimizer (`seed`), the same on every device and
+    Random numbers go by the step and by the parameter's place in the optimizer, the same on every device and
     rank; apollo_torch draws others, from a generator for each parameter. With `proj="svd"` the projection is GaLore's.
     With "reverse_std", "left" and "right" the scales are those of what is not made short, where apollo_torch always
     takes rows of tall matrices, and fails. pytorch_optimizer 4.1 scales the projected gradient and projects it back,

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, MATRIX, Group, Rule, Scalars, State, hyper, ordinal, scalar
-from hfoptim.engine.storage import normal, row_seed
+from hfoptim.engine import ELEMENT, MATRIX, Group, Rule, Scalars, State, hyper, scalar
 from hfoptim.optimizers.shared.matrices import Form, HiddenMatrices, as_matrix
 
 # Which side of a matrix of more rows than columns, and of one of fewer, is made short.
@@ -31,14 +30,20 @@ ONE_SIDED: str = hyper("std", _MADE_SHORT, choices=[kind for kind in _SIDES if k
 ANY_SIDED: str = hyper("std", f"{_MADE_SHORT}; both", choices=list(_SIDES))
 
 
+def _is_next(t: int, group: Group) -> bool:
+    """Whether step t is the first one in a new subspace, after others."""
+    due: bool = t > 1 and (t - 1) % group["update_proj_gap"] == 0
+    return due
+
+
 class Projection(NamedTuple):
     """How matrices are projected.
 
     Args:
         rank: how many rows or columns are left.
         side: "right" makes rows shorter, `G B^T`; "left" columns, `A^T G`; "full" both.
-        random: whether A and B are drawn, normal numbers of variance 1 / rank; else they are the gradient's leading
-            singular vectors.
+        random: whether B, or A, is random: normal numbers, divided by the root of the rank. Else it is the gradient's
+            leading singular vectors.
     """
 
     rank: int
@@ -58,11 +63,11 @@ class Projection(NamedTuple):
         return (*stacked, rows if self.side == "right" else self.rank, columns if self.side == "left" else self.rank)
 
     def state(self) -> dict[str, State]:
-        """The bases; where they are drawn, also by what."""
+        """The bases."""
         bases = {"left": self._basis(-2), "right": self._basis(-1)}
         if self.side == "full":
             return {f"ortho_matrix_{side}": basis for side, basis in bases.items()}
-        return {"ortho_matrix": bases[self.side], **({"seed": ordinal} if self.random else {})}
+        return {"ortho_matrix": bases[self.side]}
 
     def _basis(self, dim: int) -> State:
         def init(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,14 +75,10 @@ class Projection(NamedTuple):
             shape[-3 - dim] = self.rank
             return torch.zeros(shape, dtype=dtype, device=param.device)
 
-        return State(init, of_shaped=True)
+        return State(init, of_shaped=True, drawn=self.random, redrawn=_is_next if self.random else None)
 
-    def renewed(self, grad: Tensor, state: Sequence[Tensor], t: int) -> list[Tensor]:
-        """New bases, in the sizes of the old ones: for step t, where they are drawn, else the gradient's."""
-        if self.random:
-            basis, seed = state
-            drawn = normal(basis.shape[seed.ndim :], row_seed(t, seed.to(torch.int64)), basis.dtype, basis.device)
-            return [drawn / math.sqrt(basis.shape[-3 - self.dim]), seed]
+    def renewed(self, grad: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
+        """The bases for a gradient, in the sizes of the old ones."""
         # Numbers that are not finite would raise an error, here and not where they came from.
         left, _, right = torch.linalg.svd(torch.nan_to_num(grad, 0.0, 0.0, 0.0), full_matrices=False)
         found = {"left": left, "right": right}
@@ -91,7 +92,8 @@ class Projection(NamedTuple):
         """What is left of a gradient."""
         if self.side == "full":
             return state[0].mT @ grad @ state[1].mT
-        return grad @ state[0].mT if self.side == "right" else state[0].mT @ grad
+        low = grad @ state[0].mT if self.side == "right" else state[0].mT @ grad
+        return low / math.sqrt(low.shape[self.dim]) if self.random else low
 
     def up(self, low: Tensor, state: Sequence[Tensor]) -> Tensor:
         """A matrix of the gradient's shape."""
@@ -122,7 +124,7 @@ class Finish(NamedTuple):
 
 @cache
 def in_subspace(inner: Rule, projection: Projection, form: Form, finish: Finish) -> Rule:
-    """The rule that takes the step of another one in a subspace, which is renewed where `h.renew` is the step's number.
+    """The rule that takes the step of another one in a subspace, which is renewed at steps with `h.renew`.
 
     Args:
         inner: the rule of the projected gradient, of scope ELEMENT or TENSOR.
@@ -138,14 +140,13 @@ def in_subspace(inner: Rule, projection: Projection, form: Form, finish: Finish)
     def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
         basis, kept, moments = state[: len(bases)], state[len(bases) : -len(low)], state[-len(low) :]
-        new = list(basis)
-        if h.renew:
-            new = projection.renewed(grad, basis, int(h.renew))
+        renews = h.renew and not projection.random
+        new = projection.renewed(grad, basis) if renews else list(basis)
         projected = projection.down(grad, new)
         update, *moments = each(projected, param, *moments, h)
         size = [moments.pop(0)] if sized else []
         update, *kept = finish.fn(projection, grad, projected, update, new, *kept, h)
-        return (update, *size, *(new if h.renew else [None] * len(new)), *kept, *moments)
+        return (update, *size, *(new if renews else [None] * len(new)), *kept, *moments)
 
     fn.__name__ = finish.fn.__name__
     return Rule(
@@ -155,8 +156,8 @@ def in_subspace(inner: Rule, projection: Projection, form: Form, finish: Finish)
 
 def _renewing(inner: Rule, finish: Finish) -> Callable[[int, Group], Scalars]:
     def per_step(t: int, group: Group) -> Scalars:
-        renew = float(t) if (t - 1) % group["update_proj_gap"] == 0 else 0.0
-        return {**inner.per_step(t, group), **finish.scalars(group), "renew": renew}
+        renew = t == 1 or _is_next(t, group)
+        return {**inner.per_step(t, group), **finish.scalars(group), "renew": float(renew)}
 
     return per_step
 

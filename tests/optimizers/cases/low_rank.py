@@ -65,8 +65,10 @@ def _apollo(who: str, params: dict[str, Tensor], options: Options) -> Any:
 
         def get_orthogonal_matrix(self, weights: Tensor, rank: int, type: str, seed: int) -> Tensor:
             shape = (len(weights), rank) if type == "left" else (rank, weights.shape[1])
-            row = storage.row_seed(self.taken + 1, self.ordinal)
-            return storage.normal(shape, row, weights.dtype, weights.device) / math.sqrt(rank)
+            first, later = storage.row_seed(0, self.ordinal), storage.drawing_seed(self.taken + 1, self.ordinal)
+            return storage.normal(shape, later if self.taken else first, weights.dtype, weights.device) / math.sqrt(
+                rank
+            )
 
         def update_ortho_matrix(self, grad: Tensor, proj_type: str) -> None:
             self.ordinal, self.seed = getattr(self, "ordinal", self.seed), 0
