@@ -18,7 +18,8 @@ from hfoptim.optimizers.shared.low_rank import (
     LowRank,
     Projection,
     last_norm,
-    limited,
+    limit,
+    norm_of,
     scale_of,
 )
 
@@ -41,13 +42,13 @@ def _finish(by_channel: bool, front: bool, limits: bool) -> Finish:
         projection: Projection, grad: Tensor, low: Tensor, update: Tensor, basis: Sequence[Tensor], *args: Any
     ) -> tuple[Tensor, ...]:
         *last, h = args
-        scaled = grad * scale_of(update, low, (projection.dim,) if by_channel else (-2, -1))
+        scale = scale_of(update, low, (projection.dim,) if by_channel else (-2, -1))
         if not limits:
-            return (scaled * h.scale,)
-        if front:
-            return limited(scaled * h.scale, *last)
-        scaled, norm = limited(scaled, *last)
-        return scaled * h.scale, norm
+            return (grad * (scale * h.scale),)
+        scaled = grad * scale
+        norm = norm_of(scaled, (-2, -1))
+        factor, norm = limit(norm * h.scale if front else norm, *last)
+        return scaled * (factor * h.scale), norm
 
     states: Callable[[], Mapping[str, State]] = (lambda: {"scaled_grad": last_norm}) if limits else dict
     return Finish(apollo_adamw, states, _scale)

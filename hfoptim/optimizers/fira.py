@@ -16,7 +16,8 @@ from hfoptim.optimizers.shared.low_rank import (
     LowRank,
     Projection,
     last_norm,
-    limited,
+    limit,
+    norm_of,
     scale_of,
 )
 
@@ -36,8 +37,9 @@ def fira(
 ) -> tuple[Tensor, Tensor]:
     """The update in the subspace, projected back, and what the subspace leaves out of the gradient, scaled alike."""
     rest = grad - projection.up(low * h.alpha, basis)
-    rest, norm = limited(rest * scale_of(update, low, (projection.dim,)), last)
-    return projection.up(update * h.alpha, basis) + rest, norm
+    rest = rest * scale_of(update, low, (projection.dim,))
+    factor, norm = limit(norm_of(rest, (-2, -1)), last)
+    return projection.up(update * h.alpha, basis) + rest * factor, norm
 
 
 _FIRA = Finish(fira, lambda: {"scaling_grad": last_norm}, _alpha)

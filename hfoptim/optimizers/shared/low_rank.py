@@ -196,11 +196,15 @@ _GROWTH = 1.01
 _TINY = 1e-8
 
 
-def limited(update: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Fira's norm-growth limiter: an update at most 1.01 times as large as the last one, and its norm."""
-    norm = norm_of(update, (-2, -1))
-    limiter = (norm / (last[..., None, None] + _TINY)).clamp(min=_GROWTH) / _GROWTH
-    return update / limiter, (norm / limiter)[..., 0, 0]
+def limit(norm: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Fira's norm-growth limiter: the factor that keeps an update below 1.01 times the last one, and its norm then.
+
+    Args:
+        norm: of the update, see `norm_of`.
+        last: that of the last one, after it was limited.
+    """
+    factor = _GROWTH / (norm / (last[..., None, None] + _TINY)).clamp(min=_GROWTH)
+    return factor, (norm * factor)[..., 0, 0]
 
 
 def scale_of(update: Tensor, low: Tensor, dims: tuple[int, ...]) -> Tensor:
