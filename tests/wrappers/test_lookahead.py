@@ -635,7 +635,7 @@ def test_bad_input():
 def test_the_page_of_documentation_runs():
     text = (Path(hfoptim.__file__).resolve().parents[1] / "docs" / "wrappers.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    assert code.count("hfoptim.create_optimizer_v2") == 2
+    assert code.count("hfoptim.create_optimizer_v2") == 3
     exec(compile(code, "docs/wrappers.md", "exec"), {})
 
 
