@@ -1,7 +1,7 @@
 """The engine: runs any rule over many parameters. Knows no optimizer by name."""
 
 from hfoptim.engine.declaration import Name, RuleOptimizer
-from hfoptim.engine.distributed.dtensor import is_dtensor, local
+from hfoptim.engine.distributed.dtensor import here, is_dtensor, local
 from hfoptim.engine.hyperparameters import Hyper, hyper
 from hfoptim.engine.inputs import Curvature, Due
 from hfoptim.engine.options import ENGINE_DEFAULTS
@@ -62,6 +62,7 @@ __all__ = [
     "clone",
     "ema",
     "fresh_noise",
+    "here",
     "hyper",
     "in_bfloat16",
     "is_dtensor",

@@ -8,9 +8,8 @@ from dataclasses import KW_ONLY
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from hfoptim.engine import Group, Name, hyper
+from hfoptim.engine import Group, Name, here, hyper, local
 from hfoptim.engine.parameter_names import bare
 from hfoptim.optimizers.muon import Muon
 from hfoptim.optimizers.shared.spectral import LR_SCALES
@@ -140,4 +139,4 @@ def _scale(param: Tensor, start: int, size: int, factors: Tensor) -> None:
     whole = torch.ones(param.shape[dim], dtype=dtype, device=param.device)
     whole[start : start + size] = factors.to(whole).repeat_interleave(size // len(factors))
     whole = whole.view(*whole.shape, *[1] * (param.ndim - 1 - dim))
-    param.mul_(DTensor.from_local(whole, param.device_mesh, run_check=False) if isinstance(param, DTensor) else whole)
+    local(param).mul_(here(whole.expand(param.shape), param))

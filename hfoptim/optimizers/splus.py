@@ -152,4 +152,5 @@ class SPlus(TwoModes):
 
     def evaluated(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         average: Tensor = local(state["ema"])
-        return average / (1.0 - group["ema_rate"] ** float(state["step"]))
+        share: float = 1.0 - group["ema_rate"] ** float(state["step"])
+        return average / share

@@ -218,7 +218,7 @@ def test_a_name_of_transformers_is_said_once_to_be_theirs(names, arguments, mess
 
 def test_nothing_is_said_of_names_that_are_not_here_or_ours(names, arguments, messages, monkeypatch):
     monkeypatch.setattr(hfoptim.trainer.arguments, "_said", set())
-    for name in ("adamw_torch", "apollo_adamw", "hfoptim_sgd", "lion"):
+    for name in ("adamw_torch", "adamw_bnb_8bit", "hfoptim_sgd", "lion"):
         arguments(optim=name)
     arguments()
     assert messages() == []
