@@ -19,6 +19,7 @@ from hfoptim.wrappers import (
     GPA,
     GSAM,
     SAM,
+    SVRG,
     TRAC,
     WSAM,
     FriendlySAM,
@@ -105,6 +106,13 @@ WRAPPERS = (
         ScheduleFree,
         "an average of the weights in place of a learning-rate schedule",
         "https://arxiv.org/abs/2405.15682",
+    ),
+    WrapperInfo(
+        "svrg",
+        SVRG,
+        "gradients of less variance, with the gradient of all batches at a snapshot; its step needs a closure",
+        "https://arxiv.org/abs/2311.05589",
+        needs_closure=True,
     ),
     WrapperInfo(
         "trac",

@@ -42,4 +42,4 @@ def _telling(trainer: Any, step: Callable[..., Any], name: str, *args: Any, **kw
 def _told(optimizer: Any) -> list[RuleOptimizer]:
     """Those that are to be told; a second pass of SAM tells the one inside of it the loss at the worst point nearby."""
     sam = unwrap(optimizer, SAM)
-    return unwrap_all(optimizer, RuleOptimizer) if sam is None or not sam.climbs else []
+    return unwrap_all(optimizer, RuleOptimizer) if sam is None or not sam.second_is_due else []

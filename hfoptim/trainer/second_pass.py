@@ -18,13 +18,13 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
-from hfoptim.engine import RuleOptimizer, unmasked, unwrap_all
+from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.inputs import mean_over_ranks
 from hfoptim.optimizers.sophia import SophiaG
 from hfoptim.trainer import private
 from hfoptim.trainer.random_numbers import RandomNumbers
 from hfoptim.trainer.token_weights import IGNORED, leaves_out_the_first
-from hfoptim.wrappers import SAM
+from hfoptim.wrappers import SVRG, TwoPoints
 
 
 class SecondPass(TrainerCallback):
@@ -44,7 +44,7 @@ class SecondPass(TrainerCallback):
     Losses, norms and schedules are those of the first pass.
 
     Raises:
-        ValueError: at the start of the training: fp16, DeepSpeed, FSDP of version 1, several GPUs in one process,
+        ValueError: at the start of the training: SVRG; fp16, DeepSpeed, FSDP of version 1, several GPUs in one process,
             parallelism that splits a model or a sequence; `max_grad_norm` with LBFGS; torch.compile, flash attention,
             reentrant checkpointing and FSDP for a Hessian; models that have no labels for SophiaG.
     """
@@ -78,7 +78,7 @@ class _Needs:
     """What the optimizers of a trainer need.
 
     Args:
-        closure: those that evaluate the loss again in their step: SAM or LBFGS.
+        closure: those that evaluate the loss again in their step: SAM, LBFGS, or SVRG, which is refused.
         graph: those that take curvature from the gradients' graph.
         labels: those that take it from gradients for sampled labels.
     """
@@ -106,7 +106,7 @@ class _Needs:
 def _needs(optimizer: Any) -> _Needs:
     rules = unwrap_all(optimizer, RuleOptimizer)
     return _Needs(
-        unwrap_all(optimizer, (SAM, LBFGS)),
+        unwrap_all(optimizer, (TwoPoints, LBFGS)),
         [each for each in rules if each.is_second_order],
         [each for each in rules if isinstance(each, SophiaG)],
     )
@@ -121,6 +121,11 @@ def check_arguments(optimizer: Any, args: Any) -> None:
     needs = _needs(optimizer)
     if not needs:
         return
+    if unwrap(optimizer, SVRG) is not None:
+        raise ValueError(
+            "SVRG takes the gradient of all batches at every snapshot, which a Trainer does not compute; train in a "
+            "loop of your own, which calls snapshot(closure)"
+        )
     if args.fp16:
         raise ValueError(
             f"fp16=True scales the loss by a factor that changes, and {needs.name} needs two gradients of one loss in "

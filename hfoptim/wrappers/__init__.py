@@ -8,7 +8,9 @@ from hfoptim.wrappers.magma import Magma
 from hfoptim.wrappers.sam import SAM
 from hfoptim.wrappers.sam_family import GSAM, WSAM, FriendlySAM, LookSAM
 from hfoptim.wrappers.schedule_free import GPA, ScheduleFree
+from hfoptim.wrappers.svrg import SVRG
 from hfoptim.wrappers.tuned import TRAC, Mechanic
+from hfoptim.wrappers.two_points import TwoPoints
 from hfoptim.wrappers.wrapper import Wrapper, around
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "GPA",
     "GSAM",
     "SAM",
+    "SVRG",
     "TRAC",
     "WSAM",
     "CombinedOptimizer",
@@ -26,6 +29,7 @@ __all__ = [
     "Magma",
     "Mechanic",
     "ScheduleFree",
+    "TwoPoints",
     "Wrapper",
     "around",
 ]

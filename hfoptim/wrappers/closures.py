@@ -10,7 +10,7 @@ from torch.optim import LBFGS
 
 from hfoptim.engine import unwrap_all
 from hfoptim.engine.optimizer import take_loss
-from hfoptim.wrappers.sam import SAM
+from hfoptim.wrappers.two_points import TwoPoints
 
 
 def evaluate(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
@@ -28,7 +28,7 @@ def evaluate(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 
 
 def refuse_those_with_closures(optimizer: Any, why: str) -> None:
-    """Raise a ValueError if an optimizer, or one inside of it, evaluates the model in its step (LBFGS, SAM)."""
-    found = unwrap_all(optimizer, (LBFGS, SAM))
+    """Raise a ValueError if an optimizer, or one inside of it, evaluates the model in its step (LBFGS, SAM, SVRG)."""
+    found = unwrap_all(optimizer, (LBFGS, TwoPoints))
     if found:
         raise ValueError(f"{type(found[0]).__name__} evaluates the model anew in its step, {why}")

@@ -37,8 +37,8 @@ class CombinedOptimizer(Optimizer):
 
     Raises:
         TypeError: `optimizers` is no list of optimizers.
-        ValueError: there are none, two of them have the same parameter, one needs a closure (LBFGS, SAM), releases
-            gradients, or keeps more in its state_dict than state and parameter groups.
+        ValueError: there are none, two of them have the same parameter, one needs a closure (LBFGS, SAM, SVRG),
+            releases gradients, or keeps more in its state_dict than state and parameter groups.
     """
 
     optimizers: tuple[Optimizer, ...]

@@ -11,11 +11,9 @@ from torch.optim.optimizer import ParamsT
 
 from hfoptim.engine.checks import flag, integer, number
 from hfoptim.engine.distributed.dtensor import local
-from hfoptim.wrappers.sam import OLD, SAM, TINY, made, square
+from hfoptim.wrappers.sam import SAM, TINY, made, square
+from hfoptim.wrappers.two_points import FIRST, OLD
 from hfoptim.wrappers.wrapper import Wrapper
-
-# The gradient at the weights, which the second step needs; WSAM keeps the sharpness in its place later.
-FIRST = "first_grad"
 
 
 class GSAM(SAM):
@@ -139,7 +137,7 @@ class WSAM(SAM):
             for param, own in self.gradients(group).items():
                 grad, kept = local(own), local(self.kept[FIRST].setdefault(param, torch.zeros_like(own)))
                 sharpness = grad - kept
-                if group["wsam_decouple"]:
+                if group["wsam_decouple"]:  # the sharpness takes the first gradient's place
                     grad.copy_(kept)
                     kept.copy_(sharpness)
                 else:
@@ -165,8 +163,8 @@ class LookSAM(SAM):
         t % looksam_k = 0:  v = g' - <g', g> / |g|^2 g;  step of the base optimizer with g'
         otherwise:          step of the base optimizer with g + looksam_alpha |g| / (|v| + 1e-8) v
 
-    `climbs` says whether the step to come takes a second gradient; `step(closure)` and the Trainer make it only then.
-    By hand, `second_step()` alone is a step in between. Everything else is as in `SAM`.
+    `second_is_due` says whether the step to come takes a second gradient; `step(closure)` and the Trainer make it only
+    then. By hand, `second_step()` alone is a step in between. Everything else is as in `SAM`.
 
     Args:
         params, base_optimizer, adaptive, **options: as for `SAM`.
@@ -210,7 +208,7 @@ class LookSAM(SAM):
         group["looksam_step"] = integer("looksam_step", group["looksam_step"], 0)
 
     @property
-    def climbs(self) -> bool:
+    def second_is_due(self) -> bool:
         group = self.param_groups[0]
         return int(group["looksam_step"]) % int(group["looksam_k"]) == 0
 
@@ -219,7 +217,7 @@ class LookSAM(SAM):
 
     def before_base_step(self) -> None:
         first, kept, gradients = self.kept[FIRST], self.kept["sharpness"], self.gradients()
-        if self.climbs:
+        if self.second_is_due:
             sums = self.sums(
                 product=lambda p, _: _product(p.grad, first.get(p)),
                 old=lambda p, _: square(first[p]) if p in first else torch.zeros_like(square(p.grad)),

@@ -122,7 +122,7 @@ def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str,
     if case.name == "lbfgs":
         return float(optimizer.step(backward))
     loss = backward(case.name in ("adahessian", "sophiah"))
-    if isinstance(optimizer, hfoptim.SAM) and optimizer.climbs:
+    if isinstance(optimizer, hfoptim.SAM) and optimizer.second_is_due:
         clip()
         optimizer.first_step(zero_grad=True)
         worst = backward(case.name == "sam_adahessian")

@@ -155,6 +155,7 @@ def test_nothing_is_left_on_the_optimizer_after_the_training(make_trainer, name)
         ("lbfgs", {}, r"max_grad_norm=1.0 shortens gradients.* LBFGS .*give max_grad_norm=0"),
         ("adahessian", {"torch_compile": True}, r"torch_compile=True makes .* Adahessian"),
         ("sam_adamw", {"deepspeed": "ds.json"}, r"DeepSpeed takes its steps with one gradient, and SAMAdam needs two"),
+        ("svrg_adamw", {}, r"SVRG takes the gradient of all batches .* which a Trainer does not compute"),
     ],
 )
 def test_arguments_that_exclude_it_are_refused_before_the_training(names, arguments, model, text, name, given, words):

@@ -22,6 +22,7 @@ from hfoptim import (
     GPA,
     GSAM,
     SAM,
+    SVRG,
     TRAC,
     WSAM,
     FriendlySAM,
@@ -104,6 +105,20 @@ def sam_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> No
     theirs.second_step()
 
 
+def svrg_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> None:
+    if t % 3 == 1:
+        ours.snapshot(lambda: feed_parts(parts, whole, 100 + t))
+        theirs.snapshot(lambda: feed_parts(parts, whole, 100 + t))
+    feed_parts(parts, whole, 2 * t)
+    for optimizer in (ours, theirs):
+        optimizer.first_step()
+    feed_parts(parts, whole, 2 * t + 1)
+    with CommDebugMode() as traffic:
+        ours.second_step()
+    assert traffic.get_total_counts() == 0, traffic.get_comm_counts()
+    theirs.second_step()
+
+
 def tuned_step(ours: Any, theirs: Any, parts: Params, whole: Params, t: int) -> None:
     feed_parts(parts, whole, t)
     with CommDebugMode() as traffic:
@@ -149,6 +164,7 @@ def main(folder: Path, rank: int) -> None:
     base = next(iter(BASES.values()))
     for cls, options in ((GSAM, {}), (WSAM, {}), (LookSAM, {"looksam_k": 2}), (FriendlySAM, {})):
         beside(lambda params, cls=cls, options=options: cls(None, base(params), **options), sam_step, mesh)  # type: ignore[misc]
+    beside(lambda params: SVRG(base(params), snapshots=5), svrg_step, mesh)
     dist.destroy_process_group()
     (folder / f"done-{rank}").touch()
 

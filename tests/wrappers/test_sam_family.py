@@ -163,7 +163,7 @@ def test_looksam_computes_the_second_gradient_every_k_steps():
     climbed = []
     for t in range(7):
         closure = closure_of(optimizer, params, t)
-        climbed.append(optimizer.climbs)
+        climbed.append(optimizer.second_is_due)
         optimizer.step(lambda t=t, closure=closure: (calls.append(t), closure())[1])
     assert climbed == [True, False, False, True, False, False, True]
     assert calls == [0, 0, 1, 2, 3, 3, 4, 5, 6, 6]
