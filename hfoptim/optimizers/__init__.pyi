@@ -74,6 +74,8 @@ from hfoptim.optimizers.grams import Grams as Grams
 from hfoptim.optimizers.gravity import Gravity as Gravity
 from hfoptim.optimizers.grokadamw import GrokAdamW as GrokAdamW
 from hfoptim.optimizers.kate import Kate as Kate
+from hfoptim.optimizers.kl_shampoo import KLSOAP as KLSOAP
+from hfoptim.optimizers.kl_shampoo import KLShampoo as KLShampoo
 from hfoptim.optimizers.kourkoutas import Kourkoutas as Kourkoutas
 from hfoptim.optimizers.kron import Kron as Kron
 from hfoptim.optimizers.lamb import Lamb as Lamb
@@ -151,6 +153,7 @@ __all__ = [
     "COCOB",
     "FOCUS",
     "FTRL",
+    "KLSOAP",
     "MADGRAD",
     "MSVAG",
     "PID",
@@ -237,6 +240,7 @@ __all__ = [
     "Grams",
     "Gravity",
     "GrokAdamW",
+    "KLShampoo",
     "Kate",
     "Kourkoutas",
     "Kron",

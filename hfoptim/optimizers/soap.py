@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import ELEMENT, MATRIX, TENSOR, Decay, Group, Name, Rule, RuleOptimizer, Scalars, hyper, rms
-from hfoptim.optimizers.shared.kronecker import Folding, add_gram, along, eigenvectors, iterated
+from hfoptim.optimizers.shared.kronecker import Folding, add_gram, along, at_sides, eigenvectors, iterated
 from hfoptim.optimizers.shared.moments import adam_state, folded, moments, moments_step, normed
 
 # What the root mean square of an update is kept above by `normalize_grads`.
@@ -51,10 +51,6 @@ def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
     places, count = [i for i, has in enumerate(factored) if has], len(factored)
     sides = tuple(range(-count, 0))
 
-    def every(matrices: list[Tensor], transposed: bool = False) -> list[Tensor | None]:
-        given = iter(matrices)
-        return [(next(given).mT if transposed else next(given)) if has else None for has in factored]
-
     def along_side(order: Tensor, side: int) -> Tensor:
         return order.reshape(*order.shape[:-1], *[-1 if i == side else 1 for i in range(count)])
 
@@ -68,8 +64,8 @@ def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
         if h.first:
             return torch.zeros_like(grad), None, None, *factors, *map(eigenvectors, factors)
         mean, second = (folding.fold(each) for each in (exp_avg, exp_avg_sq))
-        mean, second = moments(along(seen, every(bases)), mean, second, h)
-        back = every(bases, transposed=True)
+        mean, second = moments(along(seen, at_sides(bases, factored)), mean, second, h)
+        back = at_sides([basis.mT for basis in bases], factored)
         update = along(normed(mean, second, h)[0], back)
         if normalize:
             update = update / (update.square().mean(sides, keepdim=True).sqrt() + _TINY)
@@ -79,7 +75,7 @@ def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
             for i, (factor, side) in enumerate(zip(factors, places, strict=True)):
                 new[i], order = iterated(factor, bases[i])
                 second = second.take_along_dim(along_side(order, side), side - count)
-            mean = along(mean, every(new))
+            mean = along(mean, at_sides(new, factored))
         return *(folding.unfold(each, param) for each in (update, mean, second)), *factors, *new
 
     fn.__name__ = "soap"

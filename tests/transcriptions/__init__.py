@@ -18,7 +18,7 @@ from .authors import (
 )
 from .base import Array, Transcription
 from .checked import COCOB, ACProp, DoWG, MarsM
-from .factors import SOAP, DistributedShampoo
+from .factors import KLSOAP, SOAP, DistributedShampoo, KLShampoo
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD
@@ -29,6 +29,7 @@ from .together import SWATS, Momo, MomoAdam
 __all__ = [
     "BCOS",
     "COCOB",
+    "KLSOAP",
     "SOAP",
     "SRMM",
     "SWATS",
@@ -54,6 +55,7 @@ __all__ = [
     "EmoNavi",
     "FAdam",
     "GrokAdamW",
+    "KLShampoo",
     "Kate",
     "Kourkoutas",
     "MarsM",

@@ -143,6 +143,12 @@ class Blocks(NamedTuple):
         return State(init)
 
 
+def at_sides(matrices: Sequence[Tensor], factored: Sequence[bool]) -> list[Tensor | None]:
+    """The matrices in the places of the sides that have one, None in the others."""
+    given = iter(matrices)
+    return [next(given) if has else None for has in factored]
+
+
 def along(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
     """The tensor with each of its sides multiplied by a matrix: over i, `x[..i..] matrix[i, j]`; None leaves a side."""
     for matrix in matrices:
@@ -217,6 +223,16 @@ def iterated(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The new basis, by falling eigenvalues as the old one estimates them; and which of the old columns each was.
     """
-    moved = torch.bmm(_stack(matrix), _stack(basis)).view_as(basis)
+    moved = _moved(matrix, basis)
     order = (basis * moved).sum(-2).argsort(dim=-1, descending=True)
     return torch.linalg.qr(moved.take_along_dim(order.unsqueeze(-2), -1)).Q, order
+
+
+def iterated_in_place(matrix: Tensor, basis: Tensor) -> Tensor:
+    """The same with every column where it was."""
+    basis = torch.linalg.qr(_moved(matrix, basis)).Q
+    return basis
+
+
+def _moved(matrix: Tensor, basis: Tensor) -> Tensor:
+    return torch.bmm(_stack(matrix), _stack(basis)).view_as(basis)

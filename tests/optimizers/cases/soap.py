@@ -14,9 +14,9 @@ from cases.entry import Entry, Options, Reference, Variant, grid
 from cases.transcribed import transcription
 
 # Where every factor has full rank from the first gradient on: elsewhere eigenvectors of 0 are anybody's choice.
-_FULL_RANK = ("scalar", "one", "vector", "conv", "channels_last", "mixed", "o_proj.weight")
+FULL_RANK = ("scalar", "one", "vector", "conv", "channels_last", "mixed", "o_proj.weight")
 # With factors for sides of at most 4.
-_SMALL_SIDES = (*_FULL_RANK, "matrix", "transposed", "gaps")
+_SMALL_SIDES = (*FULL_RANK, "matrix", "transposed", "gaps")
 
 
 class InFloat64:
@@ -66,7 +66,7 @@ SOAP = Entry(
             grid(lr=[1e-2], precondition_frequency=[1, 4], weight_decay=[0.0, 0.1])
             + grid(lr=[1e-2], betas=[(0.5, 0.99)], shampoo_beta=[0.8], correct_bias=[False], maximize=[True]),
             make=_po,
-            layouts=_FULL_RANK,
+            layouts=FULL_RANK,
         ),
         Reference(
             "pytorch_optimizer.SOAP",
