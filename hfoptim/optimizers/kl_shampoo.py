@@ -85,8 +85,8 @@ def kl_shampoo(factored: tuple[bool, ...], init_factor: float, adam: bool) -> Ru
 
         if h.first:
             factors = [added(factor, seen, side) for factor, side in zip(factors, places, strict=True)]
-            kept = [None] * len(second), factors, map(eigenvectors, factors), [None] * n
-            return (torch.zeros_like(grad), None, *(each for part in kept for each in part))
+            unmoved = [None] * (1 + len(second))
+            return torch.zeros_like(grad), *unmoved, *factors, *map(eigenvectors, factors), *[None] * n
         back = [basis.mT for basis in bases]
         turned = along(seen, at_sides(bases, factored))
         mean = ema(folding.fold(exp_avg), turned, h.alpha1)
@@ -112,30 +112,7 @@ def kl_shampoo(factored: tuple[bool, ...], init_factor: float, adam: bool) -> Ru
     return Rule(fn, MATRIX, state, _rates, dims=count)
 
 
-class _KLOptimizer(RuleOptimizer):
-    """What both share: their options, and how factors are estimated."""
-
-    decay = Decay.DECOUPLED_AFTER
-    adam: ClassVar[bool] = False
-    lr: float = hyper(1e-4, "learning rate")
-    betas: tuple[float, float] = hyper((0.9, 0.98), "decay rates of M, and of V or, by shampoo_beta, of the factors")
-    shampoo_beta: float = hyper(-1.0, "decay rate of L, R, a and b; below 0 it is beta2", low=-1.0, below=1.0)
-    eps: float = hyper(1e-8, "added to the root that M is divided by")
-    weight_decay: float = hyper(0.01, "decoupled weight decay, per step and unit of lr")
-    precondition_frequency: int = hyper(10, "steps from one basis to the next", low=1)
-    init_factor: float = hyper(0.1, "what a and b begin as", above=0.0, excluded="would divide by 0")
-    max_clamp_value: int = hyper(4000, "largest 1 / sqrt(a), unless a's length or 10 is", low=1)
-    max_precond_dim: int = hyper(10000, "largest dimension that has a factor", low=1)
-
-    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        # Sides of one entry are none: the author squeezes them away.
-        factored = tuple(1 < size <= group["max_precond_dim"] for size in param.shape)
-        if sum(size != 1 for size in param.shape) < 2 or not any(factored):
-            return _ADAMW
-        return kl_shampoo(factored, group["init_factor"], self.adam)
-
-
-class KLShampoo(_KLOptimizer):
+class KLShampoo(RuleOptimizer):
     """Shampoo whose two factors minimise one Kullback-Leibler divergence, without grafting or a second moment.
 
     With G the gradient of a matrix P of r rows and c columns, at each step but the first:
@@ -175,10 +152,28 @@ class KLShampoo(_KLOptimizer):
         heavyball's takes the diagonal of QL^T L QL for a, at each step, and rescales the factors to equal norms.
     """
 
+    decay = Decay.DECOUPLED_AFTER
+    adam: ClassVar[bool] = False
     names = (Name("klshampoo"),)
+    lr: float = hyper(1e-4, "learning rate")
+    betas: tuple[float, float] = hyper((0.9, 0.98), "decay rates of M, and of L, R, a and b")
+    shampoo_beta: float = hyper(-1.0, "decay rate of L, R, a and b; below 0 it is beta2", low=-1.0, below=1.0)
+    eps: float = hyper(1e-8, "added to the root that M is divided by")
+    weight_decay: float = hyper(0.01, "decoupled weight decay, per step and unit of lr")
+    precondition_frequency: int = hyper(10, "steps from one basis to the next", low=1)
+    init_factor: float = hyper(0.1, "what a and b begin as", above=0.0, excluded="would divide by 0")
+    max_clamp_value: int = hyper(4000, "bound of 1 / sqrt(a), as a's length is one, but never below 10", low=1)
+    max_precond_dim: int = hyper(10000, "largest dimension that has a factor", low=1)
+
+    def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
+        # Sides of one entry are none: the author squeezes them away.
+        factored = tuple(1 < size <= group["max_precond_dim"] for size in param.shape)
+        if sum(size != 1 for size in param.shape) < 2 or not any(factored):
+            return _ADAMW
+        return kl_shampoo(factored, group["init_factor"], self.adam)
 
 
-class KLSOAP(_KLOptimizer):
+class KLSOAP(KLShampoo):
     """SOAP in the eigenbases of KL-Shampoo's factors.
 
     With G' the gradient in these bases (`KLShampoo`, from which all else is):
@@ -203,3 +198,4 @@ class KLSOAP(_KLOptimizer):
 
     adam: ClassVar[bool] = True
     names = (Name("klsoap"),)
+    betas: tuple[float, float] = hyper((0.9, 0.98), "decay rates of M and V")
