@@ -134,6 +134,9 @@ class KLShampoo(RuleOptimizer):
     beta2 where that is negative. Shampoo sums G G^T and G^T G; here each factor is what is left of the gradient's
     covariance when the other is taken out. There is no bias correction.
 
+    The second step is lr M / `init_factor`, and the next ones go by the size of the gradient, too, until a and b have
+    reached theirs: gradients much above 1 want a larger `init_factor`, clipping or a warm-up.
+
     A tensor of more dimensions has a factor for each of them that is longer than 1, and each is estimated through all
     the others. A dimension above `max_precond_dim` has none. Vectors, also those of shape (n, 1), take AdamW's step,
     with weight decay after it.

@@ -441,7 +441,7 @@ def test_newton_schulz_over_coarse_products():
 
 
 # Their bases hold singular vectors of matrices of less than full rank: those of 0 are whatever rounding makes of them.
-BASES = ("conda", "soap", "splus")
+BASES = ("conda", "klshampoo", "klsoap", "soap", "splus")
 
 
 @pytest.mark.parametrize("name", names_by_kind(name for name in NAMES if name not in (*SECOND_ORDER, "lbfgs", *BASES)))

@@ -36,6 +36,11 @@ def through(g: Array, matrices: list[Any]) -> Array:
     return g
 
 
+def back(matrices: list[Any]) -> list[Any]:
+    """The way back from bases."""
+    return [None if q is None else q.T for q in matrices]
+
+
 class SOAP(Transcription):
     """Vyas et al., nikhilvyas/SOAP, soap.py."""
 
@@ -78,12 +83,11 @@ class SOAP(Transcription):
         turned = through(g, s.bases)
         s.m = beta1 * s.m + (1 - beta1) * turned
         s.v = beta2 * s.v + (1 - beta2) * turned**2
-        back = [None if q is None else q.T for q in s.bases]
-        update = through(s.m / (np.sqrt(s.v) + o.eps), back)
+        update = through(s.m / (np.sqrt(s.v) + o.eps), back(s.bases))
         if o.normalize_grads:
             update = update / (1e-30 + math.sqrt(np.mean(update**2)))
         if t % o.precondition_frequency == 0:
-            s.m = through(s.m, back)
+            s.m = through(s.m, back(s.bases))
             for i, (f, q) in enumerate(zip(grams, s.bases, strict=True)):
                 if f is not None:
                     order = np.argsort(-np.diag(q.T @ f @ q))
@@ -110,16 +114,18 @@ class KLShampoo(Transcription):
         s.m = beta1 * s.m + (1 - beta1) * g
         roots = np.ones(g.shape)
         for i, d in enumerate(s.d):
-            roots = np.moveaxis(np.moveaxis(roots, i, -1) * np.sqrt(d), -1, i)
-        return through(through(s.m, s.q) / (roots + self.options.eps), [q.T for q in s.q])
+            if d is not None:
+                roots = np.moveaxis(np.moveaxis(roots, i, -1) * np.sqrt(d), -1, i)
+        return through(through(s.m, s.q) / (roots + self.options.eps), back(s.q))
 
-    def turn(self, s: SimpleNamespace, bases: list[Array]) -> None:
+    def turn(self, s: SimpleNamespace, bases: list[Any]) -> None:
         s.q = bases
 
     def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
         o, whole = self.options, x.shape
         g = g.squeeze()
-        if g.ndim < 2:
+        has = [n <= o.max_precond_dim for n in g.shape]
+        if g.ndim < 2 or not any(has):
             beta1, beta2 = o.betas
             g = g.reshape(whole)
             s.m, s.v = beta1 * s.m + (1 - beta1) * g, beta2 * s.v + (1 - beta2) * g**2
@@ -127,21 +133,23 @@ class KLShampoo(Transcription):
             return x - lr * o.weight_decay * x
         beta = o.shampoo_beta if o.shampoo_beta >= 0 else o.betas[1]
         if s.q is None:
-            s.s = [(1 - beta) * gram(g, i) * n / g.size for i, n in enumerate(g.shape)]
-            s.q = [np.linalg.eigh(each)[1][:, ::-1] for each in s.s]
-            s.d = [np.full(n, o.init_factor) for n in g.shape]
+            s.s = [(1 - beta) * gram(g, i) * n / g.size if has[i] else None for i, n in enumerate(g.shape)]
+            s.q = [None if each is None else np.linalg.eigh(each)[1][:, ::-1] for each in s.s]
+            s.d = [np.full(n, o.init_factor) if has[i] else None for i, n in enumerate(g.shape)]
             return x
         x = x - lr * self.step_of(g, s).reshape(whole)
-        inverse_roots = [q @ np.diag(d**-0.5) @ q.T for q, d in zip(s.q, s.d, strict=True)]
-        d_new = []
+        inverse_roots = [None if q is None else q @ np.diag(d**-0.5) @ q.T for q, d in zip(s.q, s.d, strict=True)]
+        d_new = list(s.d)
         for i, n in enumerate(g.shape):
+            if not has[i]:
+                continue
             new = gram(through(g, [None if j == i else each for j, each in enumerate(inverse_roots)]), i) * n / g.size
             s.s[i] = beta * s.s[i] + (1 - beta) * new
             d = beta * s.d[i] + (1 - beta) * np.diag(s.q[i].T @ new @ s.q[i])
-            d_new.append(1 / np.minimum(1 / np.sqrt(d), max(10, min(n, o.max_clamp_value))) ** 2)
+            d_new[i] = 1 / np.minimum(1 / np.sqrt(d), max(10, min(n, o.max_clamp_value))) ** 2
         s.d = d_new
         if (self.t - 1) % o.precondition_frequency == 0:
-            self.turn(s, [np.linalg.qr(each @ q)[0] for each, q in zip(s.s, s.q, strict=True)])
+            self.turn(s, [None if q is None else np.linalg.qr(each @ q)[0] for each, q in zip(s.s, s.q, strict=True)])
         return x - lr * o.weight_decay * x
 
 
@@ -152,10 +160,10 @@ class KLSOAP(KLShampoo):
         (beta1, beta2), turned = self.options.betas, through(g, s.q)
         s.m = beta1 * s.m + (1 - beta1) * turned
         s.v = beta2 * s.v + (1 - beta2) * turned**2
-        return through(s.m / (np.sqrt(s.v) + self.options.eps), [q.T for q in s.q])
+        return through(s.m / (np.sqrt(s.v) + self.options.eps), back(s.q))
 
-    def turn(self, s: SimpleNamespace, bases: list[Array]) -> None:
-        s.m = through(through(s.m, [q.T for q in s.q]), bases)
+    def turn(self, s: SimpleNamespace, bases: list[Any]) -> None:
+        s.m = through(through(s.m, back(s.q)), bases)
         s.q = bases
 
 
