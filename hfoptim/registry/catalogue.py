@@ -22,6 +22,7 @@ from hfoptim.wrappers import (
     SVRG,
     TRAC,
     WSAM,
+    EMANesterov,
     FriendlySAM,
     GrokFast,
     Lookahead,
@@ -36,7 +37,14 @@ from hfoptim.wrappers import (
 ENTRY_POINTS = "hfoptim.optimizers"
 
 
+# Of two names of which one begins with the other, the longer one first.
 WRAPPERS = (
+    WrapperInfo(
+        "ema_nesterov",
+        EMANesterov,
+        "each step begins ahead of the weights, along an average of the ways they went",
+        "https://arxiv.org/abs/2605.25395",
+    ),
     WrapperInfo(
         "ema",
         EMA,

@@ -2,6 +2,7 @@
 
 from hfoptim.wrappers.combined import CombinedOptimizer
 from hfoptim.wrappers.ema import EMA
+from hfoptim.wrappers.ema_nesterov import EMANesterov
 from hfoptim.wrappers.grokfast import GrokFast
 from hfoptim.wrappers.lookahead import Lookahead
 from hfoptim.wrappers.magma import Magma
@@ -22,6 +23,7 @@ __all__ = [
     "TRAC",
     "WSAM",
     "CombinedOptimizer",
+    "EMANesterov",
     "FriendlySAM",
     "GrokFast",
     "LookSAM",

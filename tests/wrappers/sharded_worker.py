@@ -25,6 +25,7 @@ from hfoptim import (
     SVRG,
     TRAC,
     WSAM,
+    EMANesterov,
     FriendlySAM,
     GrokFast,
     Lookahead,
@@ -153,6 +154,7 @@ def main(folder: Path, rank: int) -> None:
         beside(lambda params, base=base: Lookahead(base(params), k=3), lookahead_step, mesh)  # type: ignore[misc]
         beside(lambda params, base=base: pulling(base, params), lookahead_step, mesh)  # type: ignore[misc]
         averaged_beside(lambda params, base=base: EMA(base(params), decay=0.5), mesh)  # type: ignore[misc]
+        averaged_beside(lambda params, base=base: EMANesterov(base(params), 2.0, 0.8), mesh)  # type: ignore[misc]
         beside(lambda params, base=base: Magma(base(params)), lookahead_step, mesh)  # type: ignore[misc]
         beside(lambda params, base=base: GrokFast(base(params)), lookahead_step, mesh)  # type: ignore[misc]
         for averaging in (ScheduleFree, GPA):

@@ -12,7 +12,7 @@ from harness import assert_same, feed, flattened, parameters, through_disk, valu
 from torch import nn
 
 import hfoptim
-from hfoptim import EMA, GPA, TRAC, GrokFast, Lookahead, Mechanic, ScheduleFree
+from hfoptim import EMA, GPA, TRAC, EMANesterov, GrokFast, Lookahead, Mechanic, ScheduleFree
 from hfoptim.wrappers import around
 
 NAMES = ("vector", "matrix", "conv")
@@ -23,6 +23,7 @@ WRAPPERS = {
     "mechanic": (Mechanic, {"s_init": 0.1}),
     "trac": (TRAC, {"s_init": 0.1}),
     "grokfast": (GrokFast, {}),
+    "ema_nesterov": (EMANesterov, {"lookahead_ema": 0.8, "lookahead_stepsize": 2.0}),
 }
 every_wrapper = pytest.mark.parametrize(("wrapper", "options"), WRAPPERS.values(), ids=WRAPPERS)
 INNER = {
@@ -37,7 +38,7 @@ def run(optimizer, params, steps):
         optimizer.step()
 
 
-MODES = [(name, False) for name in WRAPPERS] + [(name, True) for name in ("schedule_free", "gpa")]
+MODES = [(name, False) for name in WRAPPERS] + [(name, True) for name in ("schedule_free", "gpa", "ema_nesterov")]
 
 
 @pytest.mark.parametrize(("prefix", "evaluating"), MODES)
@@ -143,7 +144,7 @@ def test_a_loss_reaches_the_inner_optimizer(wrapper, options):
         assert_same(values(params), before)
 
 
-@pytest.mark.parametrize(("wrapper", "options"), [WRAPPERS[name] for name in ("schedule_free", "mechanic")])
+@pytest.mark.parametrize("prefix", ["schedule_free", "mechanic", "ema_nesterov"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -151,7 +152,8 @@ def test_a_loss_reaches_the_inner_optimizer(wrapper, options):
         lambda params: hfoptim.Lion(params, lr=0.1, stochastic_rounding=True),
     ],
 )
-def test_what_would_be_lost_in_few_bits_is_refused(wrapper, options, make):
+def test_what_would_be_lost_in_few_bits_is_refused(prefix, make):
+    wrapper, options = WRAPPERS[prefix]
     params = parameters(NAMES, torch.bfloat16)
     optimizer = wrapper(make(list(params.values())), **options)
     feed(params, 1)
@@ -173,6 +175,10 @@ def test_what_would_be_lost_in_few_bits_is_refused(wrapper, options, make):
         (TRAC, {"eps": -1.0}, "trac_eps=-1"),
         (GrokFast, {"alpha": 1.5}, "grokfast_alpha=1.5"),
         (GrokFast, {"lamb": -1.0}, "grokfast_lamb=-1"),
+        (EMANesterov, {"lookahead_stepsize": -1.0}, "ema_nesterov_stepsize=-1"),
+        (EMANesterov, {"lookahead_ema": 1.0}, "ema_nesterov_decay=1"),
+        (EMANesterov, {"use_scheduled_lookahead_stepsize": 1}, "ema_nesterov_scheduled=1"),
+        (EMANesterov, {"rest_step": -1}, "ema_nesterov_rest=-1"),
     ],
 )
 def test_bad_options(wrapper, options, match):
