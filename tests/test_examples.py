@@ -43,7 +43,7 @@ def run(command: str, folder: Path) -> str:
     if "--num_processes 2" in command:
         return run_ranks(script, *arguments, ranks=2, output=folder, timeout=240)[0]
     code, said = run_script(script, *arguments, output=folder / "said.txt", timeout=240)
-    assert code == 0, said[-6000:]
+    assert code == 0, said[-20000:]
     return said
 
 

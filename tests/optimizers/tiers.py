@@ -186,6 +186,9 @@ def few_variants(entry: Entry) -> list[str]:
     return [name for name, new in zip(entry.variants, _new_rules(entry.name), strict=True) if new]
 
 
+# Takes signs in eigenbases of gradients: where these are singular, some are of rounding alone, and other ones where
+# gradients are averages over ranks.
+SIGNS_OF_ROUNDING = frozenset({"splus"})
 # Those that take dense gradients: a sharded parameter has no others.
 DENSE = [entry for entry in ENTRIES if not getattr(entry.cls, "sparse_only", False)]
 

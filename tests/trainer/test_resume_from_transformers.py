@@ -56,7 +56,8 @@ SHARES = {
 }
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
 # Those of theirs that need a package which the tests do without.
-OF_OTHER_PACKAGES = {"ademamix", "lomo", "adalomo", "stable_adamw", "grokadamw"}
+OF_OTHER_PACKAGES = {"ademamix", "lomo", "adalomo", "stable_adamw", "grokadamw", "apollo_adamw"}
+OF_OTHER_PACKAGES |= {"galore_adamw", "galore_adamw_8bit", "galore_adafactor"}
 
 
 class Loaded(TrainerCallback):

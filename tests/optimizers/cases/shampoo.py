@@ -70,6 +70,8 @@ DISTRIBUTED_SHAMPOO = Entry(
                 "precondition_frequency": 2,
                 "max_preconditioner_dim": 12,
                 "weight_decay": 0.1,
+                # Where a gradient has rows of zeros, roots of the default's 1e-12 make rounding large.
+                "epsilon": 1e-4,
             },
             complex=False,
             alone=False,
