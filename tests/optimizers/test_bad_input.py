@@ -309,6 +309,7 @@ def test_every_entry_lists_its_numbers():
         "no_deprecation_warning",
         "model_sharding",
         *("ns_coefficients", "use_muon", "split", "split_dim", "stacked", "ns_dtype", "norm_kwargs"),
+        *("mu_dtype", "precond_dtype"),
         "triton",
         "reduce_func",
         *("lb", "subset_size"),  # any number

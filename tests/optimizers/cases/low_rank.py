@@ -134,7 +134,7 @@ GALORE_ADAMW = Entry(
             layouts=(*_MATRICES, *_REST),
         ),
     ],
-    numbers={**_NUMBERS, "eps": -1e-8, "scale": -1.0},
+    numbers={**_NUMBERS, "eps": -1e-8, "max_lr": -1.0, "scale": -1.0},
     small_steps=_SMALL,
 )
 
@@ -160,7 +160,15 @@ GALORE_ADAFACTOR = Entry(
             layouts=(*_MATRICES, *_REST),
         ),
     ],
-    numbers={**_NUMBERS, "scale": -1.0, "clip_threshold": -1.0},
+    numbers={
+        **_NUMBERS,
+        "scale": -1.0,
+        "clip_threshold": -1.0,
+        "decay_rate": 0.5,
+        "beta1": 1.0,
+        "eps_scale": -1.0,
+        "min_dim_size_to_factor": -1,
+    },
     small_steps={**_SMALL, "relative_step": False},
 )
 
@@ -183,7 +191,7 @@ APOLLO_ADAMW = Entry(
             layouts=(*_MATRICES, *_REST),
         ),
     ],
-    numbers={**_NUMBERS, "eps": -1e-8, "scale": -1.0},
+    numbers={**_NUMBERS, "eps": -1e-8, "max_lr": -1.0, "scale": -1.0},
     small_steps=_SMALL,
 )
 
@@ -199,6 +207,6 @@ FIRA = Entry(
             layouts=(*_MATRICES, *_REST),
         ),
     ],
-    numbers={**_NUMBERS, "eps": -1e-8, "alpha": -1.0},
+    numbers={**_NUMBERS, "eps": -1e-8, "max_lr": -1.0, "alpha": -1.0},
     small_steps=_SMALL,
 )

@@ -50,7 +50,7 @@ SOPHIA_G = Entry(
             EstimatingPeer,
         ),
     ],
-    numbers={"lr": -1e-3, "rho": -0.1, "weight_decay": -0.1, "bs": 0},
+    numbers={"lr": -1e-3, "rho": -0.1, "weight_decay": -0.1, "bs": 0, "update_period": 0},
 )
 
 
