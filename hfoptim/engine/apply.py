@@ -5,9 +5,11 @@ Written once, for tensors and for `TensorList`s, eager and traced.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hfoptim.engine import storage
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan
@@ -26,7 +28,7 @@ def step_in_place(plan: Plan, h: Any, row: TensorSlots, seed: int = 0, start: in
         start: index of the piece's first entry in the parameter, in logical order.
     """
     weight, state = storage.decode(plan, row)
-    new, *new_state = moved(plan, h, row.grad, weight, state)
+    new, *new_state = moved(plan, h, row.grad, weight, state, overwrite=weight is row.param)
     storage.encode(plan, row, new, new_state, seed, start)
 
 
@@ -93,7 +95,7 @@ def on_sphere(param: Any, update: Any, lr: Any, dims: tuple[int, ...] | None) ->
     return new * (radius / new.norm(2, dims, keep).clamp(min=1e-12))
 
 
-def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, ...]:
+def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any, overwrite: bool = False) -> tuple[Any, ...]:
     """(new parameter, *new state) of one tensor, symbol or `TensorList`, all in the compute dtype, before rounding.
 
     Args:
@@ -101,6 +103,7 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
         h: scalars by name.
         grad, param: tensors of one shape, in any floating dtype.
         state: the values of the rule's state, in any floating dtype. A new state of None means: as it was.
+        overwrite: whether the new parameter may be written over `param`, a tensor.
     """
     weight, grad = entering(plan, h, grad, param)
     state = [s.to(plan.dtype) for s in state]
@@ -113,10 +116,34 @@ def moved(plan: Plan, h: Any, grad: Any, param: Any, state: Any) -> tuple[Any, .
         update = cautious(update, grad)
     if plan.sphere is not None:
         return (on_sphere(weight, update, h.hyperball, plan.sphere or None), *new_state)
-    new = weight - update if plan.rule.returns_step_size else add_scaled(weight, update, -h.lr)
-    if plan.decay in DECOUPLED_PLACES:
-        decayed = new if plan.decay is Decay.DECOUPLED_AFTER else weight
+    decays, after = plan.decay in DECOUPLED_PLACES, plan.decay is Decay.DECOUPLED_AFTER
+    # Memory for one more large tensor costs more than the addition: the parameter's is used, and before a decay that
+    # sees the old parameter the update's.
+    overwrite = overwrite and weight is param and not plan.cautious_decay
+    last = weight if overwrite and _free(weight, update, [grad, *state, *new_state]) else None
+    first = update if last is not None and decays and not after else last
+    if not plan.rule.returns_step_size:
+        new = _added(weight, update, -h.lr, first)
+    else:
+        new = weight - update if first is None else torch.sub(weight, update, out=first)
+    if decays:
+        decayed = new if after else weight
         if plan.cautious_decay:
             decayed = torch.where(update * weight >= 0.0, decayed, 0.0)
-        new = add_scaled(new, decayed, -(size * h.weight_decay) if plan.rule.returns_step_size else -h.decay)
+        new = _added(new, decayed, -(size * h.weight_decay) if plan.rule.returns_step_size else -h.decay, last)
     return (new, *new_state)
+
+
+def _added(x: Any, y: Any, factor: Any, out: Tensor | None) -> Any:
+    """`add_scaled`, written to a tensor if there is one."""
+    if out is None or isinstance(factor, Tensor):
+        return add_scaled(x, y, factor)
+    return torch.add(x, y, alpha=factor, out=out)
+
+
+def _free(weight: Tensor, update: Tensor, others: Sequence[Tensor | None]) -> bool:
+    """Whether parameter and update may be overwritten: both of one layout, and no other tensor in their memory."""
+    if update.shape != weight.shape or update.stride() != weight.stride() or update.dtype != weight.dtype:
+        return False
+    mine = {tensor.untyped_storage()._cdata for tensor in (weight, update)}
+    return len(mine) == 2 and mine.isdisjoint(t.untyped_storage()._cdata for t in others if t is not None)

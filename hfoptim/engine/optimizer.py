@@ -29,7 +29,7 @@ from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.distributed.flattened import is_flattened
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
-from hfoptim.engine.rule import Group, Rule, clone
+from hfoptim.engine.rule import Group, Rule, Scope, clone
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState, signed
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
 
@@ -594,11 +594,12 @@ class EngineOptimizer(Optimizer):
 
     def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.
-        compiled = any(backend.compiles for backend in tried)
+        rule = self.rule_for(param, group)
+        # The first ones tried are those for whole matrices.
+        compiled = any(backend.compiles for backend in (tried[:1] if rule.scope is Scope.MATRIX else tried))
         place = self.decay_for(group) if "weight_decay" in group else Decay.NONE
         # A rule that decays by itself reads the number, whatever it is.
         decays = compiled or place is Decay.INSIDE or (place is not Decay.NONE and group["weight_decay"] != 0.0)
-        rule = self.rule_for(param, group)
         clips = group["adaptive_clip"] is not None
         units = unit(rule, param.shape) if clips or group["gradient_centralization"] else ()
         sphere = group["hyperball"] and param.ndim > 1

@@ -19,8 +19,8 @@ from hfoptim.optimizers.shared.low_rank import (
     Projection,
     last_norm,
     limit,
-    norm_of,
     scale_of,
+    scaled_norm,
 )
 
 
@@ -42,13 +42,13 @@ def _finish(by_channel: bool, front: bool, limits: bool) -> Finish:
         projection: Projection, grad: Tensor, low: Tensor, update: Tensor, basis: Sequence[Tensor], *args: Any
     ) -> tuple[Tensor, ...]:
         *last, h = args
-        scale = scale_of(update, low, (projection.dim,) if by_channel else (-2, -1))
+        dims = (projection.dim,) if by_channel else (-2, -1)
+        scale = scale_of(update, low, dims)
         if not limits:
             return (grad * (scale * h.scale),)
-        scaled = grad * scale
-        norm = norm_of(scaled, (-2, -1))
+        norm = scaled_norm(grad, scale, dims)
         factor, norm = limit(norm * h.scale if front else norm, *last)
-        return scaled * (factor * h.scale), norm
+        return grad * (scale * factor * h.scale), norm
 
     states: Callable[[], Mapping[str, State]] = (lambda: {"scaled_grad": last_norm}) if limits else dict
     return Finish(apollo_adamw, states, _scale)

@@ -17,8 +17,8 @@ from hfoptim.optimizers.shared.low_rank import (
     Projection,
     last_norm,
     limit,
-    norm_of,
     scale_of,
+    scaled_norm,
 )
 
 
@@ -36,10 +36,12 @@ def fira(
     h: Any,
 ) -> tuple[Tensor, Tensor]:
     """The update in the subspace, projected back, and what the subspace leaves out of the gradient, scaled alike."""
-    rest = grad - projection.up(low * h.alpha, basis)
-    rest = rest * scale_of(update, low, (projection.dim,))
-    factor, norm = limit(norm_of(rest, (-2, -1)), last)
-    return projection.up(update * h.alpha, basis) + rest * factor, norm
+    dims = (projection.dim,)
+    scale = scale_of(update, low, dims)
+    # Memory for a large matrix costs more than the arithmetic: the products' is used.
+    rest = projection.up(low * -h.alpha, basis).add_(grad)
+    factor, norm = limit(scaled_norm(rest, scale, dims), last)
+    return projection.up(update * h.alpha, basis).addcmul_(rest, scale * factor), norm
 
 
 _FIRA = Finish(fira, lambda: {"scaling_grad": last_norm}, _alpha)

@@ -184,9 +184,10 @@ def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, g
         if grafting and not h.started:
             return (graft, *factors, *new, *kept)
         current = new if h.refresh else roots
-        made = [along(part, current[sides * i : sides * (i + 1)]) for i, part in enumerate(blocks.cut(direction))]
+        parts = parts if direction is grad else blocks.cut(direction)
+        made = [along(part, current[sides * i : sides * (i + 1)]) for i, part in enumerate(parts)]
         if grafting:
-            sizes = zip(made, blocks.cut(graft), strict=True)
+            sizes = zip(made, parts if graft is direction else blocks.cut(graft), strict=True)
             made = [each * (norm(sized) / (norm(each) + 1e-16)) for each, sized in sizes]
         return (blocks.join(made, param), *factors, *new, *kept)
 

@@ -74,7 +74,8 @@ def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
             mean = along(mean, back)
             for i, (factor, side) in enumerate(zip(factors, places, strict=True)):
                 new[i], order = iterated(factor, bases[i])
-                second = second.take_along_dim(along_side(order, side), side - count)
+                order = along_side(order, side)
+                second = second.gather(side - count, order.expand(second.shape))
             mean = along(mean, at_sides(new, factored))
         return *(folding.unfold(each, param) for each in (update, mean, second)), *factors, *new
 

@@ -52,6 +52,8 @@ class MatrixKernels(Matrix):
         other: that of rules which cannot be traced.
     """
 
+    compiles = True
+
     def __init__(self, kernels: Backend, other: Matrix) -> None:
         self.kernels, self.other, self.arithmetic = kernels, other, kernels.arithmetic
 
@@ -73,7 +75,8 @@ def _together(stack: Bucket, h: Any, seeds: list[int]) -> None:
     rows = stack.rows
     weights, states = zip(*(storage.decode(plan, row) for row in rows), strict=True)
     columns = [torch.stack(column) for column in zip(*states, strict=True)]
-    new, *new_states = moved(plan, h, torch.stack([row.grad for row in rows]), torch.stack(weights), columns)
+    grads, stacked = torch.stack([row.grad for row in rows]), torch.stack(weights)
+    new, *new_states = moved(plan, h, grads, stacked, columns, overwrite=True)
     for i, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
         storage.encode(plan, row, new[i], [None if state is None else state[i] for state in new_states], seed, 0)
 

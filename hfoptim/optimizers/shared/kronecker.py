@@ -225,7 +225,7 @@ def iterated(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """
     moved = _moved(matrix, basis)
     order = (basis * moved).sum(-2).argsort(dim=-1, descending=True)
-    return torch.linalg.qr(moved.take_along_dim(order.unsqueeze(-2), -1)).Q, order
+    return torch.linalg.qr(moved.gather(-1, order.unsqueeze(-2).expand(moved.shape))).Q, order
 
 
 def iterated_in_place(matrix: Tensor, basis: Tensor) -> Tensor:

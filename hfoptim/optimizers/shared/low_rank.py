@@ -212,8 +212,15 @@ def scale_of(update: Tensor, low: Tensor, dims: tuple[int, ...]) -> Tensor:
     return norm_of(update, dims) / (norm_of(low, dims) + _TINY)
 
 
+def scaled_norm(x: Tensor, scale: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The norm of `x * scale`, for scales that are equal along these dimensions; in one pass over x."""
+    return norm_of(norm_of(x, dims) * scale, (-2, -1))
+
+
 def norm_of(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Norms over dimensions, which are kept with size 1."""
+    if dims == (-2,):  # a CPU takes ten times as long for the norm
+        return (x * x).sum(-2, keepdim=True).sqrt()
     norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
     return norm
 
