@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfoptim.engine import (
@@ -161,7 +162,8 @@ def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, g
     divided = _GRAFTED[grafting] is not None if grafting else False
 
     def norm(x: Tensor) -> Tensor:
-        return x.square().sum(over, keepdim=True).sqrt()
+        found: Tensor = torch.linalg.vector_norm(x, dim=over, keepdim=True)
+        return found
 
     def fn(grad: Tensor, param: Tensor, *args: Any) -> tuple[Any, ...]:
         *state, h = args
