@@ -78,6 +78,7 @@ def read(results: Path, name: str):
     return result
 
 
+@pytest.mark.slow
 def test_step_time_has_ours_its_peers_and_the_base_of_every_family(results):
     families = read(results, "step_time")["dtypes"]["float32"]
     assert list(families) == ["lion", "lars", "muon"]
@@ -93,6 +94,7 @@ def test_step_time_has_ours_its_peers_and_the_base_of_every_family(results):
     assert lion["timm Lion"]["ahead"] is (lion["hfoptim lion"]["median_ms"] < lion["timm Lion"]["median_ms"])
 
 
+@pytest.mark.slow
 def test_step_time_has_adapters_and_small_models(results):
     rows = read(results, "step_time")["adapters"]["rows"]
     assert {(row["model"], row["optimizer"]) for row in rows} >= {
@@ -106,6 +108,7 @@ def test_step_time_has_adapters_and_small_models(results):
     assert {row["model"]: row["numel"] for row in rows}["448 adapter matrices"] == 4 * 8 * 4096
 
 
+@pytest.mark.slow
 def test_step_time_sets_limits_by_bytes_and_scope(results):
     families = read(results, "step_time")["dtypes"]["float32"]
     rows = {name: {row["candidate"]: row for row in family["rows"]} for name, family in families.items()}
@@ -121,6 +124,7 @@ def test_step_time_sets_limits_by_bytes_and_scope(results):
     assert (coded["limit"], coded["kept"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_floors_are_bytes_at_the_rate_of_memory(results):
     rows = {row["optimizer"]: row for row in read(results, "floors")["rows"]}
     assert {name: row.get("bytes_moved") for name, row in rows.items()} == {
@@ -182,6 +186,7 @@ def test_peers_are_found_by_name(module):
     assert labels["adan"]["optimi Adan"].form == "full"
 
 
+@pytest.mark.slow
 def test_memory_counts_state_and_the_peak_of_a_step(results):
     (row,) = read(results, "memory")["rows"]
     assert (row["candidate"], row["runner"]) == ("hfoptim sgd", "compiled")
@@ -219,6 +224,7 @@ def test_peak_of_a_call_is_what_it_allocates_in_between(module, tmp_path):
     assert 2**25 <= int(out) < 1.3 * 2**25
 
 
+@pytest.mark.slow
 def test_quality_compares_runs_and_errors(results):
     result = read(results, "quality")
     rows = {row["variant"]: row for row in result["summary"]}
@@ -238,6 +244,7 @@ def test_quality_compares_runs_and_errors(results):
             assert codes[name, "bitsandbytes 8bit"]["states"].keys() == eight["states"].keys()
 
 
+@pytest.mark.slow
 def test_scaling_times_models_tensors_and_first_steps(results):
     result = read(results, "scaling")
     small, large = result["sizes"]
@@ -322,6 +329,7 @@ def test_gpu_runs_all_parts_dry(tmp_path, module):
     assert "in Triton's interpreter" in module("report").gpu_tables(result)["gpu"]
 
 
+@pytest.mark.slow
 def test_report_fills_the_document_and_draws(results, module, tmp_path):
     pytest.importorskip("matplotlib")
     document = tmp_path / "performance.md"
