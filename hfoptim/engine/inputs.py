@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine.distributed.dtensor import is_dtensor
 from hfoptim.engine.precision import precise
+from hfoptim.engine.storage import exact_dtype
 
 
 class Due(NamedTuple):
@@ -80,7 +81,7 @@ class Curvature:
         else:
             found = []
             for _, param, _ in due:
-                none = torch.zeros_like(param, dtype=torch.promote_types(param.dtype, torch.float32))
+                none = torch.zeros_like(param, dtype=exact_dtype(param.dtype))
                 found.append(mean_over_ranks(sums.get(param, none)))
         for (_, param, _), value in zip(due, self.finish(due, found) if self.finish else found, strict=True):
             states[param].setdefault(self.state, value).copy_(value)

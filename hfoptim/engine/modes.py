@@ -11,6 +11,19 @@ def has_two(optimizer: Any) -> bool:
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
 
+def with_two(optimizer: Any) -> Any | None:
+    """An optimizer with two modes of its own, this one or inside of it; None if there is none."""
+    while optimizer is not None:
+        # Several as one always have the methods, and two modes where one of them has.
+        members = getattr(optimizer, "optimizers", None)
+        if members:
+            return next((found for found in map(with_two, members) if found is not None), None)
+        if has_two(optimizer):
+            return optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
 def check_training(owner: str, groups: Sequence[dict[str, Any]]) -> None:
     """Raise a RuntimeError if the parameters of a group hold what is for evaluation."""
     if not all(group["train_mode"] for group in groups):

@@ -29,6 +29,7 @@ from hfoptim.registry.lookup import (
     canonical_name,
     complete_groups,
     dummy,
+    finds_matrices,
     get_optimizer_info,
     option_names,
     resolve_options,
@@ -150,7 +151,7 @@ def create_optimizer_v2(
         params = decay_groups(model, weight_decay, (), filter_bias_and_bn)
     else:
         params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    if info.hidden_matrices and options.get("use_muon") is None:
+    if finds_matrices(opt, options):
         grouped = all(isinstance(entry, dict) for entry in params)
         params = split_hidden_matrices(model, params if grouped else [{"params": params}], fallback)
     return create(params, **options)

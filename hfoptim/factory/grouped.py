@@ -16,6 +16,7 @@ from hfoptim.registry.lookup import (
     complete_groups,
     dummy,
     engine_class_of,
+    finds_matrices,
     get_optimizer_info,
     group_defaults,
 )
@@ -176,7 +177,7 @@ def group_params(
     if not divided[main]:
         raise ValueError(f"param_options leaves no parameter for {main}; choose another one for the rest")
     for name, groups in divided.items():
-        if get_optimizer_info(name).hidden_matrices and chosen[name].get("use_muon") is None:
+        if finds_matrices(name, chosen[name]):
             divided[name] = split_hidden_matrices(model, groups, fallback)
         divided[name] = complete_groups(name, divided[name], chosen[name])
     return {name: groups for name, groups in divided.items() if groups}

@@ -14,7 +14,7 @@ from hfoptim.engine import MATRIX, Group, MatrixFunction, Name, Rule, Scalars, S
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of
-from hfoptim.optimizers.shared.spectral import direction, over_matrix
+from hfoptim.optimizers.shared.spectral import direction, norm_of_matrix
 
 # The least norm that Newton-Schulz divides by.
 _LEAST_NORM = 1e-7
@@ -53,7 +53,7 @@ def adago(form: Form, iteration: NewtonSchulz, nesterov: bool, v: float) -> Rule
 
     def fn(grad: Any, param: Any, momentum_buffer: Any, v: Any, h: Any) -> tuple[Any, Any, Any]:
         update, momentum_buffer = direction(grad, momentum_buffer, h, nesterov)
-        norm = over_matrix(grad * grad, "sum").sqrt()
+        norm = norm_of_matrix(grad)
         norm = torch.where(norm > h.gamma, h.gamma, norm)
         v = v + norm * norm
         size = norm * h.rate / v.sqrt()

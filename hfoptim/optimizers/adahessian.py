@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Curvature, Due, Group, Name, RuleOptimizer, Scalars, hyper
+from hfoptim.engine import Curvature, Due, Group, Name, RuleOptimizer, Scalars, hyper, storage
 from hfoptim.engine.rule import ELEMENT, State, bias_correction, ema, nonnegative, rule, zeros
 from hfoptim.optimizers.shared import hutchinson
 from hfoptim.optimizers.shared.moments import moment_rates
@@ -103,5 +103,5 @@ class Adahessian(RuleOptimizer):
                     f"the state_dict has no Hessian, and with update_each={group['update_each']} none is estimated at "
                     f"step {int(state['step']) + 1}; load one of a step that is a multiple of update_each"
                 )
-            state["hessian"] = torch.zeros_like(param, dtype=hutchinson.exact(param))
+            state["hessian"] = torch.zeros_like(param, dtype=storage.exact_dtype(param.dtype))
         return state

@@ -10,16 +10,8 @@ from torch import Tensor
 
 from hfoptim.engine import ELEMENT, MATRIX, Decay, Group, Name, Rule, RuleOptimizer, Scalars, State, ema, hyper, zeros
 from hfoptim.optimizers.shared.kronecker import along
+from hfoptim.optimizers.shared.low_rank import SIDES, side_of
 from hfoptim.optimizers.shared.moments import adam_state, folded, moments_step, normed
-
-# Which sides have a basis, left and right, of a matrix that is not wider than high, and of others.
-_SIDES = {
-    "std": ((False, True), (True, False)),
-    "reverse_std": ((True, False), (False, True)),
-    "right": ((False, True), (False, True)),
-    "left": ((True, False), (True, False)),
-    "full": ((True, True), (True, True)),
-}
 
 
 def _per_step(t: int, group: Group) -> Scalars:
@@ -105,11 +97,11 @@ class Conda(RuleOptimizer):
     weight_decay: float = hyper(0.0, "decoupled weight decay, per step and unit of lr")
     update_proj_gap: int = hyper(2000, "steps from one basis to the next", low=1)
     scale: float = hyper(1.0, "factor of U")
-    projection_type: str = hyper("std", "which sides have a basis", choices=tuple(_SIDES))
+    projection_type: str = hyper("std", "which sides have a basis", choices=SIDES)
     eps: float = hyper(1e-8, "added to the root of V")
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
         if param.ndim != 2:
             return _OTHERS
-        rows, columns = param.shape
-        return conda(_SIDES[group["projection_type"]][rows < columns], min(rows, columns))
+        side = side_of(group["projection_type"], param.shape)
+        return conda((side != "right", side != "left"), min(param.shape))

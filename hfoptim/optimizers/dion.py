@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hfoptim.engine import MATRIX, Group, Name, Rule, Scalars, State, hyper, zeros
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
-from hfoptim.optimizers.shared.spectral import LR_SCALES
+from hfoptim.optimizers.shared.spectral import LR_SCALES, by_shape
 
 
 def _rates(t: int, group: Group) -> Scalars:
@@ -23,9 +23,7 @@ def _rates(t: int, group: Group) -> Scalars:
 def _spans(form: Form, shape: torch.Size, rank_fraction: float, multiple: int) -> Iterator[tuple[int, int, int]]:
     """Of every part of a matrix: where its rows in Q begin, how many these are, and its rank."""
     start = 0
-    for part in form.parts or (0,):
-        sides = [*shape[-2:]]
-        sides[form.dim] = part * form.repeats or sides[form.dim]
+    for sides in form.sides(*shape[-2:]):
         shorter = min(sides)
         yield start, shorter, min(shorter, multiple * math.ceil(rank_fraction * shorter / multiple))
         start += shorter
@@ -73,12 +71,12 @@ def dion(form: Form, scale: str, rank_fraction: float, multiple: int, power_iter
         momentum, new_basis = momentum + grad, torch.zeros_like(basis)
         spans = _spans(form, momentum.shape, rank_fraction, multiple)
         steps, taken = [], []
-        for matrix, (start, size, rank) in zip(form.cut(momentum) if form.parts else [momentum], spans, strict=True):
+        for matrix, (start, size, rank) in zip(form.cut(momentum), spans, strict=True):
             step, along, unit = low_rank(matrix, basis[..., start : start + size, :rank], h.eps)
             new_basis[..., start : start + size, :rank] = unit
-            steps.append(step * LR_SCALES[scale](*matrix.shape[-2:]))
+            steps.append(by_shape(step, scale))
             taken.append(along)
-        update, along = (form.joined(parts) if form.parts else parts[0] for parts in (steps, taken))
+        update, along = map(form.joined, (steps, taken))
         return update, momentum - along * h.forgotten, new_basis
 
     fn.__name__ = "dion"

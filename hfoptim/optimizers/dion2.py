@@ -15,7 +15,7 @@ from hfoptim.engine import MATRIX, Group, MatrixFunction, Name, Rule, Scalars, e
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of
-from hfoptim.optimizers.shared.spectral import LR_SCALES, over_matrix
+from hfoptim.optimizers.shared.spectral import LR_SCALES, by_shape, norm_of_matrix
 
 # Added to the roots of NorDion2's means, and the least norm of its updates.
 _TINY = 1e-8
@@ -62,7 +62,7 @@ def dion2(form: Form, iteration: NewtonSchulz, scale: str, fraction: float, norm
 
     @MatrixFunction
     def sized(stacks: Sequence[Tensor]) -> list[Tensor]:
-        return form.all(lambda parts: [part * LR_SCALES[scale](*part.shape[-2:]) for part in parts], stacks)
+        return form.all(lambda parts: [by_shape(part, scale) for part in parts], stacks)
 
     def fn(grad: Any, param: Any, momentum: Any, *args: Any) -> tuple[Any, ...]:
         *second, h = args
@@ -74,7 +74,7 @@ def dion2(form: Form, iteration: NewtonSchulz, scale: str, fraction: float, norm
             return sized(update), momentum
         rows = ema(second[0], (update * update).mean(dim=-1, keepdim=True), h.alpha2)
         even = update / (rows.sqrt() + _TINY)
-        size, whole = over_matrix(even * even, "sum").sqrt(), over_matrix(update * update, "sum").sqrt()
+        size, whole = norm_of_matrix(even), norm_of_matrix(update)
         rows = torch.where(update.abs().sum(dim=-1, keepdim=True) > 0.0, rows, second[0])
         return sized(even * (whole / torch.where(size < _TINY, _TINY, size))), momentum, rows
 

@@ -24,7 +24,15 @@ from hfoptim.engine import (
     nonnegative,
     zeros,
 )
-from hfoptim.optimizers.shared.kronecker import Folding, add_gram, along, at_sides, eigenvectors, iterated_in_place
+from hfoptim.optimizers.shared.kronecker import (
+    Folding,
+    add_gram,
+    along,
+    at_sides,
+    eigenvectors,
+    factor_rates,
+    iterated_in_place,
+)
 from hfoptim.optimizers.shared.moments import adam_state, corrected, moment_rates, moments_step, normed
 
 
@@ -37,15 +45,11 @@ _ADAMW = Rule(moments_step, ELEMENT, adam_state(amsgrad=False), _adamw_rates)
 
 
 def _rates(t: int, group: Group) -> Scalars:
-    beta = group["betas"][1] if group["shampoo_beta"] < 0.0 else group["shampoo_beta"]
     return {
         **moment_rates(t, group),
+        **factor_rates(t, group),
         "eps": group["eps"],
-        "keep": beta,
-        "alpha": 1.0 - beta,
         "largest": group["max_clamp_value"],
-        "first": t == 1,
-        "refresh": (t - 1) % group["precondition_frequency"] == 0,
         # The first step makes the factors, and moves nothing.
         "decay": float(group["lr"]) * group["weight_decay"] if t > 1 else 0.0,
     }

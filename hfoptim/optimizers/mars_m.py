@@ -11,6 +11,7 @@ from hfoptim.optimizers.muon import muon
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz
+from hfoptim.optimizers.shared.spectral import norm_of_matrix
 
 
 def _correction(group: Group) -> Scalars:
@@ -27,8 +28,7 @@ def corrected(inner: Rule) -> Rule:
 
     def fn(grad: Any, param: Any, last_grad: Any, *args: Any) -> tuple[Any, ...]:
         reduced = grad + (grad - last_grad) * args[-1].correction
-        norm = (reduced * reduced).sum(dim=-1, keepdim=True).sum(dim=-2, keepdim=True).sqrt()
-        update, *state = inner.fn(reduced / norm.clamp(min=1.0), param, *args)
+        update, *state = inner.fn(reduced / norm_of_matrix(reduced).clamp(min=1.0), param, *args)
         return update, grad, *state
 
     fn.__name__ = "mars_m"

@@ -29,7 +29,7 @@ from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of
 from hfoptim.optimizers.shared.peer_flags import any_value
-from hfoptim.optimizers.shared.spectral import LR_SCALES, direction, momentum_rates, over_matrix
+from hfoptim.optimizers.shared.spectral import LR_SCALES, by_shape, direction, momentum_rates, over_matrix
 
 
 def _adaptive_rates(t: int, group: Group) -> Scalars:
@@ -68,7 +68,7 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, algo: 
         if adaptive and scale == "match_rms_adamw":
             size: Tensor = part.norm(dim=(-2, -1), keepdim=True) + eps
             return part * (0.2 * math.sqrt(part.shape[-2] * part.shape[-1]) / size)
-        return part * LR_SCALES[scale](*part.shape[-2:])
+        return by_shape(part, scale)
 
     @MatrixFunction
     def orthogonal(stacks: Sequence[Tensor], eps: Any) -> list[Tensor]:

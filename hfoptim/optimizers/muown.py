@@ -28,7 +28,7 @@ from hfoptim.engine import (
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import Form, MatrixOptimizer
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of
-from hfoptim.optimizers.shared.spectral import LR_SCALES
+from hfoptim.optimizers.shared.spectral import LR_SCALES, by_shape
 
 # The least norm that Newton-Schulz divides by, and the least length of a row at first.
 _LEAST_NORM, _LEAST_ROW = 1e-15, 1e-12
@@ -77,7 +77,7 @@ def muown(form: Form, iteration: NewtonSchulz, scale: str) -> Rule:
     @MatrixFunction
     def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
         def sized(parts: Sequence[Tensor]) -> list[Tensor]:
-            return [part * LR_SCALES[scale](*part.shape[-2:]) for part in iteration.each(parts, _LEAST_NORM)]
+            return [by_shape(part, scale) for part in iteration.each(parts, _LEAST_NORM)]
 
         return form.all(sized, stacks)
 

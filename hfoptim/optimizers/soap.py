@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import ELEMENT, MATRIX, TENSOR, Decay, Group, Name, Rule, RuleOptimizer, Scalars, hyper, rms
-from hfoptim.optimizers.shared.kronecker import Folding, add_gram, along, at_sides, eigenvectors, iterated
+from hfoptim.optimizers.shared.kronecker import Folding, add_gram, along, at_sides, eigenvectors, factor_rates, iterated
 from hfoptim.optimizers.shared.moments import adam_state, folded, moments, moments_step, normed
 
 # What the root mean square of an update is kept above by `normalize_grads`.
@@ -23,9 +23,7 @@ def _rates(t: int, group: Group) -> Scalars:
 
 
 def _matrix_rates(t: int, group: Group) -> Scalars:
-    beta = group["betas"][1] if group["shampoo_beta"] < 0.0 else group["shampoo_beta"]
-    refresh = (t - 1) % group["precondition_frequency"] == 0
-    return {**_rates(t, group), "first": t == 1, "refresh": refresh, "keep": beta, "alpha": 1.0 - beta}
+    return {**_rates(t, group), **factor_rates(t, group)}
 
 
 @cache

@@ -69,6 +69,14 @@ def get_optimizer_info(name: str) -> OptimInfo:
     return _wrapped(prefix, known_optimizers().get(name.removeprefix(f"{prefix}_")))
 
 
+def finds_matrices(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether an optimizer is to be told which parameters of a model are matrices inside the network.
+
+    Not where its option `use_muon` says for all of them which they are.
+    """
+    return get_optimizer_info(name).hidden_matrices and options.get("use_muon") is None
+
+
 @functools.cache
 def _wrapped(prefix: str, info: OptimInfo) -> OptimInfo:
     """The entry of an optimizer with another one around it."""

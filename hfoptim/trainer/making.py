@@ -54,11 +54,8 @@ def class_and_kwargs(
         return cls, kwargs
     if model is not None and cls is LBFGS:
         return cls, {**kwargs, "params": [param for param in model.parameters() if param.requires_grad]}
-    info = registry.get_optimizer_info(resolved.choice.name)
-    # Where one says for all parameters which they are, the model is not asked.
-    hidden = info.hidden_matrices and kwargs.get("use_muon") is None
     decayed = set(private.decay_parameter_names(named, trainer))
-    divide = _dividing(named, args) if hidden else None
+    divide = _dividing(named, args) if registry.finds_matrices(resolved.choice.name, kwargs) else None
     places = Places(named, decayed, divide, trainer)
     if model is not None and has_decay:
         trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]

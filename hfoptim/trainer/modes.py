@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from hfoptim.engine import RuleOptimizer, modes, unwrap_all
 from hfoptim.trainer import private
-from hfoptim.wrappers import CombinedOptimizer, Wrapper
+from hfoptim.wrappers import Wrapper
 
 
 class EvaluationWeights(TrainerCallback):
@@ -63,11 +63,9 @@ def attend(trainer: Any, optimizer: Any) -> None:
 def two_modes(optimizer: Any) -> Any | None:
     """The optimizer with `train()` and `eval()` inside wrappers, None if there is none."""
     while optimizer is not None:
-        if isinstance(optimizer, CombinedOptimizer) and not any(map(two_modes, optimizer.optimizers)):
-            return None
-        # Accelerate's wrapper always has both.
+        # Accelerate's wrapper always has both, and so have several as one.
         if not isinstance(optimizer, private.AcceleratedOptimizer) and modes.has_two(optimizer):
-            return optimizer
+            return optimizer if modes.with_two(optimizer) is not None else None
         optimizer = getattr(optimizer, "optimizer", None)
     return None
 

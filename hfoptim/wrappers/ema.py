@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hfoptim.engine import storage
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import choice, flag, integer, number
 from hfoptim.engine.distributed.dtensor import local
@@ -134,13 +133,11 @@ class EMA(TwoModes):
         for param in group["params"]:
             if param not in averages and not param.requires_grad:
                 continue
-            exact = self.exact(param)
             if param in averages:
                 olds.append(local(averages[param]))
-                news.append(exact)
+                news.append(self.exact(param))
             else:
-                averages[param] = torch.empty_like(param.detach(), dtype=storage.exact_dtype(param.dtype))
-                local(averages[param]).copy_(exact)
+                averages[param] = self.exact_copy(param)
         if olds:
             torch._foreach_lerp_(olds, news, weight)
 

@@ -14,7 +14,6 @@ from hfoptim.engine import unwrap_all
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import flag, integer, number
 from hfoptim.engine.distributed.dtensor import local
-from hfoptim.engine.storage import exact_dtype
 from hfoptim.wrappers.two_modes import TwoModes
 
 WEIGHTS, WAY = "ema_nesterov_weights", "ema_nesterov_average"
@@ -133,8 +132,7 @@ class EMANesterov(TwoModes):
             for param in group["params"]:
                 if param.requires_grad and param not in self.kept[WEIGHTS]:
                     self.refuse_lossy(param, group)
-                    weights = torch.empty_like(param.detach(), dtype=exact_dtype(param.dtype))
-                    local(weights).copy_(self.exact(param))
+                    weights = self.exact_copy(param)
                     self.kept[WEIGHTS][param], self.kept[WAY][param] = weights, torch.zeros_like(weights)
 
     @_disable_dynamo  # its numbers change from step to step, and would compile anew

@@ -60,15 +60,12 @@ class GSAM(SAM):
         super().check_group(group)
         group["gsam_alpha"] = number("gsam_alpha", group["gsam_alpha"], high=1.0, high_open=False)
 
-    def at_weights(self) -> None:
-        self.keep_gradients(FIRST)
-
     def before_base_step(self) -> None:
         first, gradients = self.kept[FIRST], self.gradients()
         sums = self.sums(
             product=lambda p, _: _product(p.grad, first.get(p)),
             new=lambda p, _: square(p.grad),
-            old=lambda p, _: square(first[p]) if p in first else torch.zeros_like(square(p.grad)),
+            old=lambda p, _: _square(first.get(p), p),
         )
         new, old = sums["new"].sqrt(), sums["old"].sqrt()
         along = sums["product"] / (new * old + TINY) * old / (new + TINY)
@@ -128,9 +125,6 @@ class WSAM(SAM):
         super().check_group(group)
         group["wsam_gamma"] = number("wsam_gamma", group["wsam_gamma"], high=1.0)
         flag("wsam_decouple", group["wsam_decouple"])
-
-    def at_weights(self) -> None:
-        self.keep_gradients(FIRST)
 
     def before_base_step(self) -> None:
         for group in self.param_groups:
@@ -212,15 +206,12 @@ class LookSAM(SAM):
         group = self.param_groups[0]
         return int(group["looksam_step"]) % int(group["looksam_k"]) == 0
 
-    def at_weights(self) -> None:
-        self.keep_gradients(FIRST)
-
     def before_base_step(self) -> None:
         first, kept, gradients = self.kept[FIRST], self.kept["sharpness"], self.gradients()
         if self.second_is_due:
             sums = self.sums(
                 product=lambda p, _: _product(p.grad, first.get(p)),
-                old=lambda p, _: square(first[p]) if p in first else torch.zeros_like(square(p.grad)),
+                old=lambda p, _: _square(first.get(p), p),
             )
             along = sums["product"] / (sums["old"] + TINY)
             for param, grad in gradients.items():
@@ -231,7 +222,7 @@ class LookSAM(SAM):
             return
         sums = self.sums(
             new=lambda p, _: square(p.grad),
-            kept=lambda p, _: square(kept[p]) if p in kept else torch.zeros_like(square(p.grad)),
+            kept=lambda p, _: _square(kept.get(p), p),
         )
         scale = sums["new"].sqrt() / (sums["kept"].sqrt() + 1e-8)
         for group in self.param_groups:
@@ -314,6 +305,11 @@ class FriendlySAM(SAM):
     def after_base_step(self) -> None:
         for group in self.param_groups:
             group["friendlysam_step"] += 1
+
+
+def _square(tensor: Tensor | None, param: Tensor) -> Tensor:
+    """`square` of a tensor that a parameter has; 0 where it has none."""
+    return torch.zeros_like(square(param.grad)) if tensor is None else square(tensor)
 
 
 def _product(one: Any, other: Tensor | None) -> Tensor:

@@ -95,8 +95,7 @@ class PrimalAveraging(TwoModes):
             for param, y in zip(params, ys, strict=True):
                 self.refuse_lossy(param, group)
                 if param not in kept:
-                    kept[param] = torch.empty_like(param.detach(), dtype=y.dtype)
-                    local(kept[param]).copy_(y)
+                    kept[param] = self.exact_copy(param)
                 z, pull = local(kept[param]), self.pull(group)
                 self.write(param, z.add(y, alpha=-pull) if pull else z)
             trained.append((params, ys))

@@ -137,9 +137,6 @@ class SVRG(TwoPoints):
             )
         return any(self.alpha(group) != 0.0 for group in self.param_groups)
 
-    def at_weights(self) -> None:
-        self.keep_gradients(FIRST)
-
     def move(self) -> None:
         for param, snapshot in self.kept[SNAPSHOT].items():
             self.keep_weight(param)

@@ -118,8 +118,7 @@ class Tuned(Wrapper):
                 self.refuse_lossy(param, group)
                 weight = before[param] = self.exact(param).clone()
                 if param not in kept:
-                    kept[param] = torch.empty_like(param.detach(), dtype=weight.dtype)
-                    local(kept[param]).copy_(weight)
+                    kept[param] = self.exact_copy(param)
                 grad = local(aligned(param.grad.detach(), param)).to(weight.dtype)
                 grad = -grad if group.get("maximize") else grad
                 add_sums(sums.setdefault(groups_of(param), {}), _products(weight - local(kept[param]), grad, weight))

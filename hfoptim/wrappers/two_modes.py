@@ -34,7 +34,7 @@ class TwoModes(Wrapper):
         raise NotImplementedError
 
     def check_inner(self, optimizer: Optimizer) -> None:
-        found = _with_two(optimizer)
+        found = modes.with_two(optimizer)
         if found is not None:
             raise ValueError(
                 f"{type(found).__name__} has an evaluation mode and weights for it of its own, which "
@@ -72,16 +72,3 @@ class TwoModes(Wrapper):
         """The parameters, with their groups, of the groups whose mode changes, which is then changed."""
         self.complete_groups()
         return [(param, group) for group in modes.switched(self.param_groups, to_train) for param in group["params"]]
-
-
-def _with_two(optimizer: Any) -> Any | None:
-    """An optimizer with two modes of its own, this one or inside of it."""
-    while optimizer is not None:
-        # Several as one always have the methods, and two modes where one of them has.
-        members = getattr(optimizer, "optimizers", None)
-        if members:
-            return next((found for found in map(_with_two, members) if found is not None), None)
-        if modes.has_two(optimizer):
-            return optimizer
-        optimizer = getattr(optimizer, "optimizer", None)
-    return None

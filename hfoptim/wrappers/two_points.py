@@ -26,8 +26,8 @@ USED = "_hfoptim_used"
 class TwoPoints(Wrapper):
     """A wrapper whose step takes a second gradient of the same batch at another point, and goes back before it steps.
 
-    A subclass says in `move` where that point is, in `at_weights` what it keeps of the first gradients, and in
-    `before_base_step` what becomes of the second. It has `TwoPoints.keeps` among its own.
+    A subclass says in `move` where that point is, and in `before_base_step` what becomes of the second gradients. It
+    has `TwoPoints.keeps` among its own, and `FIRST` where it needs the first ones then.
     """
 
     keeps: ClassVar[Mapping[str, bool]] = {OLD: True}
@@ -49,7 +49,9 @@ class TwoPoints(Wrapper):
         return True
 
     def at_weights(self) -> None:
-        """Do what is to be done with the first gradients."""
+        """Do what is to be done with the first gradients: unless overridden, keep them where `between` has `FIRST`."""
+        if FIRST in self.between:
+            self.keep_gradients(FIRST)
 
     def move(self) -> None:
         """Go to the other point; `keep_weight` keeps what `second_step` goes back to."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
@@ -151,6 +152,13 @@ class Wrapper(Optimizer):
         It shares the parameter's memory where that is its dtype.
         """
         return storage.exact_weight(dtensor.local(param.detach()), self.residual_of(param))
+
+    def exact_copy(self, param: Tensor) -> Tensor:
+        """A tensor like a parameter, divided as it is, that holds its exact weight."""
+        exact = self.exact(param)
+        copy: Tensor = torch.empty_like(param.detach(), dtype=exact.dtype)
+        dtensor.local(copy).copy_(exact)
+        return copy
 
     def write(self, param: Tensor, weight: Tensor) -> None:
         """Put this rank's part of an exact weight into a parameter, and what rounding takes from it beside it."""

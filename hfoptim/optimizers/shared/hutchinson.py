@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import Due, Group
+from hfoptim.engine.storage import exact_dtype
 
 SEED = 2147483647
 
@@ -48,7 +49,7 @@ def diagonals(due: Sequence[Due], step: int) -> list[Tensor]:
     devices = list(dict.fromkeys(param.device for param in params))
     # One seed for each device: equal draws on two of them would be correlated.
     generators = {d: torch.Generator(d).manual_seed(SEED + step * len(devices) + i) for i, d in enumerate(devices)}
-    found = [torch.zeros_like(param, dtype=exact(param)) for param in params]
+    found = [torch.zeros_like(param, dtype=exact_dtype(param.dtype)) for param in params]
     counts = [group.get("n_samples", 1) for group, _, _ in due]
     for sample in range(max(counts)):
         vectors = [_drawn(group, param, generators[param.device]) for group, param, _ in due]
@@ -63,8 +64,3 @@ def diagonals(due: Sequence[Due], step: int) -> list[Tensor]:
             if product is not None and sample < count:
                 diagonal.add_(product * vector, alpha=1.0 / count)
     return found
-
-
-def exact(param: Tensor) -> torch.dtype:
-    """What the estimate is kept in."""
-    return torch.promote_types(param.dtype, torch.float32)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfoptim.engine import State
+from hfoptim.engine import Group, Scalars, State
 
 
 def merged(shape: Sequence[int], largest: int) -> tuple[int, ...]:
@@ -143,6 +143,13 @@ class Blocks(NamedTuple):
         return State(init)
 
 
+def factor_rates(t: int, group: Group) -> Scalars:
+    """Of averaged factors, the weights of old and new; whether the step is their first, and whether bases are due."""
+    beta = group["betas"][1] if group["shampoo_beta"] < 0.0 else group["shampoo_beta"]
+    due = (t - 1) % group["precondition_frequency"] == 0
+    return {"keep": beta, "alpha": 1.0 - beta, "first": t == 1, "refresh": due}
+
+
 def at_sides(matrices: Sequence[Tensor], factored: Sequence[bool]) -> list[Tensor | None]:
     """The matrices in the places of the sides that have one, None in the others."""
     given = iter(matrices)
@@ -230,8 +237,8 @@ def iterated(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def iterated_in_place(matrix: Tensor, basis: Tensor) -> Tensor:
     """The same with every column where it was."""
-    basis = torch.linalg.qr(_moved(matrix, basis)).Q
-    return basis
+    new: Tensor = torch.linalg.qr(_moved(matrix, basis)).Q
+    return new
 
 
 def _moved(matrix: Tensor, basis: Tensor) -> Tensor:

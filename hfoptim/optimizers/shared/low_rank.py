@@ -25,9 +25,18 @@ _SIDES = {
 _MADE_SHORT = (
     "what is made short: rows of tall matrices and columns of wide ones; the others; always rows; always columns"
 )
+SIDES = tuple(_SIDES)
+
+
+def side_of(kind: str, shape: Sequence[int]) -> str:
+    """Which side of matrices of that shape is made short, by the kind: "right", "left" or "full", both."""
+    tall, wide = _SIDES[kind]
+    return tall if shape[-2] >= shape[-1] else wide
+
+
 # The options `proj_type` of optimizers that need rows or columns left whole, and of others.
-ONE_SIDED: str = hyper("std", _MADE_SHORT, choices=[kind for kind in _SIDES if kind != "full"])
-ANY_SIDED: str = hyper("std", f"{_MADE_SHORT}; both", choices=list(_SIDES))
+ONE_SIDED: str = hyper("std", _MADE_SHORT, choices=[kind for kind in SIDES if kind != "full"])
+ANY_SIDED: str = hyper("std", f"{_MADE_SHORT}; both", choices=SIDES)
 
 
 def _is_next(t: int, group: Group) -> bool:
@@ -53,9 +62,8 @@ class Projection(NamedTuple):
     @classmethod
     def of(cls, rank: int, kind: str, shape: Sequence[int], random: bool = False) -> Projection:
         """The one of the kind `proj_type` for a matrix of that shape."""
-        tall, wide = _SIDES[kind]
         # A matrix has no more singular vectors than rows or columns.
-        return cls(rank if random else min(rank, *shape[-2:]), tall if shape[-2] >= shape[-1] else wide, random)
+        return cls(rank if random else min(rank, *shape[-2:]), side_of(kind, shape), random)
 
     def low(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what is left of a matrix of that shape."""

@@ -33,19 +33,15 @@ class Form(NamedTuple):
     dim: int = -2
     repeats: int = 1
 
-    def each(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
-        """A function of every part, put together again."""
-        return self.all(lambda parts: [function(part) for part in parts], [matrix])[0]
-
     def all(self, function: Callable[[Sequence[Tensor]], Sequence[Tensor]], matrices: Sequence[Tensor]) -> list[Tensor]:
         """A function of the parts of several, put together again."""
-        if not self.parts:
-            return list(function(matrices))
-        done, count = function([part for matrix in matrices for part in self.cut(matrix)]), len(self.parts)
+        done, count = function([part for matrix in matrices for part in self.cut(matrix)]), len(self.parts) or 1
         return [self.joined(done[i : i + count]) for i in range(0, len(done), count)]
 
     def cut(self, matrix: Tensor) -> Sequence[Tensor]:
-        """The parts of one."""
+        """The parts of one; itself where it is whole."""
+        if not self.parts:
+            return [matrix]
         if self.repeats == 1:
             return torch.split(matrix, list(self.parts), self.dim)
         repeats = matrix.unflatten(self.dim, (self.repeats, sum(self.parts)))
@@ -53,11 +49,21 @@ class Form(NamedTuple):
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """What was cut."""
+        if not self.parts:
+            (whole,) = parts
+            return whole
         if self.repeats == 1:
             return torch.cat(list(parts), self.dim)
         sizes = zip(parts, self.parts, strict=True)
         repeats = [part.unflatten(self.dim, (self.repeats, size)) for part, size in sizes]
         return torch.cat(repeats, self.dim).flatten(self.dim - 1, self.dim)
+
+    def sides(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """Those of every part of a matrix."""
+        lengths = [part * self.repeats for part in self.parts]
+        if not self.parts:
+            return [(rows, columns)]
+        return [(length, columns) if self.dim == -2 else (rows, length) for length in lengths]
 
     @property
     def shape(self) -> Callable[[torch.Size], tuple[int, ...]] | None:
@@ -114,11 +120,8 @@ def form_of(
 def matrices_of(form: Form, shape: torch.Size) -> str:
     """Which matrices a parameter of that form and shape is, in words."""
     shape = torch.Size(as_matrix(shape)) if form.flattened else shape
-    stack, (rows, columns) = math.prod(shape[:-2]), shape[-2:]
-    sides = [[rows, columns] for _ in form.parts or (0,)]
-    for side, part in zip(sides, form.parts, strict=False):
-        side[form.dim] = part * form.repeats
-    counts = {f"{r}x{c}": sides.count([r, c]) * stack for r, c in sides}
+    stack, sides = math.prod(shape[:-2]), form.sides(*shape[-2:])
+    counts = {f"{rows}x{columns}": sides.count((rows, columns)) * stack for rows, columns in sides}
     return " and ".join(f"matrix {s}" if n == 1 else f"{n} matrices {s}" for s, n in counts.items())
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from hfoptim.engine import Group, Scalars, ema
 
 # What an update of so many rows and columns is multiplied by.
@@ -26,6 +28,16 @@ def direction(grad: Any, momentum_buffer: Any, h: Any, nesterov: bool) -> tuple[
     """What is made orthogonal, and the new momentum: that itself, or with nesterov one step ahead of it."""
     momentum_buffer = ema(momentum_buffer, grad, h.alpha)
     return (ema(grad, momentum_buffer, h.momentum) if nesterov else momentum_buffer), momentum_buffer
+
+
+def by_shape(update: Tensor, scale: str) -> Tensor:
+    """A matrix times the factor of its shape, one of `LR_SCALES`."""
+    return update * LR_SCALES[scale](*update.shape[-2:])
+
+
+def norm_of_matrix(x: Any) -> Any:
+    """The Frobenius norm of each matrix."""
+    return over_matrix(x * x, "sum").sqrt()
 
 
 def over_matrix(x: Any, how: str) -> Any:
