@@ -83,18 +83,18 @@ def train(config: CompareConfig, name: str, variant: str, shared: tuple[Any, Blo
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=copy.deepcopy(model).to(dtype),
-            args=training_arguments(config, lr, Path(folder)),
+            args=training_arguments(config, lr, config.seeds[0], Path(folder)),
             train_dataset=train_blocks,
             eval_dataset=held_out_blocks,
             callbacks=[OptimizerCallback(name, lr=lr, **schedule, **options), recorder],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        record = recorder.record(name, lr, options, trainer.state.log_history)
+        record = recorder.record(name, lr, config.seeds[0], options, trainer.state.log_history)
     return {
         "optimizer": name,
         "variant": variant,
-        "seed": config.seed,
+        "seed": config.seeds[0],
         "lr": lr,
         "status": record.status,
         "eval_loss": record.eval_loss,
@@ -413,8 +413,9 @@ def main(
     result: dict[str, Any] = {"runs": runs, "gradient_steps": gradient_steps, "kahan": [], "codes": []}
     with quiet():
         for seed in range(seeds):
-            config = CompareConfig.from_options(**options, seed=seed)
-            initial, train_blocks, held_out_blocks, facts = prepare(config)
+            config = CompareConfig.from_options(**options, seeds=seed)
+            models, train_blocks, held_out_blocks, facts = prepare(config)
+            initial = models(seed)
             result |= {"about": measure.about(), "config": config.to_json(), **facts}
             for name in config.optimizers:
                 for each in variant or VARIANTS:

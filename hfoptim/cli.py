@@ -91,7 +91,10 @@ def compare(
         ),
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="Learning-rate schedule. (default: cosine)")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights and data order. (default: 0)")] = None,
+    seed: Annotated[
+        list[str] | None,
+        typer.Option(help="Seed of weights and data order; repeatable or comma-separated. (default: 0)"),
+    ] = None,
     checkpoint_steps: Annotated[
         int | None, typer.Option(help="Steps between checkpoints of a run, 0 for none. (default: a quarter of it)")
     ] = None,
@@ -116,7 +119,7 @@ def compare(
         "batch_size": batch_size,
         "seq_len": seq_len,
         "schedule": schedule,
-        "seed": seed,
+        "seeds": seed or None,
         "checkpoint_steps": checkpoint_steps,
     }
     try:

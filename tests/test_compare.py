@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from hfoptim.compare import (
     runs,
 )
 from hfoptim.compare import config as config_module
-from hfoptim.compare.results import environment, write_atomically
+from hfoptim.compare.results import Point, environment, write_atomically
 from hfoptim.engine import unwrap
 
 WORDS = ["the", "state", "of", "step", "and", "rate", "lion", "loss", "curve", "moves", "falls", "with", "slow", "seed"]
@@ -61,7 +62,7 @@ def tiny(text_file: Path) -> dict[str, Any]:
         "steps": 4,
         "batch_size": 2,
         "seq_len": 16,
-        "seed": 1,
+        "seeds": 1,
     }
 
 
@@ -74,8 +75,11 @@ def console() -> Console:
     return screen()
 
 
-def run_of(optimizer: str, lr: float, eval_loss: float | None = 2.0, status: str = "finished") -> RunRecord:
-    return RunRecord(optimizer, lr, {}, status, 3, 1.9, eval_loss, 0.5, 8.0, 1.0, [3.0, 2.5, 1.9], [lr] * 3, [3], [2.0])
+def run_of(
+    optimizer: str, lr: float, eval_loss: float | None = 2.0, status: str = "finished", seed: int = 0
+) -> RunRecord:
+    measured = 3, 1.9, eval_loss, 0.5, 8.0, 1.0
+    return RunRecord(optimizer, lr, seed, {}, status, *measured, [3.0, 2.5, 1.9], [lr] * 3, [3], [2.0])
 
 
 def results_of(folder: Path, *records: RunRecord, **grids: tuple[float, ...]) -> Results:
@@ -304,8 +308,8 @@ def test_grid_around_an_optimizers_own_rate(monkeypatch: pytest.MonkeyPatch) -> 
         ({"steps": 0}, "--steps must be a whole number of at least 1, got 0"),
         ({"batch_size": True}, "--batch-size"),
         ({"seq_len": 4}, "--seq-len.*at least 8"),
-        ({"seed": -1}, "--seed"),
-        ({"seed": 2**32}, "--seed"),
+        ({"seeds": -1}, "--seed"),
+        ({"seeds": 2**32}, "--seed"),
         ({"checkpoint_steps": -1}, "--checkpoint-steps"),
         ({"text_column": "body"}, "need --dataset"),
         ({"from_scratch": True}, "needs --model"),
@@ -375,7 +379,7 @@ def test_comparison_end_to_end(tiny: dict[str, Any], tmp_path: Path, console: Co
 def test_same_seed_same_numbers(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:
     tiny["optimizers"] = ["lion"]
     first, second = (compare(CompareConfig.from_options(**tiny), tmp_path / n, console=console) for n in ("a", "b"))
-    other = compare(CompareConfig.from_options(**{**tiny, "seed": 2}), tmp_path / "c", console=console)
+    other = compare(CompareConfig.from_options(**{**tiny, "seeds": 2}), tmp_path / "c", console=console)
     assert first.runs[0].train_curve == second.runs[0].train_curve
     assert first.runs[0].eval_curve == second.runs[0].eval_curve
     assert first.data == second.data == other.data
@@ -387,7 +391,8 @@ def test_numbers_are_those_of_a_plain_loop(tiny: dict[str, Any], tmp_path: Path,
     tiny.update(optimizers=["sgd"], lr_grid=["0.05"], batch_size=1, steps=3, schedule="constant")
     config = CompareConfig.from_options(**tiny)
     run = compare(config, tmp_path / "out", console=console).runs[0]
-    net, blocks, held_out, _ = job.prepare(config)
+    models, blocks, held_out, _ = job.prepare(config)
+    net = models(1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     losses = []
     for expected in run.train_curve:
@@ -415,7 +420,8 @@ def test_diverged_run_is_reported_and_never_best(tiny: dict[str, Any], tmp_path:
     assert diverged.steps < 6
     assert results.complete
     first, second = results.summaries()
-    assert first.best is results.runs[0]
+    assert first.best is not None
+    assert first.best.runs == (results.runs[0],)
     assert first.notes == [
         "diverged at lr 1e+30",
         "best at the lower edge of its grid: a smaller lr than 0.01 may do better",
@@ -472,7 +478,8 @@ def test_local_model_keeps_its_weights(tiny: dict[str, Any], tmp_path: Path, con
         "parameters": sum(p.numel() for p in saved.parameters()),
         "vocabulary": len(tokenizer),
     }
-    fresh, *_ = job.prepare(CompareConfig.from_options(**{**tiny, "from_scratch": True}))
+    models, *_ = job.prepare(CompareConfig.from_options(**{**tiny, "from_scratch": True}))
+    fresh = models(1)
     assert not torch.equal(fresh.transformer.wte.weight, saved.transformer.wte.weight)
 
     with pytest.raises(CompareError, match="--seq-len 64 is more than the 32 tokens"):
@@ -563,6 +570,46 @@ def test_table_is_sorted_by_eval_loss(tmp_path: Path, console: Console) -> None:
     assert "* adamw: only one lr was tried" in report.notes(results)
 
 
+def test_several_seeds(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:
+    """Every rate is run with every seed, as by itself; the table shows means and their standard deviation."""
+    tiny["optimizers"] = ["lion"]
+    both = compare(CompareConfig.from_options(**{**tiny, "seeds": ["1", "2,1"]}), tmp_path / "out", console=console)
+    one, two = (compare(CompareConfig.from_options(**{**tiny, "seeds": n}), tmp_path / f"{n}") for n in (1, 2))
+    assert [run.seed for run in both.runs] == [1, 2]
+    assert [run.train_curve for run in both.runs] == [one.runs[0].train_curve, two.runs[0].train_curve]
+    (line,) = both.summaries()
+    losses = [run.eval_loss for run in both.runs if run.eval_loss is not None]
+    assert line.best is not None
+    assert line.best.eval_loss == statistics.fmean(losses)
+    row = next(text.split() for text in console.export_text().splitlines() if text.lstrip().startswith("lion "))
+    assert row[5:7] == [f"{statistics.fmean(losses):.3f}", f"{statistics.stdev(losses):.3f}"]
+    assert Results.load(tmp_path / "out").complete
+
+
+def test_a_rate_counts_only_if_every_seed_finished(tmp_path: Path) -> None:
+    records = [
+        run_of("sgd", 1.0, 2.0),
+        run_of("sgd", 1.0, 2.5, seed=1),
+        run_of("sgd", 3.0, 1.0),
+        run_of("sgd", 3.0, None, "diverged", seed=1),
+    ]
+    results = results_of(tmp_path, *records, sgd=(1.0, 3.0, 9.0))
+    results.config = replace(results.config, seeds=(0, 1))
+    (line,) = results.summaries()
+    assert line.best == Point(1.0, (records[0], records[1]))
+    assert (line.best.eval_loss, line.best.spread) == (2.25, pytest.approx(0.5 / 2**0.5))
+    assert line.notes[:2] == ["diverged at lr 3 (1 of 2 seeds)", "not run yet at lr 9"]
+    assert len(results.missing()) == 2
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [("0,x", "0, x: no whole"), ([], "names no seed"), ("1.5", "1.5: no whole")]
+)
+def test_bad_seeds(seeds: Any, said: str) -> None:
+    with pytest.raises(CompareError, match=said):
+        CompareConfig.from_options(seeds=seeds)
+
+
 def test_table_fits_into_80_columns(tmp_path: Path) -> None:
     record = replace(run_of("adam_weight_decay", 0.0003), wall_seconds=1234.5, step_ms=123.45)
     results = results_of(tmp_path, record, adam_weight_decay=(0.0003, 0.001, 0.003))
@@ -578,10 +625,10 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     results.save()
     loaded = Results.load(tmp_path)
     assert loaded == results
-    assert loaded.missing() == [("sgd", 2.0)]
+    assert loaded.missing() == [("sgd", 2.0, 0)]
     loaded.add(run_of("sgd", 2.0, 1.5))
     assert Results.load(tmp_path).complete
-    assert Results.load(tmp_path).summaries()[0].best == run_of("sgd", 2.0, 1.5)
+    assert Results.load(tmp_path).summaries()[0].best == Point(2.0, (run_of("sgd", 2.0, 1.5),))
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -617,8 +664,8 @@ def test_picture_needs_matplotlib(
 
 def test_bars_on_a_terminal() -> None:
     console = screen(terminal=True)
-    with report.Display(console, 1, 3, 10) as display:
-        display.start("lion", 1e-3)
+    with report.Display(console, 1, 3, 10, 1) as display:
+        display.start("lion", 1e-3, 0)
         display.step(4)
         assert display.bars is not None
         overall, current = display.bars.tasks
@@ -669,7 +716,7 @@ def test_folder_that_cannot_be_made(tiny: dict[str, Any], tmp_path: Path, consol
 def test_resume_takes_the_options_of_the_folder(tmp_path: Path) -> None:
     stored = results_of(tmp_path, sgd=(1.0, 2.0), lion=(1e-3,))
     stored.save()
-    nothing: dict[str, Any] = {"optimizers": None, "lr_grid": None, "steps": None, "seed": None}
+    nothing: dict[str, Any] = {"optimizers": None, "lr_grid": None, "steps": None, "seeds": None}
     assert resumed_config(tmp_path, nothing) == stored.config
     assert resumed_config(tmp_path, {**nothing, "steps": 3, "optimizers": ["SGD,lion"]}) == stored.config
     with pytest.raises(CompareError, match="steps: 3 against 9"):
@@ -685,8 +732,8 @@ def test_resume_refuses_what_would_be_unfair(tiny: dict[str, Any], tmp_path: Pat
     folder = tmp_path / "out"
     compare(config, folder, console=console)
     before = (folder / "results.json").read_bytes()
-    with pytest.raises(CompareError, match="seed: 1 against 2"):
-        compare(replace(config, seed=2), folder, resume=True, console=console)
+    with pytest.raises(CompareError, match=r"seeds: \(1,\) against \(2,\)"):
+        compare(replace(config, seeds=(2,)), folder, resume=True, console=console)
     Path(tiny["dataset"]).write_text("\n\n".join(sentences(80, seed=9)))
     with pytest.raises(CompareError, match="the text or its tokens"):
         compare(config, folder, resume=True, console=console)

@@ -55,7 +55,8 @@ class CompareConfig:
         batch_size: Sequences per step.
         seq_len: Tokens per sequence.
         schedule: Name of the learning-rate schedule, the same for all runs. The first tenth of the steps warms up.
-        seed: Seed of the initial weights and of the order of the data, the same for all runs.
+        seeds: Seeds of the initial weights and of the order of the data. Every optimizer is run with every learning
+            rate and every seed; a rate is judged by the mean over the seeds.
         checkpoint_steps: Steps between the checkpoints of a run, from which `--resume` goes on. 0: none. None: a
             quarter of the run.
     """
@@ -71,16 +72,15 @@ class CompareConfig:
     batch_size: int = 8
     seq_len: int = 64
     schedule: str = "cosine"
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     checkpoint_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("seq_len", 8), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch_size", 1), ("seq_len", 8)):
             _check_int(name, getattr(self, name), least)
         if self.checkpoint_steps is not None:
             _check_int("checkpoint_steps", self.checkpoint_steps, 0)
-        if self.seed >= 2**32:
-            raise CompareError(f"--seed must be below 2**32, got {self.seed}")
+        _check_seeds(self.seeds)
         if self.dataset is None and (self.dataset_config is not None or self.text_column is not None):
             raise CompareError("--dataset-config and --text-column need --dataset")
         if self.model is None and self.from_scratch:
@@ -106,6 +106,7 @@ class CompareConfig:
         schedule: str | None = None,
         dataset: str | None = None,
         model: str | None = None,
+        seeds: int | str | Iterable[int | str] | None = None,
         **options: Any,
     ) -> CompareConfig:
         """Build a configuration from what a user wrote; None stands for the default everywhere.
@@ -115,6 +116,7 @@ class CompareConfig:
             lr_grid: `["1e-3,3e-3", "lion=1e-4,3e-4"]`, or a mapping of names to rates.
             schedule: Name of a schedule in any case.
             dataset, model: As in the class; a path that exists is made absolute.
+            seeds: One number, or several; a string may hold several, separated by commas.
             **options: The other fields of the class.
 
         Raises:
@@ -127,6 +129,7 @@ class CompareConfig:
             schedule=_schedule_name("cosine" if schedule is None else schedule),
             dataset=_absolute(dataset),
             model=_absolute(model),
+            seeds=(0,) if seeds is None else parse_seeds(seeds),
             **{name: value for name, value in options.items() if value is not None},
         )
 
@@ -134,7 +137,7 @@ class CompareConfig:
     def from_json(cls, data: Mapping[str, Any]) -> CompareConfig:
         """The configuration that `to_json` wrote."""
         values = {f.name: data[f.name] for f in fields(cls)}
-        values["optimizers"] = tuple(values["optimizers"])
+        values["optimizers"], values["seeds"] = tuple(values["optimizers"]), tuple(values["seeds"])
         values["lr_grid"] = {name: tuple(rates) for name, rates in values["lr_grid"].items()}
         return cls(**values)
 
@@ -201,6 +204,20 @@ def parse_optimizers(names: Iterable[str]) -> tuple[str, ...]:
     if not found:
         raise CompareError("--optim names no optimizer; `hfoptim list` shows all of them")
     return tuple(found)
+
+
+def parse_seeds(seeds: int | str | Iterable[int | str]) -> tuple[int, ...]:
+    """The seeds, each once, in the given order.
+
+    Raises:
+        CompareError: One is no whole number from 0 to 2**32 - 1, or there is none.
+    """
+    texts = [str(seeds)] if isinstance(seeds, int | str) else [str(seed) for seed in seeds]
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    try:
+        return tuple(dict.fromkeys(map(int, parts)))
+    except ValueError:
+        raise CompareError(f"--seed: {', '.join(parts)}: no whole numbers; write 0 or 0,1,2") from None
 
 
 def parse_lr_grid(
@@ -295,6 +312,15 @@ def _absolute(name: str | None) -> str | None:
     if name is None or not Path(name).exists():
         return name
     return str(Path(name).resolve())
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    if not seeds:
+        raise CompareError("--seed names no seed; write 0 or 0,1,2")
+    for seed in seeds:
+        _check_int("seed", seed, 0)
+        if seed >= 2**32:
+            raise CompareError(f"--seed must be below 2**32, got {seed}")
 
 
 def _check_int(name: str, value: object, least: int) -> None:

@@ -7,8 +7,9 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def compare(
     elif earlier.config != config:
         raise _mismatch(folder, earlier.config, config)
     with quiet():
-        model, train_blocks, held_out_blocks, facts = prepare(config)
+        models, train_blocks, held_out_blocks, facts = prepare(config)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         surroundings = environment(str(device))
         if earlier is None:
@@ -67,7 +68,7 @@ def compare(
             check_unchanged(earlier, surroundings, facts["data"])
             results = earlier
         _say(console, *report.heading(results))
-        _run_missing(results, model, train_blocks, held_out_blocks, console)
+        _run_missing(results, models, train_blocks, held_out_blocks, console)
     console.print(report.table(results))
     picture = f"picture: {folder / report.PICTURE}" if report.draw(results) else report.PICTURE_HINT
     _say(console, *report.notes(results), f"results: {folder / FILE}", picture)
@@ -109,11 +110,13 @@ def check_folder(folder: Path) -> None:
         raise CompareError(f"--output-dir {folder} is not empty; name a new folder{hint}")
 
 
-def prepare(config: CompareConfig) -> tuple[PreTrainedModel, Blocks, Blocks, dict[str, dict[str, Any]]]:
+def prepare(
+    config: CompareConfig,
+) -> tuple[Callable[[int], PreTrainedModel], Blocks, Blocks, dict[str, dict[str, Any]]]:
     """Make what all runs share.
 
     Returns:
-        The initial model, the training and the held-out blocks, and the facts about both for the record.
+        What makes the initial model of a seed, the training and the held-out blocks, and the facts for the record.
 
     Raises:
         CompareError: The dataset or the model cannot be used, or the text is too short.
@@ -123,11 +126,16 @@ def prepare(config: CompareConfig) -> tuple[PreTrainedModel, Blocks, Blocks, dic
         raise CompareError(f"{corpus.name}: too little text to hold out a tenth of it; give a larger --dataset")
     if config.model is None:
         tokenizer = train_tokenizer(corpus.train)
-        model = small_gpt2(len(tokenizer), config.seq_len, tokenizer.eos_token_id, config.seed)
         name = "a small GPT-2"
     else:
-        model, tokenizer = load_model(config)
+        _, tokenizer = load_model(config, config.seeds[0])
         name = Path(config.model).name if Path(config.model).exists() else config.model
+
+    @lru_cache(maxsize=1)
+    def initial(seed: int) -> PreTrainedModel:
+        if config.model is None:
+            return small_gpt2(len(tokenizer), config.seq_len, tokenizer.eos_token_id, seed)
+        return load_model(config, seed)[0]
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
@@ -147,9 +155,9 @@ def prepare(config: CompareConfig) -> tuple[PreTrainedModel, Blocks, Blocks, dic
         "held_out_tokens": held_out.numel(),
         "fingerprint": fingerprint(train, held_out),
     }
-    parameters = sum(param.numel() for param in model.parameters())
+    parameters = sum(param.numel() for param in initial(config.seeds[0]).parameters())
     facts = {"data": data, "model": {"name": name, "parameters": parameters, "vocabulary": len(tokenizer)}}
-    return model, Blocks(train), Blocks(held_out), facts
+    return initial, Blocks(train), Blocks(held_out), facts
 
 
 @contextlib.contextmanager
@@ -183,21 +191,28 @@ def quiet() -> Iterator[None]:
 
 
 def _run_missing(
-    results: Results, model: PreTrainedModel, train_blocks: Blocks, held_out_blocks: Blocks, console: Console
+    results: Results,
+    models: Callable[[int], PreTrainedModel],
+    train_blocks: Blocks,
+    held_out_blocks: Blocks,
+    console: Console,
 ) -> None:
     from hfoptim.compare.runs import train
 
     missing = results.missing()
     total = len(list(results.planned()))
     checkpoints = results.folder / CHECKPOINTS
-    with report.Display(console, total - len(missing), total, results.config.steps) as display:
-        for optimizer, lr in missing:
-            display.start(optimizer, lr)
-            folder = checkpoints / f"{optimizer}-{lr:g}"
+    with report.Display(
+        console, total - len(missing), total, results.config.steps, len(results.config.seeds)
+    ) as display:
+        for optimizer, lr, seed in missing:
+            display.start(optimizer, lr, seed)
+            folder = checkpoints / f"{optimizer}-{lr:g}-{seed}"
             try:
-                run = train(optimizer, lr, results.config, model, train_blocks, held_out_blocks, folder, display.step)
+                blocks = train_blocks, held_out_blocks
+                run = train(optimizer, lr, seed, results.config, models(seed), *blocks, folder, display.step)
             except Exception as error:  # one optimizer that cannot train this model must not cost the others' runs
-                run = RunRecord(optimizer, lr, PRESETS.get(optimizer, {}), FAILED, error=_story(error))
+                run = RunRecord(optimizer, lr, seed, PRESETS.get(optimizer, {}), FAILED, error=_story(error))
             results.add(run)
             display.finish(run)
     with contextlib.suppress(OSError):

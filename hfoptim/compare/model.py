@@ -70,7 +70,7 @@ def small_gpt2(vocabulary: int, seq_len: int, end: int, seed: int) -> PreTrained
     return GPT2LMHeadModel(config)
 
 
-def load_model(config: CompareConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(config: CompareConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that `--model` names, in float32.
 
     Raises:
@@ -85,7 +85,7 @@ def load_model(config: CompareConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
         longest = getattr(model_config, "max_position_embeddings", None)
         if longest is not None and config.seq_len > longest:
             raise CompareError(f"--seq-len {config.seq_len} is more than the {longest} tokens {config.model} can take")
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         if config.from_scratch:
             model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
         else:

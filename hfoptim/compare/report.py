@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Sequence
+from statistics import fmean
 from types import TracebackType
 
 from rich import box
@@ -25,10 +27,11 @@ class Display:
         done: Runs that are finished already.
         total: Runs of the whole comparison.
         steps: Steps of a run.
+        seeds: How many seeds there are; one alone is not named.
     """
 
-    def __init__(self, console: Console, done: int, total: int, steps: int) -> None:
-        self.console = console
+    def __init__(self, console: Console, done: int, total: int, steps: int, seeds: int) -> None:
+        self.console, self.seeds = console, seeds
         self.done, self.total, self.steps = done, total, steps
         self.bars: Progress | None = None
         self.all_runs, self.this_run = TaskID(0), TaskID(1)
@@ -48,10 +51,10 @@ class Display:
         if self.bars is not None:
             self.bars.stop()
 
-    def start(self, optimizer: str, lr: float) -> None:
+    def start(self, optimizer: str, lr: float, seed: int) -> None:
         """A run begins."""
         if self.bars is not None:
-            text = f"run {self.done + 1} of {self.total}: {optimizer}, lr {lr:g}"
+            text = f"run {self.done + 1} of {self.total}: {self._named(optimizer, lr, seed)}"
             self.bars.reset(self.this_run, total=self.steps, description=text)
 
     def step(self, step: int) -> None:
@@ -69,31 +72,36 @@ class Display:
             outcome = f"failed: {str(run.error).splitlines()[-1]} (traceback in {FILE})"
         else:
             outcome = f"diverged after {run.steps} steps"
-        line = f"[{self.done}/{self.total}] {run.optimizer}, lr {run.lr:g}: {outcome}"
+        line = f"[{self.done}/{self.total}] {self._named(*run.key)}: {outcome}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _named(self, optimizer: str, lr: float, seed: int) -> str:
+        return f"{optimizer}, lr {lr:g}" + (f", seed {seed}" if self.seeds > 1 else "")
 
 
 def heading(results: Results) -> list[str]:
     """Lines that say what is compared on what."""
     config, data, model = results.config, results.data, results.model
-    count = sum(map(len, config.lr_grid.values()))
+    count = len(list(results.planned()))
+    seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
     return [
         f"text: {data['name']}, {data['train_tokens']:,} tokens to train on, {data['held_out_tokens']:,} held out",
         f"model: {model['name']}, {model['parameters']:,} parameters, on {results.environment['device']}",
         f"{count} runs of {config.steps} steps of {config.batch_size} x {config.seq_len} tokens, "
-        f"schedule {config.schedule}, seed {config.seed}",
+        f"schedule {config.schedule}, {seeds}",
     ]
 
 
 def table(results: Results) -> Table:
-    """One line per optimizer, with the run of its best learning rate; lowest eval loss first."""
+    """One line per optimizer, at its best learning rate; lowest eval loss first. Numbers are means over the seeds."""
+    several = len(results.config.seeds) > 1
     grid = Table(
         title="Each optimizer at its best learning rate", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0), pad_edge=False
     )
     grid.add_column("optimizer", no_wrap=True)
     # Two lines each, so that the table fits into 80 columns.
     headers = ("best\nlr", "lrs\ntried", "train\nloss", "eval\nloss", "optimizer\nms/step", "state\nB/param")
-    for header in (*headers, "wall\ns"):
+    for header in (*headers[:4], *(["+-"] if several else []), *headers[4:], "wall\ns"):
         grid.add_column(header, justify="right", no_wrap=True)
     for line in results.summaries():
         rates = results.config.lr_grid[line.optimizer]
@@ -101,17 +109,18 @@ def table(results: Results) -> Table:
         best = line.best
         if best is None:
             statuses = {run.status for run in results.runs if run.optimizer == line.optimizer}
-            grid.add_row(line.optimizer, "/".join(sorted(statuses)) or "not run", tried, *["-"] * 5)
+            grid.add_row(line.optimizer, "/".join(sorted(statuses)) or "not run", tried, *["-"] * (5 + several))
             continue
         grid.add_row(
             line.optimizer,
             f"{best.lr:g}{' *' if line.notes else ''}",
             tried,
-            f"{best.train_loss:.3f}",
+            f"{best.mean('train_loss'):.3f}",
             f"{best.eval_loss:.3f}",
-            f"{best.step_ms:.2f}",
-            f"{best.state_bytes_per_param:.2f}",
-            f"{best.wall_seconds:.1f}",
+            *([f"{best.spread:.3f}"] if several else []),
+            f"{best.mean('step_ms'):.2f}",
+            f"{best.mean('state_bytes_per_param'):.2f}",
+            f"{best.mean('wall_seconds'):.1f}",
         )
     return grid
 
@@ -122,30 +131,31 @@ def notes(results: Results) -> list[str]:
 
 
 def draw(results: Results) -> bool:
-    """Write the picture: the loss curves of the best runs, and the eval loss over the learning rates tried.
+    """Write the picture: loss curves at the best rates, and eval loss over the rates tried; means over the seeds.
 
     Returns:
         Whether it was drawn; False without matplotlib.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return False
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    palette = colormaps["tab10" if len(results.config.optimizers) <= 10 else "tab20"]
     figure = Figure(figsize=(12, 5), layout="constrained")
     curves, rates = figure.subplots(1, 2)
     for index, name in enumerate(results.config.optimizers):
-        color = f"C{index}"
+        color = palette(index)
         best = next(line.best for line in results.summaries() if line.optimizer == name)
         if best is not None:
-            smooth = smoothed([loss for loss in best.train_curve if loss is not None])
+            smooth = smoothed(mean_curve([run.train_curve for run in best.runs]))
             curves.plot(range(1, len(smooth) + 1), smooth, color=color, alpha=0.5, linewidth=1)
             label = f"{name}, lr {best.lr:g}"
-            curves.plot(best.eval_steps, best.eval_curve, color=color, marker="o", label=label)
-        finished = sorted(
-            (run.lr, eval_loss(run)) for run in results.runs if run.status == FINISHED and run.optimizer == name
-        )
-        if finished:
-            rates.plot(*zip(*finished, strict=True), color=color, marker="o", label=name)
+            evals = mean_curve([run.eval_curve for run in best.runs])
+            curves.plot(best.runs[0].eval_steps, evals, color=color, marker="o", label=label)
+        if points := results.points(name):
+            losses, spreads = [point.eval_loss for point in points], [point.spread for point in points]
+            rates.errorbar([point.lr for point in points], losses, spreads, color=color, marker="o", label=name)
     curves.set(title="Loss at the best learning rate (thin: training, dots: held out)", xlabel="step", ylabel="loss")
     rates.set(title="Eval loss over the learning rates tried", xlabel="learning rate", ylabel="eval loss", xscale="log")
     for axes in (curves, rates):
@@ -156,6 +166,12 @@ def draw(results: Results) -> bool:
     figure.savefig(buffer, dpi=120, format="png")
     write_atomically(results.folder / PICTURE, buffer.getvalue())
     return True
+
+
+def mean_curve(curves: Sequence[Sequence[float | None]]) -> list[float]:
+    """The mean of several runs at each step, as far as all of them have a finite value."""
+    columns = [[value for value in column if value is not None] for column in zip(*curves, strict=False)]
+    return [fmean(column) for column in columns if len(column) == len(curves)]
 
 
 def smoothed(values: list[float], weight: float = 0.9) -> list[float]:

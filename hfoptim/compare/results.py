@@ -6,7 +6,9 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,18 @@ import torch
 from hfoptim.compare.config import CompareConfig, CompareError
 
 FILE = "results.json"
-FORMAT = 1
+FORMAT = 2
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 
 
 @dataclass
 class RunRecord:
-    """One training run: one optimizer with one learning rate.
+    """One training run: one optimizer with one learning rate and one seed.
 
     Args:
         optimizer: Name of the registry.
         lr: Peak learning rate.
+        seed: Seed of the initial weights and of the order of the data.
         options: Further options of the optimizer.
         status: `finished`; `diverged` when a loss was not finite; `failed` when the run raised an error.
         steps: Optimizer steps taken.
@@ -44,6 +47,7 @@ class RunRecord:
 
     optimizer: str
     lr: float
+    seed: int
     options: dict[str, Any]
     status: str
     steps: int = 0
@@ -58,6 +62,40 @@ class RunRecord:
     eval_curve: list[float | None] = field(default_factory=list)
     error: str | None = None
 
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What no two runs of a comparison have in common: optimizer, learning rate, seed."""
+        return self.optimizer, self.lr, self.seed
+
+
+@dataclass(frozen=True)
+class Point:
+    """An optimizer with one learning rate, over its seeds.
+
+    Args:
+        lr: Peak learning rate.
+        runs: The finished runs, at least one.
+    """
+
+    lr: float
+    runs: tuple[RunRecord, ...]
+
+    def mean(self, measure: str) -> float:
+        """Mean over the seeds of a field of `RunRecord` that holds a number, NaN where one run has none."""
+        values = [getattr(run, measure) for run in self.runs]
+        return statistics.fmean(math.nan if value is None else value for value in values)
+
+    @property
+    def eval_loss(self) -> float:
+        """Mean over the seeds."""
+        return self.mean("eval_loss")
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the eval loss over the seeds, as of a sample; 0 with one seed."""
+        losses = [eval_loss(run) for run in self.runs]
+        return statistics.stdev(losses) if len(losses) > 1 else 0.0
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -65,12 +103,13 @@ class Summary:
 
     Args:
         optimizer: Name of the registry.
-        best: The finished run with the lowest eval loss; None without a finished run.
+        best: The learning rate with the lowest mean eval loss, of those that finished with every seed run so far; None
+            without one.
         notes: What the reader must know to judge the line.
     """
 
     optimizer: str
-    best: RunRecord | None
+    best: Point | None
     notes: list[str]
 
 
@@ -134,28 +173,35 @@ class Results:
             "data": self.data,
             "model": self.model,
             "summary": [
-                {"optimizer": line.optimizer, "best_lr": line.best.lr if line.best else None, "notes": line.notes}
+                {
+                    "optimizer": line.optimizer,
+                    "best_lr": line.best.lr if line.best else None,
+                    "eval_loss": line.best.eval_loss if line.best else None,
+                    "spread": line.best.spread if line.best else None,
+                    "notes": line.notes,
+                }
                 for line in self.summaries()
             ],
             "runs": [asdict(run) for run in self.runs],
         }
 
     def add(self, record: RunRecord) -> None:
-        """Take in a run, in place of an earlier one of the same optimizer and learning rate, and write the file."""
-        self.runs = [run for run in self.runs if (run.optimizer, run.lr) != (record.optimizer, record.lr)]
+        """Take in a run, in place of an earlier one of the same optimizer, rate and seed, and write the file."""
+        self.runs = [run for run in self.runs if run.key != record.key]
         self.runs.append(record)
         self.save()
 
-    def planned(self) -> Iterator[tuple[str, float]]:
-        """Optimizer and learning rate of every run of the comparison, in order."""
-        for optimizer in self.config.optimizers:
-            for lr in self.config.lr_grid[optimizer]:
-                yield optimizer, lr
+    def planned(self) -> Iterator[tuple[str, float, int]]:
+        """Optimizer, learning rate and seed of every run of the comparison, in order: a whole table for each seed."""
+        for seed in self.config.seeds:
+            for optimizer in self.config.optimizers:
+                for lr in self.config.lr_grid[optimizer]:
+                    yield optimizer, lr, seed
 
-    def missing(self) -> list[tuple[str, float]]:
+    def missing(self) -> list[tuple[str, float, int]]:
         """The runs still to be made; failed ones are tried again."""
-        done = {(run.optimizer, run.lr) for run in self.runs if run.status != FAILED}
-        return [pair for pair in self.planned() if pair not in done]
+        done = {run.key for run in self.runs if run.status != FAILED}
+        return [key for key in self.planned() if key not in done]
 
     @property
     def complete(self) -> bool:
@@ -165,20 +211,21 @@ class Results:
     def summaries(self) -> list[Summary]:
         """The lines of the table: lowest eval loss first, optimizers without a finished run last."""
         lines = [self._summary(optimizer) for optimizer in self.config.optimizers]
-        return sorted(lines, key=lambda line: math.inf if line.best is None else eval_loss(line.best))
+        return sorted(lines, key=lambda line: math.inf if line.best is None else line.best.eval_loss)
+
+    def points(self, optimizer: str) -> list[Point]:
+        """An optimizer at each learning rate that finished with every seed run so far, smallest rate first."""
+        runs = [run for run in self.runs if run.optimizer == optimizer]
+        at = {lr: tuple(run for run in runs if run.lr == lr) for lr in sorted({run.lr for run in runs})}
+        return [Point(lr, each) for lr, each in at.items() if all(run.status == FINISHED for run in each)]
 
     def _summary(self, optimizer: str) -> Summary:
-        runs = sorted((run for run in self.runs if run.optimizer == optimizer), key=lambda run: run.lr)
-        finished = [run for run in runs if run.status == FINISHED]
-        best = min(finished, key=eval_loss, default=None)
-        notes = []
-        for status in (DIVERGED, FAILED):
-            rates = [f"{run.lr:g}" for run in runs if run.status == status]
-            if rates:
-                notes.append(f"{status} at lr {', '.join(rates)}")
-        missing = [f"{lr:g}" for name, lr in self.missing() if name == optimizer and lr not in {r.lr for r in runs}]
-        if missing:
-            notes.append(f"not run yet at lr {', '.join(missing)}")
+        best = min(self.points(optimizer), key=lambda point: point.eval_loss, default=None)
+        runs = [run for run in self.runs if run.optimizer == optimizer]
+        seen = {run.key for run in runs}
+        kinds = {status: [run.key for run in runs if run.status == status] for status in (DIVERGED, FAILED)}
+        kinds["not run yet"] = [key for key in self.missing() if key[0] == optimizer and key not in seen]
+        notes = [f"{kind} at lr {self._rates(keys)}" for kind, keys in kinds.items() if keys]
         if best is not None:
             grid = self.config.lr_grid[optimizer]
             if len(grid) == 1:
@@ -189,6 +236,12 @@ class Results:
             elif best.lr == grid[0]:
                 notes.append(f"best at the lower edge of its grid: a smaller lr than {best.lr:g} may do better")
         return Summary(optimizer, best, notes)
+
+    def _rates(self, keys: Iterable[tuple[str, float, int]]) -> str:
+        """Learning rates as text, each with how many of the seeds it stands for where it is not all of them."""
+        counts = Counter(lr for _, lr, _ in keys)
+        of = len(self.config.seeds)
+        return ", ".join(f"{lr:g}" + (f" ({n} of {of} seeds)" if n < of else "") for lr, n in sorted(counts.items()))
 
 
 def eval_loss(run: RunRecord) -> float:

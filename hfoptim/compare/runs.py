@@ -32,6 +32,7 @@ MARKER = "comparison.json"
 def train(
     optimizer: str,
     lr: float,
+    seed: int,
     config: CompareConfig,
     model: PreTrainedModel,
     train_blocks: Blocks,
@@ -46,8 +47,9 @@ def train(
     Args:
         optimizer: Name of the registry.
         lr: Peak learning rate.
+        seed: Seed of the order of the data.
         config: What is the same for all runs.
-        model: The initial model; it is not changed.
+        model: The initial model of this seed; it is not changed.
         train_blocks: Training tokens.
         held_out_blocks: Held-out tokens.
         folder: Where this run keeps its checkpoints; no other run may use it.
@@ -60,7 +62,7 @@ def train(
     options = PRESETS.get(optimizer, {})
     trainer = Trainer(
         model=copy.deepcopy(model),
-        args=training_arguments(config, lr, folder),
+        args=training_arguments(config, lr, seed, folder),
         train_dataset=train_blocks,
         eval_dataset=held_out_blocks,
         callbacks=[
@@ -72,13 +74,13 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    record = recorder.record(optimizer, lr, options, trainer.state.log_history)
+    record = recorder.record(optimizer, lr, seed, options, trainer.state.log_history)
     shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
-def training_arguments(config: CompareConfig, lr: float, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments: the same for every run but for the learning rate."""
+def training_arguments(config: CompareConfig, lr: float, seed: int, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments: the same for every run but for learning rate and seed."""
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -88,8 +90,8 @@ def training_arguments(config: CompareConfig, lr: float, folder: Path) -> Traini
         per_device_eval_batch_size=2 * config.batch_size,
         max_grad_norm=1.0,
         weight_decay=0.0,
-        seed=config.seed,
-        data_seed=config.seed,
+        seed=seed,
+        data_seed=seed,
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=1,
@@ -161,7 +163,9 @@ class Recorder(TrainerCallback):
         self.wall_seconds = self._elapsed()
         self.state_bytes_per_param = state_bytes_per_param(self.optimizer)
 
-    def record(self, optimizer: str, lr: float, options: dict[str, Any], log: list[dict[str, Any]]) -> RunRecord:
+    def record(
+        self, optimizer: str, lr: float, seed: int, options: dict[str, Any], log: list[dict[str, Any]]
+    ) -> RunRecord:
         """Sum up the run from what was measured and from the Trainer's log."""
         train = [entry for entry in log if "loss" in entry]
         evals = [entry for entry in log if "eval_loss" in entry]
@@ -171,6 +175,7 @@ class Recorder(TrainerCallback):
         return RunRecord(
             optimizer=optimizer,
             lr=lr,
+            seed=seed,
             options=dict(options),
             status=FINISHED if math.isfinite(final) else DIVERGED,
             steps=len(curve),
