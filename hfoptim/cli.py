@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hfoptim.engine import RuleOptimizer
     from hfoptim.registry.info import OptimInfo
+    from hfoptim.registry.recommendation import Recommendation
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 # Under a list with names that transformers has, too.
@@ -265,7 +266,18 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
         facts.append(("state", "\n".join(_state(found.name))))
     else:
         facts.append(("needs", f"{found.needs}; {'done by' if found.in_trainer else 'not for'} the Trainer"))
+    facts += [(each.task if first else "", str(each)) for first, each in _by_task(found.name)]
     return facts
+
+
+def _by_task(name: str) -> list[tuple[bool, Recommendation]]:
+    """What others train an optimizer with, task by task; whether it is the first of its task, which is recommended."""
+    from hfoptim.registry.recommendation import TASKS
+    from hfoptim.registry.recommended import recommendations
+
+    known = recommendations(name)
+    of_task = [[each for each in known if each.task == task] for task in TASKS]
+    return [(index == 0, each) for found in of_task for index, each in enumerate(found)]
 
 
 def _hyperparameters(cls: type[RuleOptimizer], bound: Mapping[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,15 +35,18 @@ from hfoptim.registry.lookup import (
     option_names,
     resolve_options,
 )
+from hfoptim.registry.recommended import take_recommended
 
 if TYPE_CHECKING:
     from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay
+
+logger = logging.getLogger(__name__)
 
 
 def create_optimizer_v2(
     model_or_params: nn.Module | ParamsT,
     opt: str = "sgd",
-    lr: float | None = None,
+    lr: float | str | None = None,
     weight_decay: float = 0.0,
     momentum: float | None = None,
     foreach: bool | None = None,
@@ -69,7 +73,8 @@ def create_optimizer_v2(
     Args:
         model_or_params: a model, or parameters, named parameters or parameter groups, which are used as they are.
         opt (default "sgd"): the optimizer's name.
-        lr (None): learning rate; None takes the optimizer's own default.
+        lr (None): learning rate; None takes the optimizer's own default, "recommended" what a source trains with for
+            `task` ("finetune", which is the default, "pretrain" or "lora"), see `hfoptim info`; the log says which.
         weight_decay (0.0): weight decay.
         momentum (None): for optimizers that have one, ignored by others. None takes the default of the name:
             0.9 for "sgd", "momentum" and timm's other names.
@@ -111,7 +116,10 @@ def create_optimizer_v2(
         options["weight_decay"] = weight_decay
     if momentum is not None and "momentum" in known:
         options["momentum"] = momentum
-    options = resolve_options(opt, {**options, **_without_unused(opt, kwargs, known)})
+    options, taken = take_recommended(opt, {**options, **_without_unused(opt, kwargs, known)})
+    if taken is not None:
+        logger.warning("%s takes the recommended lr=%g for task=%r: %s", opt, taken.lr, taken.task, taken)
+    options = resolve_options(opt, options)
     said = {"layer_decay": layer_decay, "group_matcher": group_matcher}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})
     layer_decay = grouping.layer_decay

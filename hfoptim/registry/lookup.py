@@ -65,8 +65,17 @@ def get_optimizer_info(name: str) -> OptimInfo:
         return known_optimizers().get(name)
     if name in _COMPOSED:
         return _COMPOSED[name]
-    prefix = next(prefix for prefix in _WRAPPERS if name.startswith(f"{prefix}_"))
-    return _wrapped(prefix, known_optimizers().get(name.removeprefix(f"{prefix}_")))
+    prefix, inner = inside(name)
+    return _wrapped(prefix, known_optimizers().get(inner))
+
+
+def inside(name: str) -> tuple[str, str]:
+    """(what stands in front of a canonical name, the name of the optimizer inside): ("", name) where nothing does."""
+    if known_optimizers().canonical(name) is None and name not in _COMPOSED:
+        for prefix in _WRAPPERS:
+            if name.startswith(f"{prefix}_"):
+                return prefix, name.removeprefix(f"{prefix}_")
+    return "", name
 
 
 def finds_matrices(name: str, options: Mapping[str, Any]) -> bool:

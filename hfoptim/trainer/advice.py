@@ -11,9 +11,11 @@ from weakref import WeakSet
 import torch
 from transformers import Trainer
 
-from hfoptim import schedules
+from hfoptim import registry, schedules
 from hfoptim.engine import RuleOptimizer, unwrap_all
+from hfoptim.registry.recommended import say_if_far
 from hfoptim.trainer import private
+from hfoptim.trainer.build import Resolved
 from hfoptim.wrappers import ScheduleFree
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,31 @@ def attend(trainer: Any, optimizer: Any, schedule: str, steps: int, options: Map
             _say_of_warm_ups(inner, schedule, warmup, given)
     if args.gradient_accumulation_steps * args.world_size > 1 and args.n_gpu <= 1 and not args.torch_compile:
         private.intercept(trainer, "compute_loss", _watching)
+
+
+# -- learning rates ---------------------------------------------------------------------------------------------------
+
+_told: WeakSet[Any] = WeakSet()
+
+
+def attend_rates(trainer: Any, resolved: Resolved, args: Any) -> None:
+    """Warn, once for a trainer, of learning rates given that are far from all that anybody trains with.
+
+    Args:
+        trainer: who makes an optimizer; None where nobody knows.
+        resolved: the optimizer and its values.
+        args: the TrainingArguments.
+    """
+    if trainer in _told or not args.should_log:
+        return
+    if trainer is not None:
+        _told.add(trainer)
+    for each in (resolved, *resolved.others.values()):
+        if each.lr_given and not getattr(each.made, "lr_is_factor", False):  # the optimizer itself warns of those
+            options = {**registry.option_defaults(each.choice.name), **each.kwargs}
+            warning = say_if_far(each.choice.name, each.lr, options)
+            if warning is not None:
+                logger.warning(warning)
 
 
 # -- warm-ups ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from hfoptim.optimizers.adafactor import Adafactor, AdafactorSchedule
 from hfoptim.optimizers.adam_weight_decay import KERAS
 from hfoptim.param_groups.options import OPTIONS as GROUPING_OPTIONS
 from hfoptim.param_groups.options import Grouping
+from hfoptim.registry.recommendation import Recommendation
+from hfoptim.registry.recommended import RECOMMENDED, take_recommended
 from hfoptim.trainer import defaults
 from hfoptim.trainer.options import fit, parse_options
 from hfoptim.training.gradient_release import releasable
@@ -51,11 +53,13 @@ class Choice:
         name: its canonical name.
         options: constructor keywords and values, checked.
         grouping: how the parameters differ, other optimizers among them.
+        recommended: whose learning rate was taken for lr="recommended"; None where none was.
     """
 
     name: str
     options: Mapping[str, Any]
     grouping: Grouping = dataclasses.field(default_factory=Grouping)
+    recommended: Recommendation | None = None
 
     @classmethod
     def make(cls, name: str, options: Mapping[str, Any]) -> Choice:
@@ -72,12 +76,14 @@ class Choice:
                 f"{name} needs {info.needs}, which the Trainer does not give; use it in a training loop of your own, "
                 f"or choose another optimizer here"
             )
-        registry.check_options(name, options, also=GROUPING_OPTIONS)
+        registry.check_options(name, options, also=(*GROUPING_OPTIONS, "task"))
         grouping, options = grouped.take_grouping(name, options, fit)
         for other in grouping.others:
             cls.make(other, {})
         own = registry.option_defaults(name)
-        return cls(name, _common({key: fit(key, value, own.get(key)) for key, value in options.items()}, own), grouping)
+        fitted = {k: v if (k, v) == ("lr", RECOMMENDED) else fit(k, v, own.get(k)) for k, v in options.items()}
+        taken, recommended = take_recommended(name, _common(fitted, own))
+        return cls(name, taken, grouping, recommended)
 
     @classmethod
     def from_arguments(cls, name: str, args: Any) -> Choice:

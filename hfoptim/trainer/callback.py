@@ -30,7 +30,9 @@ class OptimizerCallback(TrainerCallback):
     Args:
         optimizer: a name of `hfoptim.list_optimizers()`, in any case, with `-` or `_`.
         lr (default None): learning rate. None: `args.learning_rate` if it is not the default of the arguments' class
-            (TrainingArguments: 5e-5), else the optimizer's own.
+            (TrainingArguments: 5e-5), else the optimizer's own. "recommended": what a source trains with for the
+            `task`, see `hfoptim info`; the log says which.
+        task (None): "finetune", "pretrain" or "lora", for `lr="recommended"`. None: "finetune".
         weight_decay (None): for the parameters that get any. None: `args.weight_decay` if it is not the default of
             the arguments' class (TrainingArguments: 0.0), else the optimizer's own.
         schedule (None): a name of `schedules.list_schedules()`. None: the Trainer's `lr_scheduler_type`.
@@ -59,7 +61,8 @@ class OptimizerCallback(TrainerCallback):
         self,
         optimizer: str,
         *,
-        lr: float | None = None,
+        lr: float | str | None = None,
+        task: str | None = None,
         weight_decay: float | None = None,
         schedule: str | None = None,
         schedule_kwargs: Mapping[str, Any] | str | None = None,
@@ -69,7 +72,7 @@ class OptimizerCallback(TrainerCallback):
     ) -> None:
         if isinstance(schedule_kwargs, str):
             schedule_kwargs = parse_options(schedule_kwargs, "schedule_kwargs")
-        given = {"lr": lr, "weight_decay": weight_decay}
+        given = {"lr": lr, "task": task, "weight_decay": weight_decay}
         self.choice = build.Choice.make(optimizer, {**{k: v for k, v in given.items() if v is not None}, **options})
         resolved = self.choice.resolve(None)
         if schedule is None and schedule_kwargs:

@@ -14,7 +14,7 @@ from hfoptim import registry
 from hfoptim.factory import grouped
 from hfoptim.optimizers.adam_mini import AdamMini
 from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
-from hfoptim.trainer import private
+from hfoptim.trainer import advice, private
 from hfoptim.trainer.build import Resolved, chosen_kwargs
 from hfoptim.trainer.groups import Places, made_by
 from hfoptim.wrappers import CombinedOptimizer
@@ -43,6 +43,7 @@ def class_and_kwargs(
     """
     if args.should_log:
         _say_what_was_not_taken(resolved, args)
+    advice.attend_rates(trainer, resolved, args)
     named = model if model is not None else getattr(trainer, "model", None)
     if resolved.choice.grouping:
         return _grouped(resolved, args, model, named, trainer)
@@ -152,6 +153,9 @@ def _say_what_was_not_taken(resolved: Resolved, args: Any) -> None:
     name = resolved.choice.name
     for unused in resolved.unused:
         logger.warning("%s=%r is not used: %s has no such option", unused, getattr(args, unused), name)
+    taken = resolved.choice.recommended
+    if taken is not None:
+        logger.warning("%s takes the recommended lr=%g for task=%r: %s", name, taken.lr, taken.task, taken)
     if not resolved.lr_given:
         _say_whose_lr(resolved, args)
     patterns = resolved.choice.grouping.param_options.values()

@@ -96,6 +96,52 @@ def test_a_share_as_it_was_given(names, make_trainer, messages):
     assert messages()[0].startswith("warmup_ratio=0.25 does nothing")
 
 
+# -- learning rates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("sgd", {"lr": 5e-5}, "lr=5e-05 is 600 times smaller than 0.03, which is what sgd is trained with (ViT"),
+        ("sgd", {"lr": 5e-2}, None),
+        ("lion", {"lr": 1e-2}, "from 2e-06 to 0.001: see `hfoptim info lion`"),
+        ("lion", {"lr": 1e-4}, None),
+        ("muon", {"lr": 1e-4, "adjust_lr_fn": "original"}, "200 times smaller than 0.02, which is what muon"),
+        ("muon", {"lr": 1e-4}, None),
+        ("soap", {}, None),
+        ("adamw", {"lr": 1e-5, "param_options": {"*.mlp.*": {"optimizer": "sgd"}}}, None),
+    ],
+)
+def test_rates_far_from_all_that_is_known(make_trainer, messages, name, options, words):
+    trainer = make_trainer(OptimizerCallback(name, weight_decay=0.1, **options))
+    for _ in range(2):
+        trainer.create_optimizer()
+        trainer.optimizer = None
+    said = [message for message in messages() if "is trained with" in message]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+def test_rates_of_the_arguments(names, make_trainer, messages):
+    make_trainer(optim="hfoptim_sgd", learning_rate=1e-4).create_optimizer()
+    assert "lr=0.0001 is 300 times smaller than 0.03" in messages()[0]
+
+
+@pytest.mark.parametrize("way", ["callback", "optim_args"])
+def test_the_recommended_rate_and_whose_it_is(names, make_trainer, messages, way):
+    if way == "callback":
+        trainer = make_trainer(OptimizerCallback("lion", lr="recommended", task="pretrain", schedule="cosine"))
+    else:
+        trainer = make_trainer(optim="lion", optim_args="lr=recommended,task=pretrain", learning_rate=3e-4)
+    trainer.create_optimizer_and_scheduler(10)
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {2e-4}
+    (message,) = messages()
+    assert message.startswith("lion takes the recommended lr=0.0002 for task='pretrain': lr 0.0002, from 0.0002")
+    assert "https://github.com/epfml/llm-optimizer-benchmark" in message
+    with pytest.raises(ValueError, match="no source is known for soap and task='finetune'"):
+        OptimizerCallback("soap", lr="recommended")
+
+
 # -- losses that nobody divides ---------------------------------------------------------------------------------------
 
 

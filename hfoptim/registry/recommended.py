@@ -1,0 +1,96 @@
+"""Which learning rate others train with: for a name and a task, with the source, and whether one is far from all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hfoptim.registry.lookup import canonical_name, inside, option_defaults, resolve_options
+from hfoptim.registry.recommendation import TASKS, Recommendation, Same
+from hfoptim.registry.recommended_values import SETTINGS
+
+# What asks for a recommended learning rate in place of a number.
+RECOMMENDED = "recommended"
+# How many times a learning rate may be off what others train with before it is warned of.
+FAR = 30.0
+
+
+def recommendations(name: str) -> tuple[Recommendation, ...]:
+    """What others train an optimizer with; nothing for one of which no source is known here.
+
+    Around an optimizer, as in `sam_sgd`, are those of that optimizer, but for Mechanic, which finds its own.
+
+    Args:
+        name: its canonical name.
+    """
+    wrapper, name = inside(name)
+    found: list[Recommendation] = []
+    for each in SETTINGS.get(name, ()) if wrapper != "mechanic" else ():
+        found += recommendations(each.name) if isinstance(each, Same) else [each]
+    return tuple(found)
+
+
+def take_recommended(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Recommendation | None]:
+    """Options with a number for `lr="recommended"`, and without `task`.
+
+    It is the learning rate of the first recommendation of the table that is for the task and for these options.
+
+    Args:
+        name: the optimizer's name.
+        options: its options; `task` (default "finetune"), one of `TASKS`, goes with `lr="recommended"`.
+
+    Returns:
+        (the options, whose learning rate was taken; None: there was a number, or nothing).
+
+    Raises:
+        ValueError: the task is unknown or of no use, or nothing is known for it, or for these options; says what is.
+    """
+    options, name = dict(options), canonical_name(name)
+    task, lr = options.pop("task", None), options.get("lr")
+    if lr != RECOMMENDED:
+        if task is not None:
+            raise ValueError(f"task={task!r} says which learning rate to take for lr='recommended'; give that too")
+        return options, None
+    task = "finetune" if task is None else task
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} is none of {', '.join(map(repr, TASKS))}")
+    known = recommendations(name)
+    of_task = [each for each in known if each.task == task]
+    if not of_task:
+        others = ", ".join(repr(each) for each in TASKS if any(one.task == each for one in known))
+        only = f" and task={task!r}, only for {others}" if others else "; give a number"
+        raise ValueError(f"lr='recommended': no source is known for {name}{only}")
+    del options["lr"]
+    in_force = {**option_defaults(name), **resolve_options(name, options)}
+    for each in of_task:
+        if each.holds(in_force):
+            return {**options, "lr": each.lr}, each
+    needed = " or ".join(f"{option}={values[-1]!r}" for each in of_task for option, values in each.options.items())
+    raise ValueError(f"lr='recommended': what is known for {name} and task={task!r} goes with {needed}; give that too")
+
+
+def say_if_far(name: str, lr: float | None, options: Mapping[str, Any]) -> str | None:
+    """A warning of a learning rate that is more than 30 times larger or smaller than what anybody trains with.
+
+    Args:
+        name: the optimizer's canonical name.
+        lr: the learning rate; None: the optimizer sets its own.
+        options: all its options with their values.
+
+    Returns:
+        The warning; None where there is nothing to say, or nothing known.
+    """
+    known = [each for each in recommendations(name) if each.holds(options)]
+    if not lr or not known:
+        return None
+    nearest = min(known, key=lambda each: abs(math.log(lr / each.lr)))
+    times = max(lr / nearest.lr, nearest.lr / lr)
+    if times <= FAR or any(each.low <= lr <= each.high for each in known):
+        return None
+    low, high = min(each.low for each in known), max(each.high for each in known)
+    return (
+        f"lr={lr:g} is {times:.0f} times {'larger' if lr > nearest.lr else 'smaller'} than {nearest.lr:g}, which is what "
+        f"{name} is trained with ({nearest.of}; {nearest.source}); all that is known here is from {low:g} to {high:g}: "
+        f"see `hfoptim info {name}`"
+    )
