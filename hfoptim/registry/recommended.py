@@ -89,8 +89,9 @@ def say_if_far(name: str, lr: float | None, options: Mapping[str, Any]) -> str |
     if times <= FAR or any(each.low <= lr <= each.high for each in known):
         return None
     low, high = min(each.low for each in known), max(each.high for each in known)
+    how = "larger" if lr > nearest.lr else "smaller"
     return (
-        f"lr={lr:g} is {times:.0f} times {'larger' if lr > nearest.lr else 'smaller'} than {nearest.lr:g}, which is what "
+        f"lr={lr:g} is {times:.0f} times {how} than {nearest.lr:g}, which is what "
         f"{name} is trained with ({nearest.of}; {nearest.source}); all that is known here is from {low:g} to {high:g}: "
         f"see `hfoptim info {name}`"
     )

@@ -276,12 +276,12 @@ SETTINGS: Mapping[str, tuple[Recommendation | Same, ...]] = {
     ),
     "rose": (pretrain(1e-3, "https://github.com/MatthewK78/Rose", "the author's example", decay=1e-4),),
     "scion": (
-        pretrain(3.6e-4, f"{_SCION}/modded-nanogpt", "GPT-2 on FineWeb", schedule="warmup_stable_decay", low=8e-5, high=0.0625,
-                 options={"unconstrained": (False,)}),
+        pretrain(3.6e-4, f"{_SCION}/modded-nanogpt", "GPT-2 on FineWeb", schedule="warmup_stable_decay",
+                 low=8e-5, high=0.0625, options={"unconstrained": (False,)}),
     ),
     "scionlight": (
-        pretrain(3.6e-4, f"{_SCION}/modded-nanogpt", "GPT-2 on FineWeb", schedule="warmup_stable_decay", low=8e-5, high=0.0625,
-                 options={"unconstrained": (False,)}),
+        pretrain(3.6e-4, f"{_SCION}/modded-nanogpt", "GPT-2 on FineWeb", schedule="warmup_stable_decay",
+                 low=8e-5, high=0.0625, options={"unconstrained": (False,)}),
     ),
     "sgd": (
         pretrain(0.1, f"{_TORCH}/blob/main/imagenet/main.py", "ResNets on ImageNet (PyTorch)", decay=1e-4,
