@@ -1,5 +1,5 @@
 # Written by `python -m hfoptim.registry.stubs`, which `make lint` runs.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -12,10 +12,12 @@ from .hyperparameters import ProportionScheduler as ProportionScheduler
 from .hyperparameters import schedule_hyperparameter as schedule_hyperparameter
 from .learning_rate import PolynomialDecay as PolynomialDecay
 from .learning_rate import WarmUp as WarmUp
+from .merging import merge_weights as merge_weights
 from .metric import PlateauLR as PlateauLR
 from .metric import ReduceLROnPlateau as ReduceLROnPlateau
 from .named.pytorch import cyclic_momentum as cyclic_momentum
 from .named.pytorch import one_cycle_momentum as one_cycle_momentum
+from .named.seesaw import seesaw_batch_factor as seesaw_batch_factor
 from .registry import SchedulerType as SchedulerType
 from .registry import check_options as check_options
 from .registry import get_curve as get_curve
@@ -83,15 +85,19 @@ __all__ = [
     "get_greedy_schedule",
     "get_infinite_schedule",
     "get_inverse_sqrt_schedule",
+    "get_inverse_time_schedule",
     "get_linear_factor_schedule",
     "get_linear_schedule_with_warmup",
+    "get_lr_range_test_schedule",
     "get_multiplicative_schedule",
     "get_multistep_schedule",
     "get_noam_schedule",
     "get_one_cycle_schedule",
+    "get_piecewise_interpolate_schedule",
     "get_plateau_schedule",
     "get_poly_schedule",
     "get_polynomial_decay_schedule_with_warmup",
+    "get_power_decay_schedule",
     "get_power_schedule",
     "get_proportion_schedule",
     "get_reduce_on_plateau_schedule",
@@ -99,19 +105,25 @@ __all__ = [
     "get_rsqrt_schedule",
     "get_schedule_info",
     "get_scheduler",
+    "get_seesaw_schedule",
     "get_sequential_schedule",
     "get_step_schedule",
     "get_tanh_schedule",
+    "get_warmup_cosine_lr_schedule",
+    "get_warmup_decay_lr_schedule",
+    "get_warmup_lr_schedule",
     "get_wsd_schedule",
     "inverse_sqrt",
     "linear",
     "list_schedules",
+    "merge_weights",
     "one_cycle_momentum",
     "one_minus_sqrt",
     "plot",
     "polynomial",
     "schedule_hyperparameter",
     "scheduler_kwargs",
+    "seesaw_batch_factor",
     "warmup",
 ]
 
@@ -272,6 +284,16 @@ def get_inverse_sqrt_schedule(
     timescale: int | None = None,
     last_epoch: int = -1,
 ) -> ScheduleLR: ...
+def get_inverse_time_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float = 0,
+    num_training_steps: int | None = None,
+    *,
+    decay_steps: int,
+    decay_rate: float,
+    staircase: bool = False,
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
 def get_linear_factor_schedule(
     optimizer: Optimizer,
     num_warmup_steps: int | float = 0,
@@ -286,6 +308,16 @@ def get_linear_schedule_with_warmup(
     optimizer: Optimizer,
     num_warmup_steps: int | float,
     num_training_steps: int,
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
+def get_lr_range_test_schedule(
+    optimizer: Optimizer,
+    num_training_steps: int | None = None,
+    *,
+    min_lr: float | None = None,
+    step_size: int = 2000,
+    step_rate: float = 1.0,
+    staircase: bool = False,
     last_epoch: int = -1,
 ) -> ScheduleLR: ...
 def get_multiplicative_schedule(
@@ -333,6 +365,15 @@ def get_one_cycle_schedule(
     three_phase: bool = False,
     last_epoch: int = -1,
 ) -> ScheduleLR: ...
+def get_piecewise_interpolate_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float = 0,
+    num_training_steps: int | None = None,
+    *,
+    boundaries_and_scales: Mapping[Any, float],
+    interpolate_type: str = "linear",
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
 def get_plateau_schedule(
     optimizer: Optimizer,
     **kwargs: Any,
@@ -363,6 +404,15 @@ def get_polynomial_decay_schedule_with_warmup(
     num_training_steps: int,
     lr_end: float = 1e-07,
     power: float = 1.0,
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
+def get_power_decay_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float,
+    num_training_steps: int,
+    *,
+    capacity: float = 1.5,
+    num_decay_steps: int | float | None = None,
     last_epoch: int = -1,
 ) -> ScheduleLR: ...
 def get_power_schedule(
@@ -421,6 +471,16 @@ def get_rsqrt_schedule(
     noise_seed: int = 42,
     last_epoch: int = -1,
 ) -> ScheduleLR: ...
+def get_seesaw_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float,
+    num_training_steps: int,
+    *,
+    schedule: Curve | str | Sequence[Any] = "cosine",
+    cut: float = 2.0,
+    max_batch_factor: float | None = None,
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
 def get_sequential_schedule(
     optimizer: Optimizer,
     num_warmup_steps: int | float = 0,
@@ -463,6 +523,36 @@ def get_tanh_schedule(
     noise_pct: float = 0.67,
     noise_std: float = 1.0,
     noise_seed: int = 42,
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
+def get_warmup_cosine_lr_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float,
+    num_training_steps: int,
+    *,
+    warmup_min_ratio: float = 0.0,
+    cos_min_ratio: float = 0.0001,
+    warmup_type: str = "log",
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
+def get_warmup_decay_lr_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float,
+    num_training_steps: int,
+    *,
+    min_lr: float = 0.0,
+    max_lr: float | None = None,
+    warmup_type: str = "log",
+    last_epoch: int = -1,
+) -> ScheduleLR: ...
+def get_warmup_lr_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | float,
+    num_training_steps: int | None = None,
+    *,
+    min_lr: float = 0.0,
+    max_lr: float | None = None,
+    warmup_type: str = "log",
     last_epoch: int = -1,
 ) -> ScheduleLR: ...
 def get_wsd_schedule(

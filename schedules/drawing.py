@@ -35,17 +35,23 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "sequential": {"schedules": ["linear", "cosine"], "milestones": [400]},
     "proportion": {"schedule": "cosine", "max_value": 0.8, "min_value": 0.2},
     "infinite": {"num_cooldown_steps": 300, "num_anneal_steps": 200},
+    "lr_range_test": {"step_size": 200},
+    "inverse_time": {"decay_steps": 100, "decay_rate": 1.0},
+    "piecewise_interpolate": {"boundaries_and_scales": {"0.3": 0.4, "0.5": 2.0, "0.9": 0.1}},
+    "power_decay": {"num_decay_steps": 500},
     "power": {"batch_size": 8, "sequence_length": 64, "a": 30.0, "num_decay_steps": 100},
 }
 
 # Those of them that are numbers of steps.
 _IN_STEPS = {
     "T_0",
+    "decay_steps",
     "first_cycle_steps",
     "milestones",
     "num_anneal_steps",
     "num_cooldown_steps",
     "num_decay_steps",
+    "step_size",
     "step_size_up",
     "total_iters",
 }

@@ -108,7 +108,7 @@ def set_lrs(optimizer: Optimizer, lrs: Iterable[Any]) -> None:
         set_lr(group, lr)
 
 
-def _in_force(schedule: Any) -> bool:
+def in_force(schedule: Any) -> bool:
     """Whether the optimizer still has the learning rates that the schedule left there."""
     now, last = copy_lrs(schedule.optimizer), schedule.get_last_lr()
     return len(now) == len(last) and all(bool(a == b) for a, b in zip(now, last, strict=True))
@@ -116,12 +116,12 @@ def _in_force(schedule: Any) -> bool:
 
 def marked(state: dict[str, Any], schedule: Any) -> dict[str, Any]:
     """Return a schedule's state dict, marked if its learning rates are not those of the optimizer."""
-    return state if _in_force(schedule) else {**state, MARK: False}
+    return state if in_force(schedule) else {**state, MARK: False}
 
 
 def gives_back(state: Mapping[str, Any], schedule: Any) -> bool:
     """Say whether the learning rates of a saved state are to be written into the optimizer of a schedule."""
-    return bool(state.get(MARK, True)) and state.get("last_epoch", 0) >= 0 and _in_force(schedule)
+    return bool(state.get(MARK, True)) and state.get("last_epoch", 0) >= 0 and in_force(schedule)
 
 
 # Kept here and not in the objects: counts belong to a process, neither to a checkpoint nor to a copy.

@@ -327,3 +327,43 @@ class PowerLaw(Curve):
 
     def value(self, step: float) -> float:
         return float(max(1.0, step) ** self.exponent)
+
+
+@frozen
+class _Growing(Curve):
+    """``1 + rate * step / every``, by which others multiply or divide. Never ends.
+
+    Args:
+        rate: 0 or more.
+        every: steps, 1 or more.
+        staircase: only whole ``step / every`` count.
+    """
+
+    rate: float = real(at_least=0)
+    every: int = whole(at_least=1)
+    staircase: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.staircase, bool):
+            raise TypeError(f"staircase must be True or False, got {self.staircase!r}")
+
+    def grown(self, step: float) -> float:
+        times = step / self.every
+        return 1.0 + self.rate * (math.floor(times) if self.staircase else times)
+
+
+@frozen
+class Rising(_Growing):
+    """``1 + rate * step / every``. Never ends."""
+
+    def value(self, step: float) -> float:
+        return self.grown(step)
+
+
+@frozen
+class Inverse(_Growing):
+    """``1 / (1 + rate * step / every)``. Never ends."""
+
+    def value(self, step: float) -> float:
+        return 1.0 / self.grown(step)

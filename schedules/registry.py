@@ -15,11 +15,11 @@ from . import greedy, metric
 from .checks import is_list, real_number
 from .curves import Curve
 from .groups import check_optimizer
-from .named import papers, pytorch, timm, transformers
+from .named import deepspeed, jax, papers, pytorch, seesaw, timm, transformers
 from .table import LENGTHS, SCHEDULES, ScheduleInfo, arguments_of, canonical_schedule_name, curve_of, get_schedule_info
 
 # Importing these modules has filled the table.
-_SOURCES = (transformers, metric, greedy, pytorch, papers, timm)
+_SOURCES = (transformers, metric, greedy, pytorch, deepspeed, jax, papers, seesaw, timm)
 
 
 class _FromTable(EnumMeta):

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from .changes import with_changes, written
 from .checks import choice, plain, real_number, whole_number
 from .curves import Curve, bind_group
 from .following import Followers
@@ -20,11 +21,12 @@ from .groups import (
     check_saved_groups,
     copy_lrs,
     gives_back,
+    in_force,
     marked,
     plain_lr,
     set_lrs,
 )
-from .shapes import DECAYS, with_annealings
+from .shapes import DECAYS
 
 # Newer torch's `step()` does its work in `_update_lr()`, which SequentialLR calls by itself at a milestone.
 STEP_UPDATES = hasattr(LRScheduler, "_update_lr")
@@ -67,7 +69,7 @@ class ScheduleLR(FollowsCurves, LambdaLR):
     group's initial lr (an absolute floor). ``state_dict`` holds the position and the base learning rates only, in
     LambdaLR's layout: the curve itself comes from the code, as with transformers, whose state dicts load here.
     ``load_state_dict`` also puts the saved learning rates back into the optimizer, where they are this schedule's to
-    give: see :mod:`schedules.in_force`.
+    give: see :mod:`schedules.groups`.
 
     It may be a member of torch's SequentialLR and ChainedScheduler, whatever the other members are.
 
@@ -95,7 +97,7 @@ class ScheduleLR(FollowsCurves, LambdaLR):
             group.update({key: plain_lr(group[key]) for key in ("lr", "initial_lr") if key in group})
         self.optimizer = optimizer
         self.curve = curve
-        self.annealings: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
         self.hyperparameters = Followers()
         initial = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         super().__init__(optimizer, self._bind(curve, initial), last_epoch)
@@ -142,26 +144,73 @@ class ScheduleLR(FollowsCurves, LambdaLR):
         Raises:
             TypeError, ValueError: an argument has the wrong type or is out of range.
         """
-        asked = {
-            "start": max(0, self.last_epoch),
-            "num_steps": whole_number("num_steps", num_steps, at_least=1),
-            "shape": choice("shape", shape, DECAYS),
-            "to": real_number("to", to, at_least=0, at_most=1),
-        }
-        annealings = [*self.annealings, asked]
-        self.lr_lambdas = self._bind(with_annealings(self.curve, annealings), self.base_lrs)
-        self.annealings = annealings
+        self._change(
+            "anneal",
+            num_steps=whole_number("num_steps", num_steps, at_least=1),
+            shape=choice("shape", shape, DECAYS),
+            to=real_number("to", to, at_least=0, at_most=1),
+        )
+
+    def replace(self, curve: Curve, *, restart: bool = False) -> None:
+        """Follow another curve from the current step on.
+
+        The optimizer has the learning rate of the new curve at once, if it has this schedule's. The ``state_dict``
+        holds the new curve, so a resumed run goes on with it, whatever the code says.
+
+            >>> schedule.replace(get_curve("cosine", 100, 2000))  # doctest: +SKIP
+
+        Args:
+            curve: the new curve, of the initial learning rates as the one before: :func:`schedules.get_curve` gives
+                that of a name. It cannot hold a function, as it is saved.
+            restart: let it count from 0 here. By default it is taken as one that has counted from the beginning.
+
+        Raises:
+            TypeError: it is no curve, or one that cannot be saved.
+            ValueError: a group's initial lr is below the floor of the curve.
+        """
+        if not isinstance(curve, Curve):
+            raise TypeError(f"curve must be a schedules.curves.Curve, such as get_curve(name, ...), got {curve!r}")
+        if not isinstance(restart, bool):
+            raise TypeError(f"restart must be True or False, got {restart!r}")
+        self._change("replace", following=written(curve), restart=restart)
+
+    def extend(self, total: int) -> None:
+        """Let the schedule end at step ``total``: what is left of it is stretched, or squeezed, from here to there.
+
+        The learning rate goes on from where it is, without a jump: ``curve(s + (T - s) (t - s) / (total - s))`` at step
+        t, s the current step, T the end of the curve before. The ``state_dict`` remembers it.
+
+        To have the curve of a longer run as if it had been so from the beginning, replace it by that.
+
+        Args:
+            total: the step that has the end value, after the current one.
+
+        Raises:
+            TypeError: it is no number of steps.
+            ValueError: it is not after the current step, or the schedule has no end or is at its end already.
+        """
+        self._change("extend", total=whole_number("total", total))
+
+    def _change(self, kind: str, **asked: Any) -> None:
+        """Change the curve from the current step on."""
+        changes = [*self.changes, {"kind": kind, "start": max(0, self.last_epoch), **asked}]
+        bound = self._bind(with_changes(self.curve, changes), self.base_lrs)
+        now = _lrs_at(max(0, self.last_epoch), self.base_lrs, bound)
+        self.lr_lambdas, self.changes = bound, changes
+        if self.last_epoch >= 0 and in_force(self):
+            set_lrs(self.optimizer, now)
+            self._last_lr = copy_lrs(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and the base learning rates, in the layout of torch's LambdaLR over plain functions.
 
         It holds numbers, lists and, with tensor learning rates, tensors: ``torch.load(weights_only=True)`` reads it.
         """
-        own = ("optimizer", "curve", "annealings", "lr_lambdas", "hyperparameters")
+        own = ("optimizer", "curve", "changes", "lr_lambdas", "hyperparameters")
         state = {key: value for key, value in self.__dict__.items() if key not in own}
         state["lr_lambdas"] = [None] * len(self.lr_lambdas)
-        if self.annealings:
-            state["annealings"] = [dict(each) for each in self.annealings]
+        if self.changes:
+            state["changes"] = [dict(each) for each in self.changes]
         if self.hyperparameters.all:
             state["hyperparameters"] = self.hyperparameters.state(self.optimizer)
         return marked(state, self)
@@ -186,8 +235,8 @@ class ScheduleLR(FollowsCurves, LambdaLR):
         groups = self.optimizer.param_groups
         check_saved_groups(self.optimizer, len(state_dict["base_lrs"]), state_dict["base_lrs"])
         base_lrs = [_like(group["lr"], lr) for group, lr in zip(groups, state_dict["base_lrs"], strict=True)]
-        annealings = [dict(each) for each in state_dict.get("annealings", ())]
-        bound = self._bind(with_annealings(self.curve, annealings), base_lrs)
+        changes = [dict(each) for each in state_dict.get("changes", ())]
+        bound = self._bind(with_changes(self.curve, changes), base_lrs)
         hyperparameters = self.hyperparameters.check_state(state_dict.get("hyperparameters"))
         lrs = state_dict.get("_last_lr")
         if lrs is None:
@@ -198,10 +247,10 @@ class ScheduleLR(FollowsCurves, LambdaLR):
         lrs = [_like(group["lr"], lr) for group, lr in zip(groups, lrs, strict=True)]
 
         write = gives_back(state_dict, self)
-        own = ("optimizer", "curve", "annealings", "lr_lambdas", "base_lrs", "_last_lr", "hyperparameters", MARK)
+        own = ("optimizer", "curve", "changes", "lr_lambdas", "base_lrs", "_last_lr", "hyperparameters", MARK)
         self.__dict__.update({key: value for key, value in state_dict.items() if key not in own})
         self.base_lrs = base_lrs
-        self.annealings = annealings
+        self.changes = changes
         self.lr_lambdas = bound
         self._last_lr = lrs
         if write:

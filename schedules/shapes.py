@@ -8,8 +8,6 @@ end are to be read as a sentence: ``warmup(100).then(cosine(900).floor(0.1))``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from .checks import choice, frozen, one_of, real, real_number, whole, whole_number
 from .curves import Absolute, Constant, Curve, Over
@@ -57,6 +55,19 @@ class Ramp(Timed):
         elif self.shape == "1-sqrt":
             x = 1.0 - math.sqrt(1.0 - x)
         return x * (1.0 - self.start) + self.start
+
+
+@frozen
+class LogRamp(Timed):
+    """Warm-up from 0 to 1 by the logarithm: ``log(step + 1) / log(steps)``, which is 1 at step ``steps - 1``.
+
+    Steep at first. With one step it is 0 at step 0 and 1 from there on.
+
+    Source: DeepSpeed's ``WarmupLR`` with ``warmup_type="log"``, https://github.com/deepspeedai/DeepSpeed.
+    """
+
+    def value(self, step: float) -> float:
+        return min(1.0, math.log(step + 1.0) / math.log(max(2, self.steps)))
 
 
 @frozen
@@ -296,15 +307,43 @@ def annealed(curve: Curve, start: int, num_steps: int, shape: str = "1-sqrt", to
     return Annealed(curve, start, fall)
 
 
-def with_annealings(curve: Curve, annealings: Iterable[Mapping[str, Any]]) -> Curve:
-    """Return the curve after all annealings that were asked for, each as the arguments of :func:`annealed`.
+@frozen
+class Stretched(Over):
+    """``curve(step)`` before step ``start``; what is left of the curve from there takes until step ``end``.
 
-    Raises:
-        TypeError, ValueError: one of them does not hold these arguments.
+    ``curve(start + (length - start) * x)``, x the share done of the steps from ``start`` to ``end``.
+
+    Args:
+        curve: the curve; it must have an end after ``start``.
+        start: the first step that is stretched, or squeezed.
+        end: the step that has the curve's end, above ``start``.
     """
-    for each in annealings:
-        curve = annealed(curve, **each)
-    return curve
+
+    start: int = whole()
+    end: int = whole()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.curve.length is None:
+            raise ValueError("the schedule has no end that could be put off; replace it by one that has")
+        if not self.start < self.curve.length:
+            raise ValueError(
+                f"the schedule has ended at step {self.curve.length:g}, and at step {self.start} nothing of it is left "
+                "to be stretched; replace it by another one"
+            )
+        if not self.start < self.end:
+            raise ValueError(f"the end must be after the current step {self.start}, got {self.end}")
+
+    def value(self, step: float) -> float:
+        if step < self.start:
+            return self.curve.value(step)
+        assert self.curve.length is not None
+        done = min(1.0, (step - self.start) / (self.end - self.start))
+        return self.curve.value(self.start + (self.curve.length - self.start) * done)
+
+    @property
+    def length(self) -> float:
+        return self.end
 
 
 def spanned(share: Curve, max_lr: float | None, min_lr: float, names: tuple[str, str] = ("max_lr", "min_lr")) -> Curve:

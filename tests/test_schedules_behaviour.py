@@ -34,6 +34,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "warmup_stable_decay": {"num_decay_steps": 4},
     "linear_factor": {"end_factor": 0.5},
     "exponential": {"gamma": 0.9},
+    "inverse_time": {"decay_steps": 3, "decay_rate": 1.0},
+    "piecewise_interpolate": {"boundaries_and_scales": {4: 0.3}},
     "multiplicative": {"factor": 0.9},
     "cosine_annealing_with_warm_restarts": {"T_0": 4},
     "infinite": {"num_cooldown_steps": 4},

@@ -239,7 +239,7 @@ def test_annealing_again_and_going_back() -> None:
     schedule, plain = running(), running()
     advance(schedule, 20)
     state = schedule.state_dict()
-    assert "annealings" not in state  # the layout of LambdaLR, as long as nothing was annealed
+    assert "changes" not in state  # the layout of LambdaLR, as long as nothing was annealed
     schedule.anneal(10, "linear")
     advance(schedule, 5)
     middle = schedule.get_last_lr()
@@ -247,7 +247,7 @@ def test_annealing_again_and_going_back() -> None:
     assert advance(schedule, 10)[-1] == pytest.approx([0.5 * lr for lr in middle])
     schedule.load_state_dict(state)  # the checkpoint from before: the constant again
     assert schedule.lr_at(300) == plain.lr_at(300)
-    assert schedule.annealings == []
+    assert schedule.changes == []
 
 
 def test_a_wrong_annealing_changes_nothing() -> None:
@@ -264,8 +264,8 @@ def test_a_wrong_annealing_changes_nothing() -> None:
             schedule.anneal(**wrong)
     assert schedule.lr_at(100) == running().lr_at(100)
     with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
-        schedule.load_state_dict({**schedule.state_dict(), "annealings": [{"steps": 3}]})
-    assert schedule.annealings == []
+        schedule.load_state_dict({**schedule.state_dict(), "changes": [{"kind": "anneal", "steps": 3}]})
+    assert schedule.changes == []
 
 
 def test_a_curve_may_be_annealed_too() -> None:

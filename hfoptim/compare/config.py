@@ -167,6 +167,8 @@ class CompareConfig:
             "cyclic": {"step_size_up": max(1, self.steps // 4)},
             "exponential": {"gamma": hundredth},
             "multiplicative": {"factor": hundredth},
+            "inverse_time": {"decay_steps": decay, "decay_rate": 1.0},
+            "piecewise_interpolate": {"boundaries_and_scales": {0.8: 0.1}},
             "infinite": {"num_cooldown_steps": decay, "num_anneal_steps": decay},
             "power": {"batch_size": self.batch_size, "sequence_length": self.seq_len, "num_decay_steps": decay},
         }

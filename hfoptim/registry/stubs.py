@@ -49,7 +49,7 @@ def of_schedules() -> str:
     ]
     lines = [
         _HEAD,
-        "from collections.abc import Callable, Sequence",
+        "from collections.abc import Callable, Mapping, Sequence",
         "from typing import Any",
         "",
         "from torch.optim import Optimizer",

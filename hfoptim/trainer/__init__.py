@@ -6,6 +6,7 @@ from hfoptim.trainer.losses import TellLoss
 from hfoptim.trainer.modes import EvaluationWeights
 from hfoptim.trainer.monitor import OptimizerMonitor
 from hfoptim.trainer.names import disable, enable
+from hfoptim.trainer.schedule_change import ScheduleChange
 from hfoptim.trainer.second_pass import SecondPass
 from hfoptim.trainer.token_weights import TokenWeights
 
@@ -13,6 +14,7 @@ __all__ = [
     "EvaluationWeights",
     "OptimizerCallback",
     "OptimizerMonitor",
+    "ScheduleChange",
     "SecondPass",
     "TellLoss",
     "TokenWeights",

@@ -12,8 +12,8 @@ from typing import Any
 from ..checks import choice, real_number, whole_number
 from ..curves import Absolute, Constant, Curve, EndLR, Max, Min
 from ..patterns import Chebyshev, CyclePeaks, Noam, PowerLaw, WarmedCycles
-from ..shapes import DECAYS, Ramp, Rational, annealed, falling, spanned
-from ..table import Lengths, described, schedule, to_first_value
+from ..shapes import DECAYS, Polynomial, Ramp, Rational, annealed, falling, spanned
+from ..table import Lengths, described, from_zero, schedule, to_first_value
 
 
 @schedule("noam", "a line up, then one over the root of the steps, by the width of the model if given", total=None)
@@ -46,7 +46,13 @@ def get_noam_schedule(lengths: Lengths, *, d_model: int | None = None, factor: f
     return curve
 
 
-@schedule("power", "warm-up, then a power of the tokens seen, a decay at the end", warmup=0, total=None)
+@schedule(
+    "power",
+    "warm-up, then a power of the tokens seen, a decay at the end",
+    aliases=["power_lr", "powerlr"],
+    warmup=0,
+    total=None,
+)
 def get_power_schedule(
     lengths: Lengths,
     *,
@@ -95,6 +101,33 @@ def get_power_schedule(
     if lengths.total is None:
         raise ValueError(f"num_decay_steps={decay} are the last before num_training_steps, which is not given")
     return annealed(curve, max(0, lengths.total - decay), min(lengths.total, decay), decay_type, ratio)
+
+
+@schedule("power_decay", "warm-up, the initial learning rate for a while, then a power of what is left", rise=from_zero)
+def get_power_decay_schedule(
+    lengths: Lengths, *, capacity: float = 1.5, num_decay_steps: int | float | None = None
+) -> Curve:
+    """``lr * ((T - t) / D) ** (2 b - 1)`` in the last D steps, ``lr`` before them and after the warm-up.
+
+    By the functional scaling law this is the best shape: over all steps (D = T - W) for tasks that are easy for the
+    model, at the end only for hard ones. With b = 1 it is a line.
+
+    Args:
+        num_warmup_steps: W, steps of warm-up from 0, or a share of T.
+        num_training_steps: T, steps of the whole schedule, warm-up included.
+        capacity: b, the exponent of the model's capacity, above 0.5; in the paper above 1.
+        num_decay_steps: D, at most T - W; steps, or a share of T. Default: T - W.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+
+    Source: https://arxiv.org/abs/2602.06797.
+    """
+    power = 2.0 * real_number("capacity", capacity, above=0.5) - 1.0
+    decay = lengths.rest if num_decay_steps is None else lengths.steps("num_decay_steps", num_decay_steps)
+    if decay > lengths.rest:
+        raise ValueError(f"num_decay_steps={decay} is more than the {lengths.rest} steps after the warm-up")
+    return Constant().then(Polynomial(decay, power), at=lengths.rest - decay)
 
 
 @schedule(

@@ -81,7 +81,7 @@ def get_constant_schedule() -> Curve:
     return Constant()
 
 
-@schedule("constant_with_warmup", "warm-up, then the initial learning rate")
+@schedule("constant_with_warmup", "warm-up, then the initial learning rate", aliases=["wsm"])
 def get_constant_schedule_with_warmup(num_warmup_steps: int) -> Curve:
     """Warm up, then keep the learning rate: ``lr(t) = lr * min(1, t / num_warmup_steps)``.
 

@@ -23,6 +23,8 @@ SCHEDULES = {
     "exponential": {"gamma": 0.8},
     "infinite": {"num_cooldown_steps": 3},
     "linear_factor": {"total_iters": 6},
+    "inverse_time": {"decay_steps": 3, "decay_rate": 1.0},
+    "piecewise_interpolate": {"boundaries_and_scales": {4: 0.3}},
     "multiplicative": {"factor": 0.8},
     "multistep": {"milestones": [5, 6], "noise_range": [0, 7]},
     "plateau": {"patience": 0, "factor": 0.5, "threshold": 10.0, "threshold_mode": "abs", "noise_range": [0, 7]},
