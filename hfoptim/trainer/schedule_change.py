@@ -80,8 +80,8 @@ class ScheduleChange(TrainerCallback):
         schedule = getattr(scheduler, "scheduler", scheduler)  # of Accelerate
         if not isinstance(schedule, schedules.ScheduleLR):
             raise TypeError(
-                f"{self!r} changes schedules of hfoptim, and the Trainer has a {type(schedule).__name__}; choose one by "
-                f"name: OptimizerCallback(..., schedule='cosine'), or lr_scheduler_type='hfoptim_cosine'"
+                f"{self!r} changes schedules of hfoptim, and the Trainer has a {type(schedule).__name__}; choose one "
+                f"by name: OptimizerCallback(..., schedule='cosine'), or lr_scheduler_type='hfoptim_cosine'"
             )
         self._change(schedule)
 
