@@ -81,7 +81,9 @@ def beside(make: Callable[[list[Any]], Any], step: Callable[..., None], mesh: De
         rows[1].append(together(whole))
     assert_follows(*rows, start, 1e-10)
     for kind, kept in ours.kept.items():
-        for param, tensor in kept.items() if kind != "magma_alignment" else ():  # that is a number for each
+        if kind in ("magma_alignment", "grokfast_gradients"):  # a number for each, and many tensors
+            continue
+        for param, tensor in kept.items():
             assert isinstance(tensor, DTensor)
             assert tensor.placements == param.placements
             assert tensor.to_local().shape == param.to_local().shape
@@ -157,6 +159,11 @@ def main(folder: Path, rank: int) -> None:
         averaged_beside(lambda params, base=base: EMANesterov(base(params), 2.0, 0.8), mesh)  # type: ignore[misc]
         beside(lambda params, base=base: Magma(base(params)), lookahead_step, mesh)  # type: ignore[misc]
         beside(lambda params, base=base: GrokFast(base(params)), lookahead_step, mesh)  # type: ignore[misc]
+        beside(
+            lambda params, base=base: GrokFast(base(params), filter_type="mean", window_size=3),  # type: ignore[misc]
+            lookahead_step,
+            mesh,
+        )
         for averaging in (ScheduleFree, GPA):
             averaged_beside(lambda params, base=base, of=averaging: of(base(params)), mesh)  # type: ignore[misc]
         for tuned in (Mechanic, TRAC):

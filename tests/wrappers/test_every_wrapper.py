@@ -175,6 +175,8 @@ def test_what_would_be_lost_in_few_bits_is_refused(prefix, make):
         (TRAC, {"eps": -1.0}, "trac_eps=-1"),
         (GrokFast, {"alpha": 1.5}, "grokfast_alpha=1.5"),
         (GrokFast, {"lamb": -1.0}, "grokfast_lamb=-1"),
+        (GrokFast, {"filter_type": "median"}, "grokfast_filter_type='median'"),
+        (GrokFast, {"window_size": 0}, "grokfast_window_size=0"),
         (EMANesterov, {"lookahead_stepsize": -1.0}, "ema_nesterov_stepsize=-1"),
         (EMANesterov, {"lookahead_ema": 1.0}, "ema_nesterov_decay=1"),
         (EMANesterov, {"use_scheduled_lookahead_stepsize": 1}, "ema_nesterov_scheduled=1"),
