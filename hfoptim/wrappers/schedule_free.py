@@ -40,8 +40,8 @@ class PrimalAveraging(TwoModes):
         """The share of x in y, above 0."""
         raise NotImplementedError
 
-    def share(self, group: dict[str, Any]) -> float:
-        """What z is of the new average; called once in a step that counts."""
+    def share(self, group: dict[str, Any]) -> float | Tensor:
+        """What z is of the new average, a number or a 0-d tensor; called once in a step that counts."""
         raise NotImplementedError
 
     def pull(self, group: Mapping[str, Any]) -> float:
@@ -111,14 +111,17 @@ class PrimalAveraging(TwoModes):
     @_disable_dynamo  # its numbers change from step to step, and would compile anew
     @leave_undisturbed
     @torch.no_grad()
-    def _average(self, group: Mapping[str, Any], params: list[Tensor], ys: list[Tensor], share: float) -> None:
+    def _average(self, group: Mapping[str, Any], params: list[Tensor], ys: list[Tensor], share: float | Tensor) -> None:
         """Take over the new z from the parameters, and put the new y there; `ys` are the old ones."""
         if not params:
             return
         zs, beta = [local(self.kept[PRIMARY][param]) for param in params], self.beta(group)
         torch._foreach_lerp_(ys, zs, 1.0 - 1.0 / beta)  # x
         torch._foreach_copy_(zs, [self.exact(param) for param in params])
-        torch._foreach_lerp_(ys, zs, share)  # the new x
+        if isinstance(share, Tensor):
+            torch._foreach_lerp_(ys, zs, [share.to(y) for y in ys])  # the new x
+        else:
+            torch._foreach_lerp_(ys, zs, share)
         torch._foreach_lerp_(ys, zs, 1.0 - beta)
         self._put_back([(params, ys)])
 
@@ -142,8 +145,8 @@ class ScheduleFree(PrimalAveraging):
     evaluating and before saving the model, and `train()` before training goes on. transformers' Trainer does so for
     optimizers chosen by hfoptim's names. lr stays constant after its warm-up. The inner optimizer needs no momentum of
     its own. Its weight decay is taken at z, `decay` at y. A step size that it finds itself (Prodigy's `d`) counts as a
-    factor of lr, for which such an optimizer waits for the device once in a step. One copy of the weights, in float32
-    for parameters of fewer bits.
+    factor of lr; where that lies on a device, so do the numbers of the average. One copy of the weights, in float32 for
+    parameters of fewer bits.
 
     By name: `schedule_free_lion` and so on, with the options `schedule_free_momentum`, `schedule_free_decay`,
     `schedule_free_r` and `schedule_free_power`; they lie in the parameter groups and may differ between them.
@@ -208,16 +211,17 @@ class ScheduleFree(PrimalAveraging):
     def pull(self, group: Mapping[str, Any]) -> float:
         return float(group["lr"]) * float(group["schedule_free_decay"])
 
-    def share(self, group: dict[str, Any]) -> float:
+    def share(self, group: dict[str, Any]) -> float | Tensor:
         state = {
             "k": group["schedule_free_step"] - 1,
             "lr_max": group["schedule_free_lr_max"],
             "weight_sum": group["schedule_free_weight_sum"],
         }
-        lr = float(group["lr"]) * float(group.get("d", 1.0))
+        lr = float(group["lr"]) * group.get("d", 1.0)
         found = weighed(state, lr, group["schedule_free_r"], group["schedule_free_power"])
         group["schedule_free_lr_max"], group["schedule_free_weight_sum"] = found["lr_max"], found["weight_sum"]
-        return share_of(found["weight"], found["weight_sum"])
+        share: float | Tensor = share_of(found["weight"], found["weight_sum"])
+        return share
 
 
 class GPA(PrimalAveraging):

@@ -7,11 +7,12 @@ from collections import defaultdict
 import peers
 import pytest
 import torch
-from harness import assert_moved, assert_same, feed, flattened, parameters, values
+from harness import assert_moved, assert_same, feed, flattened, parameters, through_disk, values
 from torch import nn
 
 import hfoptim
 from hfoptim import EMA, GPA, CombinedOptimizer, ScheduleFree
+from hfoptim.engine import run_state
 
 NAMES = ("vector", "matrix", "conv")
 STEPS = range(1, 51)
@@ -169,3 +170,36 @@ def test_goes_around_several_as_one_where_none_of_them_has_two_modes(wrapper):
     optimizer.step()
     with pytest.raises(ValueError, match="SGDScheduleFree has an evaluation mode"):
         wrapper(CombinedOptimizer([first, hfoptim.SGDScheduleFree(vector.values())]))
+
+
+def test_a_step_size_found_on_a_device_is_not_waited_for():
+    params = [nn.Parameter(torch.empty(3, 4, device="meta")) for _ in range(2)]
+    optimizer = ScheduleFree(hfoptim.Prodigy(params))
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.empty_like(param)
+        optimizer.step()
+    (group,) = optimizer.param_groups
+    for name in ("schedule_free_lr_max", "schedule_free_weight_sum"):
+        assert group[name].device.type == "meta"
+        assert group[name].shape == ()
+
+
+def test_a_step_size_found_on_a_device_gives_the_same_weights(monkeypatch):
+    mine, other = parameters(NAMES, torch.float64), parameters(NAMES, torch.float64)
+    host, device = (ScheduleFree(hfoptim.Prodigy(params.values(), d0=1e-2)) for params in (mine, other))
+    start = values(mine)
+    for t in range(1, 21):
+        feed(mine, t)
+        feed(other, t, follow=mine)
+        host.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(run_state, "HOST", ())
+            device.step()
+    torch.testing.assert_close(flattened(mine), flattened(other), rtol=1e-11, atol=1e-12)
+    assert_moved(mine, start)
+    assert isinstance(device.param_groups[0]["schedule_free_weight_sum"], torch.Tensor)
+    resumed = ScheduleFree(hfoptim.Prodigy(mine.values()))
+    resumed.load_state_dict(through_disk(device.state_dict()))
+    resumed.step()
+    assert isinstance(resumed.param_groups[0]["schedule_free_weight_sum"], float)

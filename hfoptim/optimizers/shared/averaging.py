@@ -18,24 +18,27 @@ def warmed_up(k: int, group: Mapping[str, Any]) -> float:
     return float(group["lr"]) * (min(1.0, k / group["warmup_steps"]) if group["warmup_steps"] else 1.0)
 
 
-def weighed(state: Mapping[str, Any], lr: float, r: float, weight_lr_power: float) -> dict[str, Any]:
+def weighed(state: Mapping[str, Any], lr: Any, r: float, weight_lr_power: float) -> dict[str, Any]:
     """The next step of an average over steps of which each weighs `k ** r * lr_max ** weight_lr_power`.
 
     Args:
         state: `k`, `lr_max` and `weight_sum` after the step before; 0, -1 and 0 at first.
-        lr: of this step.
+        lr: of this step, a number or, where that is found on the device, a 0-d tensor there. Then all but k are, too.
         r, weight_lr_power: the options.
 
     Returns:
         The same after this step, with its `weight`.
     """
-    k, lr_max = state["k"] + 1, max(state["lr_max"], lr)
-    weight = float(k**r * lr_max**weight_lr_power)
+    k, least = state["k"] + 1, state["lr_max"]
+    lr_max = lr.clamp(min=least) if isinstance(lr, Tensor) else max(least, lr)
+    weight = lr_max**weight_lr_power * float(k**r)
     return {"k": k, "lr_max": lr_max, "weight_sum": state["weight_sum"] + weight, "weight": weight}
 
 
-def share_of(weight: float, weight_sum: float) -> float:
+def share_of(weight: Any, weight_sum: Any) -> Any:
     """What a step of this weight is of the average; a learning rate of 0 from the start leaves nothing to average."""
+    if isinstance(weight_sum, Tensor):
+        return torch.where(weight_sum > 0.0, weight / weight_sum, 0.0)
     return weight / weight_sum if weight_sum else 0.0
 
 
