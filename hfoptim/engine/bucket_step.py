@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.counters import Counters
 from hfoptim.engine.distributed import dtensor, sharded
 from hfoptim.engine.plan import Plan, option_scalars
-from hfoptim.engine.rule import Scope
+from hfoptim.engine.rule import Group, Scope
 from hfoptim.engine.tensor_slots import TensorSlots
 
 
@@ -155,13 +155,19 @@ def probe_scalars(work: list[BucketStep]) -> list[dict[str, Any]]:
     return found
 
 
-def totals_of(work: list[BucketStep], scalars: list[dict[str, Any]], arithmetic: Any = None) -> dict[str, Any]:
+def totals_of(
+    work: list[BucketStep],
+    scalars: list[dict[str, Any]],
+    arithmetic: Any = None,
+    named: Callable[[Group, str], str] = lambda group, name: name,
+) -> dict[str, Any]:
     """The rules' probes, summed over all tensors and ranks, on the device of the first of them.
 
     Args:
         work: the buckets.
         scalars: what `probe_scalars` gives.
         arithmetic: what goes on computing with the sums, if backends may give symbols of its.
+        named: the name of the total that a sum over parameters of a group is part of, from the group and the sum's.
     """
     if any(item.groups or item.whole for item in work):
         arithmetic = None  # ranks exchange tensors
@@ -173,13 +179,13 @@ def totals_of(work: list[BucketStep], scalars: list[dict[str, Any]], arithmetic:
         bucket, groups = item.probed(placed(numbers, item.bucket)), item.groups
         if item.whole:
             for found, left in sharded.evaluate(bucket, probe.fn, item.backend.evaluate):
-                add_sums(sums.setdefault(left, {}), {name: torch.stack(each).sum() for name, each in found.items()})
+                values = {named(item.group, name): torch.stack(each).sum() for name, each in found.items()}
+                add_sums(sums.setdefault(left, {}), values)
             continue
         with bucket.shaped() as bucket:
             for values in item.backend.probe(bucket, arithmetic):
-                if arithmetic is not None:
-                    values = {name: arithmetic.of(value) for name, value in values.items()}
-                add_sums(sums.setdefault(groups, {}), values)
+                of = arithmetic.of if arithmetic is not None else lambda value: value
+                add_sums(sums.setdefault(groups, {}), {named(item.group, name): of(v) for name, v in values.items()})
     return dtensor.sum_over_ranks(sums)
 
 

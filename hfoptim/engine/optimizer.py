@@ -438,7 +438,7 @@ class EngineOptimizer(Optimizer):
         of_step = work, self.param_groups, self.run_state.init
         first, arithmetic = (device_numbers.arithmetic_of(work) for _ in range(2))
         probed = device_numbers.computed(lambda _: probe_scalars(work), *of_step, first)
-        totals = totals_of(work, probed, arithmetic)
+        totals = totals_of(work, probed, arithmetic, self.run_state.naming(self.param_groups))
 
         def scalars(of: Callable[[Any], Any] | None) -> list[dict[str, Any]]:
             more = self._begin(totals, loss, of)

@@ -42,6 +42,7 @@ class RunState:
             anywhere there are none, and it stays as it was.
         shared: one for all groups: they hold the same numbers, and a group that joins takes on those of the others.
         common: options that groups which share it must agree in.
+        split_by: an option of groups that share none. Where it is true the totals are of the group's own parameters.
     """
 
     init: Mapping[str, Any]
@@ -49,6 +50,7 @@ class RunState:
     totals: tuple[str, ...] = ()
     shared: bool = False
     common: tuple[str, ...] = ()
+    split_by: str | None = None
 
     def first(self, options: Group) -> dict[str, Any]:
         """The first values, for a group with these options."""
@@ -103,6 +105,8 @@ class RunState:
         if not self.init:
             return {}
         seen: dict[str, Any] = {}
+        if self.split_by is not None:
+            return self._step_split(groups, totals, loss, number)
         if self.totals:
             totals = flattened.sum_over_ranks(groups, totals, self.totals)
             if not totals.keys() >= {*self.totals}:
@@ -113,6 +117,35 @@ class RunState:
         rates = [float(group["lr"]) for group in groups if group["lr"] is not None]
         found = _put(self._advanced({**groups[0], "lr": max(rates, default=None)}, seen, loss), groups)
         return dict.fromkeys(map(id, groups), found)
+
+    def naming(self, groups: Sequence[Group]) -> Callable[[Group, str], str]:
+        """The names of totals, from a group and the name of its sum."""
+        if self.split_by is None:
+            return lambda group, name: name
+        places = {id(group): place for place, group in enumerate(groups)}
+        return lambda group, name: f"{name}.{places[id(group)]}"
+
+    def _step_split(
+        self, groups: Sequence[dict[str, Any]], totals: Mapping[str, Tensor], loss: Any, number: Callable[[Tensor], Any]
+    ) -> dict[int, dict[str, Any]]:
+        """`step`, where each group may have totals of its own."""
+        named = self.naming(groups)
+        names = [named(group, name) for group in groups for name in self.totals]
+        totals = flattened.sum_over_ranks(groups, totals, names)
+        own: dict[int, dict[str, Any]] = {}
+        whole: dict[str, Any] = {}
+        for group in groups:
+            if named(group, self.totals[0]) in totals:
+                found = {name: number(totals[named(group, name)]) for name in self.totals}
+                own[id(group)] = found
+                whole = {name: whole[name] + value if whole else value for name, value in found.items()}
+        split = str(self.split_by)
+        seen = {id(group): own.get(id(group), {}) if group[split] else whole for group in groups}
+        return {
+            id(group): _put(self._advanced(group, seen[id(group)], loss), [group])
+            for group in groups
+            if seen[id(group)]
+        }
 
     def _advanced(self, group: Group, totals: Mapping[str, Any], loss: Any) -> dict[str, Any]:
         state = {name: group[name] for name in self.init}

@@ -107,6 +107,7 @@ from hfoptim.optimizers.pnm import PNM as PNM
 from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.polargrad import PolarGrad as PolarGrad
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
+from hfoptim.optimizers.prodigy_plus import ProdigyPlusScheduleFree as ProdigyPlusScheduleFree
 from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
 from hfoptim.optimizers.radam import RAdam as RAdam
@@ -117,6 +118,7 @@ from hfoptim.optimizers.rprop import Rprop as Rprop
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.schedule_free import RAdamScheduleFree as RAdamScheduleFree
 from hfoptim.optimizers.schedule_free import SGDScheduleFree as SGDScheduleFree
+from hfoptim.optimizers.schedule_free_plus import AdamCScheduleFreePlus as AdamCScheduleFreePlus
 from hfoptim.optimizers.scion import Scion as Scion
 from hfoptim.optimizers.scion import ScionLight as ScionLight
 from hfoptim.optimizers.sgd import SGD as SGD
@@ -197,6 +199,7 @@ __all__ = [
     "Adalite",
     "Adam",
     "AdamAtan2",
+    "AdamCScheduleFreePlus",
     "AdamG",
     "AdamMini",
     "AdamP",
@@ -268,6 +271,7 @@ __all__ = [
     "Padam",
     "PolarGrad",
     "Prodigy",
+    "ProdigyPlusScheduleFree",
     "QHAdam",
     "RAdam",
     "RAdamScheduleFree",

@@ -11,9 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper, is_dtensor
-from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, State, clone, ema, nonnegative, zeros
-from hfoptim.optimizers.shared.distance import D0, FSDP_IN_USE, GROWTH_RATE, LR_FACTOR, exact_zeros, rate
+from hfoptim.engine import Decay, Group, Name, RuleOptimizer, RunState, Scalars, hyper
+from hfoptim.engine.rule import ELEMENT, TENSOR, Probe, Rule, clone, ema, nonnegative, zeros
+from hfoptim.optimizers.shared.distance import (
+    D0,
+    FSDP_IN_USE,
+    GROWTH_RATE,
+    LR_FACTOR,
+    exact_zeros,
+    rate,
+    refuse_sharded,
+    sample_of,
+    sampled,
+)
 from hfoptim.optimizers.shared.moments import moment_rates
 
 
@@ -66,11 +76,6 @@ def _estimate(state: Group, totals: Mapping[str, Tensor], group: Group) -> dict[
     }
 
 
-def _sampled(x: Any, every: int) -> Any:
-    """The entries that the estimate is made from."""
-    return x if every == 1 else x.flatten()[::every]
-
-
 @cache
 def prodigy(first_moment: bool, every: int) -> Rule:
     """The rule for one kind of group.
@@ -81,13 +86,13 @@ def prodigy(first_moment: bool, every: int) -> Rule:
     """
 
     def new_s(grad: Any, s: Any, h: Any) -> Any:
-        return s * h.beta3 + _sampled(grad, every) * h.weight
+        return s * h.beta3 + sampled(grad, every) * h.weight
 
     def sums(grad: Any, param: Any, *args: Any) -> dict[str, Any]:
         p0, s, h = args[-3:]
-        gone = p0 - _sampled(param, every)
+        gone = p0 - sampled(param, every)
         return {
-            "numerator": (_sampled(grad, every) * gone).sum() * h.pull,
+            "numerator": (sampled(grad, every) * gone).sum() * h.pull,
             "denominator": new_s(grad, s, h).abs().sum(),
         }
 
@@ -101,15 +106,9 @@ def prodigy(first_moment: bool, every: int) -> Rule:
 
     fn.__name__ = "prodigy"
     first = {"exp_avg": zeros} if first_moment else {}
-    own = {"p0": clone, "s": exact_zeros}
-    if every > 1:
-        own = {"p0": _sample(clone, every), "s": _sample(zeros, every)}
+    own = {"p0": sample_of(clone, every), "s": sample_of(exact_zeros, every)}
     scope = ELEMENT if every == 1 else TENSOR
     return Rule(fn, scope, {**first, "exp_avg_sq": nonnegative, **own}, _per_step, Probe(sums, _probing))
-
-
-def _sample(state: State, every: int) -> State:
-    return State(lambda param, dtype: state.init(param, dtype).flatten()[::every].clone())
 
 
 class Prodigy(RuleOptimizer):
@@ -171,11 +170,7 @@ class Prodigy(RuleOptimizer):
     )
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        if group["slice_p"] > 1 and is_dtensor(param):
-            raise ValueError(
-                f"slice_p={group['slice_p']} takes every so many-th entry of a whole tensor, which a sharded parameter "
-                f"(DTensor) is not; use slice_p=1"
-            )
+        refuse_sharded(param, group["slice_p"])
         return prodigy(group["betas"][0] > 0, group["slice_p"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,16 @@ def _all(tests: tuple[str, ...], names: tuple[str, ...], raises: Any, reason: st
 
 LBFGS = ("lbfgs", "torch.LBFGS")
 SAM = ("sam_sgd",)
-NEEDS_LOSS = ("alig", "emofact", "emolynx", "emonavi", "momo", "momo_adam", "polyak_sgd")
+NEEDS_LOSS = (
+    "adamc_schedule_free_plus",
+    "alig",
+    "emofact",
+    "emolynx",
+    "emonavi",
+    "momo",
+    "momo_adam",
+    "polyak_sgd",
+)
 SECOND_ORDER = ("adahessian", "sophiah")
 MUON = ("adamuon", "muon", "nadamuon", "nmuon", "normuon")
 SCION = ("scion", "scionlight")
@@ -47,7 +56,7 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_the_loss_falls_and_rises_with_maximize",),
-        ("alig", "momo", "momo_adam", "polyak_sgd"),
+        ("adamc_schedule_free_plus", "alig", "momo", "momo_adam", "polyak_sgd"),
         AssertionError,
         "its step goes by how far the loss is above 0, and a positive one that is to rise is below it",
     ),

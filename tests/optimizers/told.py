@@ -22,13 +22,14 @@ def told(cls: type[Any], of: Callable[[list[dict[str, Any]]], Tensor] | None = N
 
     class Told(cls):  # type: ignore[misc]
         @torch.no_grad()
-        def step(self, closure: Any = None, *, loss: Any = None) -> Any:
-            if closure is None and loss is None and self._loss is None:
+        def _mean_loss(self) -> Tensor:
+            if self._loss is None:
                 loss = known(self.param_groups)
-                loss = -loss if self.param_groups[0]["maximize"] else loss  # so that the step has the positive one
-            return super().step(closure, loss=loss)
+                self.add_loss(-loss if self.param_groups[0]["maximize"] else loss)  # the step has the positive one
+            return super()._mean_loss()
 
     Told.__qualname__ = Told.__name__ = f"Told{cls.__name__}"
+    globals()[Told.__name__] = Told  # where pickle looks for it
     return Told
 
 

@@ -1,5 +1,5 @@
 """Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here
-(checked.py, factors.py and spectral.py: by the writer of the rule).
+(averages.py, checked.py, factors.py and spectral.py: by the writer of the rule).
 
 `tests/optimizers` follows them where no package ships a method as its paper has it. Nothing here imports torch or this
 package. Each class names the algorithm it was written from.
@@ -16,6 +16,7 @@ from .authors import (
     OptimisticAdam,
     OptimisticGradientDescent,
 )
+from .averages import AdamCScheduleFreePlus, ProdigyPlusScheduleFree
 from .base import Array, Transcription
 from .checked import COCOB, ACProp, DoWG, MarsM
 from .factors import KLSOAP, SOAP, DistributedShampoo, KLShampoo
@@ -41,6 +42,7 @@ __all__ = [
     "AdaSmooth",
     "AdaTAM",
     "AdamAtan2",
+    "AdamCScheduleFreePlus",
     "AdamG",
     "Aida",
     "Ano",
@@ -69,6 +71,7 @@ __all__ = [
     "OptimisticGradientDescent",
     "Padam",
     "PolarGrad",
+    "ProdigyPlusScheduleFree",
     "SimplifiedAdEMAMix",
     "SinkGD",
     "SophiaG",

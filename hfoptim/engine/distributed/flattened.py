@@ -32,7 +32,8 @@ def sum_over_ranks(
     if not is_flattened(groups):
         return sums
     if sums:
-        packed = torch.stack([sums[name] for name in names])
+        nothing = torch.zeros_like(next(iter(sums.values())))
+        packed = torch.stack([sums.get(name, nothing) for name in names])
     else:
         packed = torch.zeros(len(names), dtype=torch.float32, device=groups[0]["params"][0].device)
     packed = precise(packed)

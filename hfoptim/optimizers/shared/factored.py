@@ -31,16 +31,27 @@ class Factored(NamedTuple):
 
         eps is added to the means: the mean of a sum is the same number.
         """
+        moments = self.moved(squared, moments, alpha, eps)
         if self.dims is None:
-            (moment,) = moments
-            moment = ema(moment, squared + eps, alpha)
-            return [moment.reciprocal()], [moment]
-        column, row = self.dims
-        rows = ema(moments[0], squared.mean(row) + eps, alpha)
-        columns = ema(moments[1], squared.mean(column) + eps, alpha)
+            return [moments[0].reciprocal()], moments
+        (column, row), (rows, columns) = self.dims, moments
         # Among the dimensions that the row means kept, the column has its place: it comes before the row.
         row_factor = rows.mean(column + 1 if column < 0 else column, keepdim=True) / rows
-        return [row_factor.unsqueeze(row), columns.reciprocal().unsqueeze(column)], [rows, columns]
+        return [row_factor.unsqueeze(row), columns.reciprocal().unsqueeze(column)], moments
+
+    def moved(self, squared: Any, moments: list[Any], alpha: Any, eps: Any) -> list[Any]:
+        """The moment with new squares in it, to which eps is added."""
+        if self.dims is None:
+            return [ema(moments[0], squared + eps, alpha)]
+        return [ema(each, squared.mean(dim) + eps, alpha) for each, dim in zip(moments, self.dims[::-1], strict=True)]
+
+    def product(self, moments: list[Any], least: float) -> Any:
+        """The moment, of whose factors the mean is above a least number, so that zeros stay zeros."""
+        if self.dims is None:
+            return moments[0]
+        (column, row), (rows, columns) = self.dims, moments
+        mean = rows.mean(column + 1 if column < 0 else column, keepdim=True) + least
+        return (rows / mean).unsqueeze(row) * columns.unsqueeze(column)
 
     def mean_square(self, squared: Any, factors: list[Any]) -> Any:
         """The mean square of the update, the gradient times the roots of the factors, from the gradient's squares."""
