@@ -22,6 +22,7 @@ from hfoptim.wrappers import (
     SVRG,
     TRAC,
     WSAM,
+    BAdam,
     EMANesterov,
     FriendlySAM,
     GrokFast,
@@ -39,6 +40,12 @@ ENTRY_POINTS = "hfoptim.optimizers"
 
 # Of two names of which one begins with the other, the longer one first.
 WRAPPERS = (
+    WrapperInfo(
+        "badam",
+        BAdam,
+        "one block of layers at a time, each with new state",
+        "https://arxiv.org/abs/2404.02827",
+    ),
     WrapperInfo(
         "ema_nesterov",
         EMANesterov,
@@ -150,6 +157,14 @@ _OF_TORCH = (
 
 # Optimizers with others around them, and options, that have a name of their own.
 COMPOSED = (
+    OptimInfo(
+        "badam",
+        lambda: around(BAdam, _loaded("hfoptim.optimizers.adam", "Adam")),
+        "AdamW for one block of layers at a time, each with new state",
+        "https://arxiv.org/abs/2404.02827",
+        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "decouple_wd": True},
+        where="hfoptim.registry",
+    ),
     OptimInfo(
         "ranger",
         lambda: around(Lookahead, _loaded("hfoptim.optimizers.radam", "RAdam")),

@@ -1,5 +1,6 @@
 """Optimizers around optimizers, and several as one."""
 
+from hfoptim.wrappers.badam import BAdam
 from hfoptim.wrappers.combined import CombinedOptimizer
 from hfoptim.wrappers.ema import EMA
 from hfoptim.wrappers.ema_nesterov import EMANesterov
@@ -22,6 +23,7 @@ __all__ = [
     "SVRG",
     "TRAC",
     "WSAM",
+    "BAdam",
     "CombinedOptimizer",
     "EMANesterov",
     "FriendlySAM",

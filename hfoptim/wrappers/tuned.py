@@ -102,15 +102,10 @@ class Tuned(Wrapper):
     @torch.no_grad()
     def _look(self) -> tuple[dict[Tensor, Tensor], dict[str, Tensor]]:
         """The exact weights of parameters with a gradient, and the sums over them."""
+        self.refuse_differing()
         kept, before = self.kept[REFERENCE], {}
         sums: dict[Groups, dict[str, Tensor]] = {}
         for index, group in enumerate(self.param_groups):
-            differing = [name for name in self.by_name if group[name] != self.param_groups[0][name]]
-            if differing:
-                raise ValueError(
-                    f"{differing[0]} is {group[differing[0]]!r} in group {index} and "
-                    f"{self.param_groups[0][differing[0]]!r} in group 0; it must be the same in all groups"
-                )
             for position, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue

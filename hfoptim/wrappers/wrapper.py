@@ -72,6 +72,10 @@ class Wrapper(Optimizer):
         super().__setstate__({"_inner": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
         for group, entries in zip(self.param_groups, checked, strict=True):
             group.update(entries)
+        self.begin()
+
+    def begin(self) -> None:
+        """What is to be done once the wrapper is made, before the first gradient."""
 
     def check_inner(self, optimizer: Optimizer) -> None:
         """Raise if the wrapper cannot go around this optimizer."""
@@ -140,6 +144,16 @@ class Wrapper(Optimizer):
         for group in self.param_groups:
             for name, value in self.own.items():
                 group.setdefault(name, value)
+
+    def refuse_differing(self) -> None:
+        """Raise a ValueError if groups disagree in an option of the wrapper's, which is one for all of them."""
+        for index, group in enumerate(self.param_groups):
+            differing = [name for name in self.by_name if group[name] != self.param_groups[0][name]]
+            if differing:
+                raise ValueError(
+                    f"{differing[0]} is {group[differing[0]]!r} in group {index} and "
+                    f"{self.param_groups[0][differing[0]]!r} in group 0; it must be the same in all groups"
+                )
 
     def residual_of(self, param: Tensor) -> dict[str, Tensor]:
         """What the inner optimizer keeps of a parameter's rounding, as `storage.exact_weight` takes it."""

@@ -33,6 +33,12 @@ def test_lookahead_resumes_exactly(names, make_trainer, tmp_path, name):
     run_both(make_trainer, tmp_path, list, optim=name, optim_args="lookahead_k=2", learning_rate=1e-2, **SCHEDULED)
 
 
+def test_badam_resumes_exactly(names, make_trainer, tmp_path):
+    # Saved after 3 steps, in the middle of the second block.
+    options = "badam_switch_every=2,badam_include_embedding=True,badam_include_lm_head=True"
+    run_both(make_trainer, tmp_path, list, optim="badam", optim_args=options, learning_rate=1e-2, **SCHEDULED)
+
+
 def test_lookahead_through_the_callback(make_trainer, inner):
     trainer = make_trainer(OptimizerCallback("lookahead_lion", lr=1e-3, lookahead_alpha=0.8, schedule="cosine"))
     trainer.train()
