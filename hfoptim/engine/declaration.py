@@ -81,7 +81,11 @@ class RuleOptimizer(_Declared):
         super().__init_subclass__(**kwargs)
         cls.second_order = cls.second_order or cls.curvature is not None
         own = declared(cls)
-        together = {name: each for base in reversed(cls.__bases__) for name, each in _hypers_of(base).items()} | own
+        together = {name: each for base in reversed(cls.__bases__) for name, each in _hypers_of(base).items()}
+        for name in own.keys() & together.keys():
+            if together[name].keyword_only and not own[name].keyword_only:
+                del together[name]  # one that gets a position has it among the class's own
+        together |= own
         cls.hypers = {
             **{name: each for name, each in together.items() if not each.keyword_only},
             **{name: each for name, each in together.items() if each.keyword_only},

@@ -1,4 +1,4 @@
-"""What a step needs besides gradients: products of the Hessian with vectors, the value of the loss."""
+"""What a step needs besides gradients: products of the Hessian with vectors, the loss's value, other parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfoptim.engine.distributed.dtensor import is_dtensor
+from hfoptim.engine.bucket_step import BucketStep
+from hfoptim.engine.distributed.dtensor import here, is_dtensor, local, whole_of
 from hfoptim.engine.precision import precise
 from hfoptim.engine.storage import exact_dtype
 
@@ -105,6 +106,33 @@ _States = MutableMapping[Tensor, dict[str, Any]]
 
 def _steps_of(param: Tensor, states: _States) -> int:
     return int(states[param].get("step", 0)) if param in states else 0
+
+
+def meet_partners(work: Sequence[BucketStep], states: _States, partner_of: Callable[..., Tensor]) -> None:
+    """Write the states that are made of other parameters, whose values are those before the step.
+
+    Sharded parameters are gathered, on every rank.
+
+    Args:
+        work: the buckets of the step.
+        states: the optimizer's.
+        partner_of: `(parameter, group)` -> the other parameter.
+    """
+    for item in work:
+        partner, bucket = item.bucket.plan.rule.partner, item.bucket
+        if partner is None:
+            continue
+        others = [whole_of(partner_of(param, item.group).detach()) for param in item.params]
+        alike: dict[torch.Size, list[int]] = {}
+        for index, other in enumerate(others):
+            alike.setdefault(other.shape, []).append(index)
+        for indices in alike.values():
+            values = torch.stack([others[i].to(bucket.device, bucket.plan.dtype) for i in indices])
+            own = [[states[item.params[i]][name] for i in indices] for name in partner.states]
+            made = partner.fn(values, *(torch.stack([whole_of(state) for state in column]) for column in own))
+            for column, stack in zip(own, made, strict=True):
+                for state, value in zip(column, stack, strict=True):
+                    local(state).copy_(here(value, state))
 
 
 def refuse_scaler(optimizer: Any, owner: str) -> None:

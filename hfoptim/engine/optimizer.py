@@ -141,6 +141,10 @@ class EngineOptimizer(Optimizer):
         """Which of its ways the optimizer has of taking a parameter, in words; empty where it has one for all."""
         return ""
 
+    def partner_of(self, param: Tensor, group: Group) -> Tensor:
+        """The other parameter that the rule of one is to know of (`Rule.partner`)."""
+        raise NotImplementedError
+
     def decay_for(self, group: dict[str, Any]) -> Decay:
         """Where weight decay enters for a group: as the class and its flag `decoupled_by` say, unless overridden."""
         return Decay.DECOUPLED if self.decoupled_by and group[self.decoupled_by] else self.decay
@@ -425,6 +429,7 @@ class EngineOptimizer(Optimizer):
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
             last, work = None, self._collect(entries)
+        inputs.meet_partners(work, self.state, self.partner_of)
         self._advance(work, loss)
         self._run(work)
         if last is None and work and bucket_cache.can_be_kept(work):

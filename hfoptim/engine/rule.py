@@ -184,6 +184,23 @@ class MatrixFunction:
 
 
 @dataclass(frozen=True, eq=False)
+class Partner:
+    """States that are made of another parameter before a step: of the other factor of a low-rank product, for example.
+
+    Each is made before any parameter moves, so that the order in which they move does not matter.
+    `EngineOptimizer.partner_of` says whose partner is which.
+
+    Args:
+        states: their names, among those of the rule.
+        fn: `(partner, *states) -> states`, pure, of partners and states of several parameters, each stacked along a new
+            first dimension.
+    """
+
+    states: tuple[str, ...]
+    fn: Callable[..., Sequence[Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
 class Rule:
     """A rule with what the engine has to know about it.
 
@@ -206,6 +223,7 @@ class Rule:
         sparse: whether it also steps parameters with a sparse gradient: those entries alone that the gradient has. The
             others, and their state, stay as they are. For rules of scope `ELEMENT`.
         dims: how many of the last dimensions a rule of scope `MATRIX` looks at; those before them are a batch.
+        partner: what it is to know of another parameter, which is a state of the rule.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -218,6 +236,7 @@ class Rule:
     report: Function | None = None
     sparse: bool = False
     dims: int = 2
+    partner: Partner | None = None
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:

@@ -81,9 +81,12 @@ from hfoptim.optimizers.kron import Kron as Kron
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
+from hfoptim.optimizers.ldadam import LDAdamW as LDAdamW
 from hfoptim.optimizers.lion import Lion as Lion
 from hfoptim.optimizers.lomo import AdaLomo as AdaLomo
 from hfoptim.optimizers.lomo import Lomo as Lomo
+from hfoptim.optimizers.lora_fa import LoraFAOptimizer as LoraFAOptimizer
+from hfoptim.optimizers.lora_rite import LoRARite as LoRARite
 from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
 from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.mars import Mars as Mars
@@ -110,11 +113,13 @@ from hfoptim.optimizers.prodigy import Prodigy as Prodigy
 from hfoptim.optimizers.prodigy_plus import ProdigyPlusScheduleFree as ProdigyPlusScheduleFree
 from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
+from hfoptim.optimizers.racs import RACS as RACS
 from hfoptim.optimizers.radam import RAdam as RAdam
 from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
 from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rose import ROSE as ROSE
 from hfoptim.optimizers.rprop import Rprop as Rprop
+from hfoptim.optimizers.sara import SaRA as SaRA
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.schedule_free import RAdamScheduleFree as RAdamScheduleFree
 from hfoptim.optimizers.schedule_free import SGDScheduleFree as SGDScheduleFree
@@ -161,6 +166,7 @@ __all__ = [
     "PID",
     "PNM",
     "QHM",
+    "RACS",
     "ROSE",
     "SGD",
     "SGDP",
@@ -247,12 +253,15 @@ __all__ = [
     "Kate",
     "Kourkoutas",
     "Kron",
+    "LDAdamW",
     "LDoG",
     "LaProp",
     "Lamb",
     "Lars",
     "Lion",
+    "LoRARite",
     "Lomo",
+    "LoraFAOptimizer",
     "Mars",
     "MarsM",
     "MirrorMADGRAD",
@@ -281,6 +290,7 @@ __all__ = [
     "SGDSaI",
     "SGDScheduleFree",
     "SPlus",
+    "SaRA",
     "Scion",
     "ScionLight",
     "Shampoo",

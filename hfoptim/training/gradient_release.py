@@ -217,7 +217,13 @@ def releasable(optimizer: Any) -> RuleOptimizer:
         )
     for group in inner.param_groups:
         for param in group["params"]:
-            if inner.rule_for(param, group).probe is not None:
+            rule = inner.rule_for(param, group)
+            if rule.partner is not None:
+                raise ValueError(
+                    f"{name} does not work with gradient release: the step of a parameter needs another one's value "
+                    f"from before that has moved"
+                )
+            if rule.probe is not None:
                 raise ValueError(
                     f"{name} does not work with gradient release: with these options it needs sums over all gradients, "
                     f"such as their norm, before the first parameter moves"

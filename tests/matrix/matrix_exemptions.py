@@ -50,6 +50,12 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ),
     **_all(
         ("test_complex_parameters_step_like_pairs_of_reals",),
+        ("sara",),
+        TypeError,
+        "it chooses entries by their sizes, and that of a complex number is not that of its parts: refused",
+    ),
+    **_all(
+        ("test_complex_parameters_step_like_pairs_of_reals",),
         ("magma_adamw",),
         TypeError,
         "it compares directions of whole tensors, where a complex number is not a pair: refused",

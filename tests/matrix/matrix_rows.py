@@ -208,7 +208,7 @@ WRAPPED = (
     "schedule_free_lion",
 )
 # Options under which few steps move the weights.
-GIVEN = {"mechanic_adamw": {"mechanic_s_init": 0.1}}
+GIVEN = {"mechanic_adamw": {"mechanic_s_init": 0.1}, "sara": {"threshold": 9.0, "lr": 1e-3}}
 CONTROLS = ("AdamW", "SGD", "Adagrad", "LBFGS")
 ROWS = [_row(name) for name in (*hfoptim.list_optimizers(), *WRAPPED)] + [
     Row(f"torch.{name}", getattr(torch.optim, name), name == "LBFGS") for name in CONTROLS

@@ -69,6 +69,11 @@ LAYOUTS: dict[str, Make] = {
     "lm_head.weight": _shape(7, 4),
     "q_proj.large": _shape(104, 79),
     "mlp.large": _shape(83, 97),
+    # Both factors of two adapters.
+    "q_proj.lora_A.weight": _shape(3, 7),
+    "q_proj.lora_B.weight": _shape(5, 3),
+    "o_proj.lora_A.weight": _shape(2, 4),
+    "o_proj.lora_B.weight": _shape(6, 2),
 }
 OTHER_GRADIENT: dict[str, Callable[[Tensor], Tensor]] = {
     "mixed": lambda grad: grad.contiguous(memory_format=torch.channels_last),

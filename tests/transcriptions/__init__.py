@@ -1,5 +1,5 @@
 """Methods written out in NumPy from their papers and their authors' code, by somebody who had not read the rule here
-(averages.py, checked.py, factors.py and spectral.py: by the writer of the rule).
+(averages.py, checked.py, factors.py, spectral.py and subspaces.py: by the writer of the rule).
 
 `tests/optimizers` follows them where no package ships a method as its paper has it. Nothing here imports torch or this
 package. Each class names the algorithm it was written from.
@@ -23,6 +23,7 @@ from .factors import KLSOAP, SOAP, DistributedShampoo, KLShampoo
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD
+from .subspaces import RACS, LDAdamW
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
 from .tensors import TAM, AdaTAM, Aida, Kourkoutas
 from .together import SWATS, Momo, MomoAdam
@@ -31,6 +32,7 @@ __all__ = [
     "BCOS",
     "COCOB",
     "KLSOAP",
+    "RACS",
     "SOAP",
     "SRMM",
     "SWATS",
@@ -60,6 +62,7 @@ __all__ = [
     "KLShampoo",
     "Kate",
     "Kourkoutas",
+    "LDAdamW",
     "MarsM",
     "MirrorMADGRAD",
     "Momo",

@@ -172,7 +172,11 @@ def uncompressed(rule: Rule, dtype: torch.dtype) -> tuple[Storage, ...]:
 def _compressed(rule: Rule, format: Format, rounding: str | None) -> tuple[Storage, ...]:
     stochastic = rounding == "stochastic" or (rounding is None and format is Format.BF16)
     return tuple(
-        Storage(format, state.signed or format is Format.BF16, stochastic) if state.compressible else FULL
+        Storage(format, state.signed or format is Format.BF16, stochastic)
+        if state.compressible
+        else Storage(Format.BF16)
+        if state.narrow
+        else FULL
         for state in rule.state.values()
     )
 

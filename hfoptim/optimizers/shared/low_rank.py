@@ -141,7 +141,7 @@ def in_subspace(inner: Rule, projection: Projection, form: Form, finish: Finish)
         finish: makes an update of the parameter of one in the subspace.
     """
     bases, own = projection.state(), finish.state()
-    low = {name: _of_low(state, projection) for name, state in inner.state.items()}
+    low = {name: of_low(state, projection) for name, state in inner.state.items()}
     sized = inner.returns_step_size
     each = inner.fn if inner.scope is ELEMENT else _each(inner.fn, sized)
 
@@ -170,7 +170,7 @@ def _renewing(inner: Rule, finish: Finish) -> Callable[[int, Group], Scalars]:
     return per_step
 
 
-def _of_low(state: State, projection: Projection) -> State:
+def of_low(state: State, projection: Projection) -> State:
     """A state of the projected gradient, not of the parameter; a number for each matrix of a stack."""
     if state is scalar:
         return State(lambda param, dtype: param.new_zeros(param.shape[:-2], dtype=dtype), of_shaped=True)
@@ -204,14 +204,15 @@ _GROWTH = 1.01
 _TINY = 1e-8
 
 
-def limit(norm: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Fira's norm-growth limiter: the factor that keeps an update below 1.01 times the last one, and its norm then.
+def limit(norm: Tensor, last: Tensor, growth: float = _GROWTH) -> tuple[Tensor, Tensor]:
+    """Fira's norm-growth limiter: the factor that keeps an update below `growth` times the last one, and its norm then.
 
     Args:
         norm: of the update, see `norm_of`.
         last: that of the last one, after it was limited.
+        growth (default 1.01): by how much an update may be larger.
     """
-    factor = _GROWTH / (norm / (last[..., None, None] + _TINY)).clamp(min=_GROWTH)
+    factor = growth / (norm / (last[..., None, None] + _TINY)).clamp(min=growth)
     return factor, (norm * factor)[..., 0, 0]
 
 

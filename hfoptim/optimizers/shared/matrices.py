@@ -239,7 +239,7 @@ class DividedMatrices(HiddenMatrices):
         return form_of(name, param.shape, group["use_muon"], group["stacked"], group["split"], group["split_dim"])
 
 
-class MatrixOptimizer(DividedMatrices):
+class WithFallback(HiddenMatrices):
     """A rule for the matrices inside a network, AdamW or NAdamW for everything else, in one optimizer.
 
     Subclasses give `matrix_rule`.
@@ -271,3 +271,7 @@ class MatrixOptimizer(DividedMatrices):
     def taken_by(self, param: Tensor, group: dict[str, Any]) -> str:
         form = self._form_of(param, group)
         return str(group["fallback"]) if form is None else matrices_of(form, param.shape)
+
+
+class MatrixOptimizer(WithFallback, DividedMatrices):
+    """One that takes the matrices that a parameter holds one by one, and has a rule for everything else."""
