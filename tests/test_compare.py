@@ -294,7 +294,9 @@ def test_grid_around_an_optimizers_own_rate(monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "message"),
     [
         ({"optimizers": ["lionn"]}, "lionn.*lion"),
-        ({"optimizers": ["lion", "lbfgs"]}, "lbfgs needs a closure"),
+        ({"optimizers": ["lion", "lbfgs"]}, "lbfgs cannot be compared: every run clips"),
+        ({"optimizers": ["svrg_sgd"]}, "svrg_sgd cannot be compared: it takes the gradient of all batches"),
+        ({"optimizers": ["sparse_adam"]}, "sparse_adam cannot be compared: it needs sparse gradients"),
         ({"optimizers": [" ,"]}, "--optim names no optimizer"),
         ({"lr_grid": ["1e-3,fast"]}, "'fast' is no learning rate"),
         ({"lr_grid": ["-1e-3"]}, "'-1e-3' is no learning rate"),
@@ -374,6 +376,17 @@ def test_comparison_end_to_end(tiny: dict[str, Any], tmp_path: Path, console: Co
     best = min(written["runs"], key=lambda run: run["eval_loss"])
     assert f"{best['eval_loss']:.3f}" in shown
     assert "edge of its grid" in shown
+
+
+def test_optimizers_with_a_second_gradient(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:
+    names = ["sam_sgd", "adahessian", "sophiag"]
+    results = compare(
+        CompareConfig.from_options(**{**tiny, "optimizers": names, "lr_grid": ["1e-3"]}),
+        tmp_path / "out",
+        console=console,
+    )
+    assert [(run.optimizer, run.status) for run in results.runs] == [(name, "finished") for name in names]
+    assert "sam_sgd: a step takes more than one backward pass" in " ".join(console.export_text().split())
 
 
 def test_same_seed_same_numbers(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:

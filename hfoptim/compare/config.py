@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfoptim.registry.info import OptimInfo
 
 DEFAULT_OPTIMIZERS = ("adamw", "adafactor", "lion", "sgd")
 
@@ -200,8 +203,9 @@ def parse_optimizers(names: Iterable[str]) -> tuple[str, ...]:
                 info = get_optimizer_info(part.strip())
             except ValueError as error:
                 raise CompareError(str(error)) from error
-            if info.needs is not None:
-                raise CompareError(f"{info.name} needs {info.needs}; a step of it is no step of others, compare those")
+            reason = _excluded(info)
+            if reason is not None:
+                raise CompareError(f"{info.name} cannot be compared: {reason}")
             found[info.name] = None
     if not found:
         raise CompareError("--optim names no optimizer; `hfoptim list` shows all of them")
@@ -220,6 +224,17 @@ def parse_seeds(seeds: int | str | Iterable[int | str]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(map(int, parts)))
     except ValueError:
         raise CompareError(f"--seed: {', '.join(parts)}: no whole numbers; write 0 or 0,1,2") from None
+
+
+def _excluded(info: OptimInfo) -> str | None:
+    """Why an optimizer cannot take part, if it cannot: what the Trainer gives it here is no step of its."""
+    if not info.in_trainer:
+        return f"it needs {info.needs}"
+    if info.name == "lbfgs":
+        return "every run clips gradients, from whose differences it learns the curvature"
+    if info.name.startswith("svrg_"):
+        return "it takes the gradient of all batches, which a Trainer does not compute"
+    return None
 
 
 def parse_lr_grid(

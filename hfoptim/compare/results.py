@@ -220,12 +220,16 @@ class Results:
         return [Point(lr, each) for lr, each in at.items() if all(run.status == FINISHED for run in each)]
 
     def _summary(self, optimizer: str) -> Summary:
+        from hfoptim.registry.lookup import get_optimizer_info
+
         best = min(self.points(optimizer), key=lambda point: point.eval_loss, default=None)
         runs = [run for run in self.runs if run.optimizer == optimizer]
         seen = {run.key for run in runs}
         kinds = {status: [run.key for run in runs if run.status == status] for status in (DIVERGED, FAILED)}
         kinds["not run yet"] = [key for key in self.missing() if key[0] == optimizer and key not in seen]
         notes = [f"{kind} at lr {self._rates(keys)}" for kind, keys in kinds.items() if keys]
+        if get_optimizer_info(optimizer).needs is not None:
+            notes.append("a step takes more than one backward pass, or one with a graph: look at the wall time")
         if best is not None:
             grid = self.config.lr_grid[optimizer]
             if len(grid) == 1:

@@ -157,6 +157,11 @@ class EngineOptimizer(Optimizer):
     def check_ready(self) -> None:
         """Raise if no step can be taken now. Called before a step's closure, and before gradient release moves any."""
 
+    @property
+    def calls_closure_twice(self) -> bool:
+        """Whether a step takes gradients of its batch at two points, by `before_closure`."""
+        return False
+
     def before_closure(self, closure: Callable[[], Any] | None) -> None:
         """Evaluate a step's closure somewhere else first, where a step needs that; gradients are not enabled."""
 

@@ -124,7 +124,8 @@ class Mars(RuleOptimizer):
     By default g' is the gradient of the batch before. With `is_approx=False`, the paper's exact form, it is that of
     this batch at the parameters of the step before: `step(closure)` calls the closure there first, then where the
     parameters are, so that a step costs two backward passes. The closure clears the gradients, and returns the loss.
-    State then has `previous_param`, too.
+    State then has `previous_param`, too. The Trainer supplies the closure. Wrappers that change gradients or take them
+    elsewhere, and combinations of optimizers, refuse that form.
 
     Follows timm, which has the paper's first step. The author's code and pytorch_optimizer 4.1 have g' = 0 there; the
     author applies it to exactly two dimensions, and has other betas and a weight decay of its own for vectors.
@@ -173,22 +174,35 @@ class Mars(RuleOptimizer):
             found = mars("adamw" if kind == "shampoo" else kind, amsgrad) if group["optimize_1d"] else _VECTORS[amsgrad]
         return found if group["is_approx"] else remembering(found)
 
+    @property
+    def calls_closure_twice(self) -> bool:
+        return any(not group["is_approx"] for group in self.param_groups)
+
+    @property
+    def second_is_due(self) -> bool:
+        """Whether the step to come calls its closure at the parameters of the step before; the first step does not."""
+        return bool(self._known())
+
+    def _known(self) -> dict[Tensor, tuple[dict[str, Any], bool]]:
+        """The state, and whether the step maximizes, of the parameters whose weights before the last step are kept."""
+        return {
+            param: (self.state[param], group["maximize"])
+            for group in self.param_groups
+            if not group["is_approx"]
+            for param in group["params"]
+            if "previous_param" in self.state.get(param, {})
+        }
+
     def before_closure(self, closure: Callable[[], Any] | None) -> None:
         """Keep the gradients at the parameters of the step before, in `last_grad`; before the first step nothing."""
-        exact = [group for group in self.param_groups if not group["is_approx"]]
-        if not exact or self._is_only_for_state(self._entries()):
+        if not self.calls_closure_twice or self._is_only_for_state(self._entries()):
             return
         if closure is None:
             raise RuntimeError(
                 "is_approx=False takes the gradient of each batch also at the parameters of the step before: call "
                 "step(closure) with a closure that clears the gradients, calls backward and returns the loss"
             )
-        known = {
-            param: (self.state[param], group["maximize"])
-            for group in exact
-            for param in group["params"]
-            if "previous_param" in self.state.get(param, {})
-        }
+        known = self._known()
         if not known:
             return
         present = [param.detach().clone() for param in known]

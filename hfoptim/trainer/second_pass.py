@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.inputs import mean_over_ranks
+from hfoptim.optimizers.mars import Mars
 from hfoptim.optimizers.sophia import SophiaG
 from hfoptim.trainer import private
 from hfoptim.trainer.random_numbers import RandomNumbers
@@ -28,7 +29,7 @@ from hfoptim.wrappers import SVRG, TwoPoints
 
 
 class SecondPass(TrainerCallback):
-    """Gives an optimizer in a Trainer the second gradient that its steps need: SAM, LBFGS, Adahessian, Sophia.
+    """Gives an optimizer in a Trainer the second gradient that its steps need: SAM, LBFGS, Adahessian, Sophia, MARS.
 
         Trainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[SecondPass()])
 
@@ -36,6 +37,8 @@ class SecondPass(TrainerCallback):
 
     - SAM, LBFGS: `step` gets a closure that goes through all micro-batches of the step once more, with the random
       numbers of the first time (dropout is the same), and clips as the Trainer does.
+    - MARS with is_approx=False: likewise, for the gradient at the weights before the last step. The one at the present
+      weights is kept meanwhile, and not computed again.
     - Adahessian, SophiaH: at the steps that estimate the Hessian, each micro-batch's gradient gets a graph, its part of
       the estimate is taken from it, and the graph is freed. Attention is computed by plain operations then.
     - SophiaG: after every `update_period`-th step, the step's batches once more with labels drawn from the model's own
@@ -79,16 +82,18 @@ class _Needs:
 
     Args:
         closure: those that evaluate the loss again in their step: SAM, LBFGS, or SVRG, which is refused.
+        exact: those that do it at the weights before the last step: MARS.
         graph: those that take curvature from the gradients' graph.
         labels: those that take it from gradients for sampled labels.
     """
 
     closure: list[Any]
+    exact: list[Mars]
     graph: list[RuleOptimizer]
     labels: list[SophiaG]
 
     def __bool__(self) -> bool:
-        return bool(self.closure or self.graph or self.labels)
+        return bool(self.closure or self.exact or self.graph or self.labels)
 
     @property
     def lbfgs(self) -> bool:
@@ -96,17 +101,18 @@ class _Needs:
 
     @property
     def only_sam(self) -> bool:
-        return not (self.lbfgs or self.graph or self.labels)
+        return not (self.lbfgs or self.exact or self.graph or self.labels)
 
     @property
     def name(self) -> str:
-        return type((*self.closure, *self.graph, *self.labels)[0]).__name__
+        return type((*self.closure, *self.exact, *self.graph, *self.labels)[0]).__name__
 
 
 def _needs(optimizer: Any) -> _Needs:
     rules = unwrap_all(optimizer, RuleOptimizer)
     return _Needs(
         unwrap_all(optimizer, (TwoPoints, LBFGS)),
+        [each for each in rules if isinstance(each, Mars) and each.calls_closure_twice],
         [each for each in rules if each.is_second_order],
         [each for each in rules if isinstance(each, SophiaG)],
     )
@@ -222,9 +228,9 @@ def _begin(trainer: Any) -> None:
         return
     _refuse(trainer, needs)
     window = _windows[trainer] = _Window(takes_closure=bool(needs.closure))
-    if needs.closure or needs.labels:
+    if needs.closure or needs.exact or needs.labels:
         private.intercept(trainer, "training_step", _recording)
-    if needs.closure:
+    if needs.closure or needs.exact:
         hook: Any = functools.partial(_give_closure, weakref.ref(trainer))
         window.handles.append(optimizer.register_step_pre_hook(hook))
     if needs.graph:
@@ -292,7 +298,10 @@ def _give_closure(trainer_of: Callable[[], Any], optimizer: Any, args: Any, kwar
     trainer, (own, *given) = trainer_of(), args
     if kwargs.get("closure", given[0] if given else None) is not None or not _windows[trainer].batches:
         return None
-    lbfgs = _needs(optimizer).lbfgs
+    needs = _needs(optimizer)
+    if needs.exact:
+        return (own,), {**kwargs, "closure": _back_and_here(trainer, optimizer, needs.exact)}
+    lbfgs = needs.lbfgs
     # LBFGS evaluates where it is at first, and there the gradients are.
     known = [_windows[trainer].loss] if lbfgs else []
 
@@ -301,6 +310,28 @@ def _give_closure(trainer_of: Callable[[], Any], optimizer: Any, args: Any, kwar
         return mean_over_ranks(loss) if lbfgs and loss is not None else loss
 
     return (own,), {**kwargs, "closure": closure}
+
+
+def _back_and_here(trainer: Any, optimizer: Any, exact: list[Mars]) -> Callable[[], Any]:
+    """A closure that is called at the weights before the last step, if there was one, and then at the present ones."""
+    earlier = [any(each.second_is_due for each in exact)]
+    here = {
+        param: param.grad.clone()
+        for group in (optimizer.param_groups if earlier[0] else ())
+        for param in group["params"]
+        if param.grad is not None
+    }
+
+    def closure() -> Any:
+        if earlier.pop() if earlier else False:
+            return _evaluate(trainer, optimizer)
+        if here:
+            optimizer.zero_grad()
+            for param, grad in here.items():
+                param.grad = grad
+        return _windows[trainer].loss
+
+    return closure
 
 
 def _evaluate(trainer: Any, optimizer: Any) -> Tensor:

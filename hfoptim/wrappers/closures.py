@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import LBFGS
 
-from hfoptim.engine import unwrap_all
+from hfoptim.engine import RuleOptimizer, unwrap_all
 from hfoptim.engine.optimizer import take_loss
 from hfoptim.wrappers.two_points import TwoPoints
 
@@ -28,7 +28,13 @@ def evaluate(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 
 
 def refuse_those_with_closures(optimizer: Any, why: str) -> None:
-    """Raise a ValueError if an optimizer, or one inside of it, evaluates the model in its step (LBFGS, SAM, SVRG)."""
+    """Raise a ValueError if an optimizer, or one inside of it, evaluates the model in its step.
+
+    So do LBFGS, SAM, SVRG, and MARS in its exact form.
+    """
     found = unwrap_all(optimizer, (LBFGS, TwoPoints))
     if found:
         raise ValueError(f"{type(found[0]).__name__} evaluates the model anew in its step, {why}")
+    for each in unwrap_all(optimizer, RuleOptimizer):
+        if each.calls_closure_twice:
+            raise ValueError(f"{type(each).__name__} with is_approx=False evaluates the model at two points, {why}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from hfoptim.engine import unmasked, unwrap
+from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import leave_undisturbed
 from hfoptim.engine.checks import dense
 from hfoptim.engine.distributed.dtensor import aligned, local
@@ -40,6 +40,8 @@ class TwoPoints(Wrapper):
         other = unwrap(optimizer, TwoPoints)
         if other is not None:
             raise ValueError(f"{type(self).__name__} cannot go around another {type(other).__name__}")
+        if any(each.calls_closure_twice for each in unwrap_all(optimizer, RuleOptimizer)):
+            raise ValueError(f"{type(self).__name__} cannot go around an optimizer with is_approx=False")
 
     # -- what a subclass may override ------------------------------------------------------------------------------
 

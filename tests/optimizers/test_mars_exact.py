@@ -135,3 +135,37 @@ def test_what_it_cannot_do_is_refused():
         optimizer.step()
     with pytest.raises(ValueError, match=r"is_approx=False with adaptive_clip=0\.01"):
         hfoptim.Mars(named, is_approx=False, adaptive_clip=0.01)
+
+
+AROUND = {
+    "ema": lambda inner: hfoptim.EMA(inner),
+    "lookahead": lambda inner: hfoptim.Lookahead(inner, k=100),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_wrappers_that_leave_gradients_alone_hand_the_closure_on(around):
+    first, options = start(), {"lr": 1e-2, "gamma": 0.5, "is_approx": False}
+    want, params = trained(options, first), {name: torch.nn.Parameter(value.clone()) for name, value in first.items()}
+    optimizer = around(hfoptim.Mars(list(params.items()), **options))
+    steps = zip(*(batches(tuple(param.shape)) for param in params.values()), strict=True)
+    for batch in steps:
+        optimizer.step(closure_of(params, dict(zip(params, batch, strict=True))))
+    assert all(torch.equal(params[name], value) for name, value in want.items())
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        hfoptim.GrokFast,
+        hfoptim.ScheduleFree,
+        hfoptim.Mechanic,
+        hfoptim.SVRG,
+        lambda inner: hfoptim.SAM(None, inner),
+        lambda inner: hfoptim.CombinedOptimizer([inner]),
+    ],
+)
+def test_others_refuse_it(around):
+    inner = hfoptim.Mars([torch.nn.Parameter(torch.ones(2, 2))], is_approx=False)
+    with pytest.raises(ValueError, match="is_approx=False"):
+        around(inner)

@@ -57,6 +57,7 @@ CASES = {
     "adahessian": Case("adahessian", {"lr": 1e-2, "eps": 1e-3, "n_samples": 2}),
     "sophiah clipped": Case("sophiah", {"lr": 1e-1, "update_period": 2, "eps": 1e-3}, clip=0.1),
     "sam_adahessian": Case("sam_adahessian", {"lr": 1e-2, "eps": 1e-3, "rho": 0.2}),
+    "mars clipped": Case("mars", {"lr": 1e-2, "gamma": 0.5, "eps": 1e-3, "is_approx": False}, clip=0.1),
     "lbfgs": Case("lbfgs", {"lr": 0.1, "max_iter": 4}),
     "lbfgs search": Case("lbfgs", {"max_iter": 4, "line_search_fn": "strong_wolfe"}),
     "sophiag": Case("sophiag", {"lr": 1e-2, "bs": 28, "update_period": 2, "betas": (0.9, 0.5), "weight_decay": 0.0}),
@@ -121,6 +122,14 @@ def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str,
 
     if case.name == "lbfgs":
         return float(optimizer.step(backward))
+    if case.name == "mars":
+
+        def clipped() -> torch.Tensor:
+            loss = backward()
+            clip()
+            return loss
+
+        return float(optimizer.step(clipped))
     loss = backward(case.name in ("adahessian", "sophiah"))
     if isinstance(optimizer, hfoptim.SAM) and optimizer.second_is_due:
         clip()

@@ -53,11 +53,22 @@ def test_on_two_processes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["sam_adamw", "looksam_adamw", "friendlysam_adamw", "adahessian", "lbfgs", "sophiag", "lookahead_sophiah"]
+    "name",
+    [
+        "sam_adamw",
+        "looksam_adamw",
+        "friendlysam_adamw",
+        "adahessian",
+        "lbfgs",
+        "sophiag",
+        "lookahead_sophiah",
+        "ema_mars",
+    ],
 )
 def test_a_resumed_training_is_the_same(resumes_exactly, name):  # noqa: F811
     # With dropout, accumulation, and a break between two estimates of the Hessian.
     options = {"sam_adamw": {"rho": 0.5}, "lbfgs": {"max_iter": 2}, "sophiag": {"update_period": 3}}
+    options["ema_mars"] = {"is_approx": False, "gamma": 0.5}
     options["looksam_adamw"] = {"looksam_k": 3}
     options["lookahead_sophiah"] = {"update_period": 3, "lookahead_k": 3}
     clip = {"max_grad_norm": 0.0} if name == "lbfgs" else {}
