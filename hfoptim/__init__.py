@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from hfoptim import schedules
 from hfoptim.engine import Name, hyper
+from hfoptim.factory.config import Configured, from_config
 from hfoptim.factory.create import create_optimizer, create_optimizer_v2
+from hfoptim.factory.modules import OPTIMIZERS
 from hfoptim.factory.placements import describe_param_groups
 from hfoptim.param_groups.adapters import param_groups_lora_plus
 from hfoptim.param_groups.options import param_groups_options
+from hfoptim.param_groups.paramwise import param_groups_paramwise
 from hfoptim.param_groups.selection import decay_groups, layer_decay_groups, param_groups_muon
 from hfoptim.param_groups.timm import (
     auto_group_layers,
@@ -61,12 +64,14 @@ __all__ = [
     "EMA",
     "GPA",
     "GSAM",
+    "OPTIMIZERS",
     "SAM",
     "SVRG",
     "TRAC",
     "WSAM",
     "BAdam",
     "CombinedOptimizer",
+    "Configured",
     "EMANesterov",
     "EvaluationWeights",
     "FriendlySAM",
@@ -90,6 +95,7 @@ __all__ = [
     "describe_param_groups",
     "disable",
     "enable",
+    "from_config",
     "get_optimizer_class",
     "get_optimizer_info",
     "hyper",
@@ -101,6 +107,7 @@ __all__ = [
     "param_groups_lora_plus",
     "param_groups_muon",
     "param_groups_options",
+    "param_groups_paramwise",
     "param_groups_weight_decay",
     "prepare_for_gradient_release",
     "register",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -151,7 +152,7 @@ _OF_TORCH = (
         "Limited-memory quasi-Newton method of torch.optim; its step needs a closure",
         "https://doi.org/10.1007/BF01589116",
         needs_closure=True,
-        where="torch.optim",
+        where="torch.optim.LBFGS",
     ),
 )
 
@@ -238,6 +239,13 @@ class Catalogue:
         """All names and aliases, for what may have been meant."""
         aliases = [alias for each in self._entries.values() if isinstance(each, OptimInfo) for alias in each.aliases]
         return [*self._entries, *aliases]
+
+    def by_class(self) -> dict[str, str]:
+        """For the name of every class the first canonical name that it has."""
+        found: dict[str, str] = {}
+        for name, entry in self._entries.items():
+            found.setdefault(re.split(r"[.:]", _where(entry))[-1], name)
+        return found
 
     def get(self, name: str) -> OptimInfo:
         """The entry of a canonical name.
