@@ -10,6 +10,7 @@ from hfoptim.factory.create import create_optimizer, create_optimizer_v2
 from hfoptim.factory.modules import OPTIMIZERS
 from hfoptim.factory.placements import describe_param_groups
 from hfoptim.param_groups.adapters import param_groups_lora_plus
+from hfoptim.param_groups.mup import param_groups_mup
 from hfoptim.param_groups.options import param_groups_options
 from hfoptim.param_groups.paramwise import param_groups_paramwise
 from hfoptim.param_groups.selection import decay_groups, layer_decay_groups, param_groups_muon
@@ -106,6 +107,7 @@ __all__ = [
     "param_groups_layer_decay",
     "param_groups_lora_plus",
     "param_groups_muon",
+    "param_groups_mup",
     "param_groups_options",
     "param_groups_paramwise",
     "param_groups_weight_decay",

@@ -38,6 +38,7 @@ _GROUPS = (
     "head_lr",
     "param_options",
     "group_matcher",
+    "mup",
     "filter_bias_and_bn",
     "layer_decay_min_scale",
     "layer_decay_no_opt_scale",

@@ -60,13 +60,13 @@ def create_optimizer_v2(
     head_lr: float | None = None,
     param_options: Mapping[str, Mapping[str, Any]] | None = None,
     group_matcher: GroupMatcher | None = None,
+    mup: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """Create an optimizer by name, for a model or for parameters. The signature is timm's, and a little more.
 
-    Parameters of a model are grouped by the first of these that applies: `param_group_fn`; `head_lr` and
-    `param_options`, with `layer_decay`; `layer_decay`; `weight_decay`; else one group. The groups are timm's, in its
-    order, with named parameters; but learning rates come scaled, since no schedule of torch or transformers would do
+    Parameters of a model are grouped by the first of these that applies: `param_group_fn`; `head_lr`, `param_options`
+    and `mup`, with `layer_decay`; `layer_decay`; `weight_decay`; else one group. The groups are timm's, in its order, with named parameters; but learning rates come scaled, since no schedule of torch or transformers would do
     it, and layers are counted in models of all kinds. For an optimizer of hidden matrices such as Muon each of these
     groups, but not those of `param_group_fn`, is divided by `use_muon`.
 
@@ -93,6 +93,8 @@ def create_optimizer_v2(
         param_options (None): options of the parameters that patterns of names match, another optimizer among them; see
             `Grouping`. Another optimizer begins with its own defaults, lr and weight decay included.
         group_matcher (None): which layer a parameter is of, see `hfoptim.param_groups.group_matcher.matched_layers`.
+        mup (None): the width of the model whose learning rate this is, `{"base": 256}`, see `param_groups_mup`, whose
+            arguments are further entries. (eps is the optimizer's.)
         **kwargs: further options of the optimizer, checked against its signature. `eps` and `betas`, which timm's
             scripts give to all of them, draw a warning where there are none.
 
@@ -120,17 +122,17 @@ def create_optimizer_v2(
     if taken is not None:
         logger.warning("%s takes the recommended lr=%g for task=%r: %s", opt, taken.lr, taken.task, taken)
     options = resolve_options(opt, options)
-    said = {"layer_decay": layer_decay, "group_matcher": group_matcher}
+    said = {"layer_decay": layer_decay, "group_matcher": group_matcher, "mup": mup}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})
     layer_decay = grouping.layer_decay
-    by_name = grouping.head_lr is not None or bool(grouping.param_options)
+    by_name = grouping.head_lr is not None or bool(grouping.param_options or grouping.mup)
     fallback_list = strings("fallback_list", fallback_list)
     create: Callable[..., Optimizer] = info.opt_class
     params: Any = model_or_params
     if not isinstance(model_or_params, nn.Module) or param_group_fn is not None:
         if by_name:
             raise ValueError(
-                "head_lr and param_options group the parameters of a model by their names; give the model, and no "
+                "head_lr, param_options and mup group the parameters of a model by their names; give the model, and no "
                 "param_group_fn"
             )
         if param_group_fn is not None and isinstance(model_or_params, nn.Module):

@@ -129,6 +129,8 @@ def _check_rates(grouping: Grouping, name: str, main: bool, options: Mapping[str
     scales = {f"param_options[{p!r}]": o["lr_scale"] for p, o in patterns.items() if "lr_scale" in o}
     if grouping.layer_decay is not None:
         scales["layer_decay"] = grouping.layer_decay
+    if grouping.mup is not None:
+        scales["mup"] = 0.5  # whatever it will be
     if lr is None and scales:
         raise ValueError(f"{name} sets its own learning rate, which {next(iter(scales))} changes; give lr")
     if absolute and any(callable(options.get(option)) for option in ("lr", "learning_rate")):
@@ -171,7 +173,8 @@ def group_params(
     bases = {}
     for name, options in chosen.items():
         defaults = dummy(get_optimizer_info(name).opt_class, options).defaults
-        bases[name] = Base(defaults["lr"], defaults.get("weight_decay"))
+        eps = defaults.get("eps")
+        bases[name] = Base(defaults["lr"], defaults.get("weight_decay"), eps if isinstance(eps, float) else None)
     divided = grouping.divide(model, decayed, bases)
     main = next(iter(chosen))
     if not divided[main]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from torch import nn
 from hfoptim.engine.checks import learning_rate, number
 from hfoptim.engine.parameter_names import bare_names_of, matched
 from hfoptim.param_groups.group_matcher import GroupMatcher, check_matcher
+from hfoptim.param_groups.mup import Scales, check_mup
 from hfoptim.param_groups.selection import ParamGroups, decayed_names, head_names, layer_scales
 
-OPTIONS = ("layer_decay", "head_lr", "param_options", "group_matcher")
+OPTIONS = ("layer_decay", "head_lr", "param_options", "group_matcher", "mup")
 
 
 class Base(NamedTuple):
@@ -25,10 +27,12 @@ class Base(NamedTuple):
     Args:
         lr: learning rate; None if the optimizer sets its own.
         weight_decay: of the parameters that get any; None if the optimizer has none.
+        eps: its eps, where that is one number; None where it is not.
     """
 
     lr: Any
     weight_decay: float | None
+    eps: float | None = None
 
 
 def check_patterns(param_options: Any) -> None:
@@ -56,8 +60,9 @@ class Grouping:
     """How the parameters of a model differ in their options.
 
     A parameter's learning rate is the first of these that is there: `lr` of its pattern; `head_lr` if it is the head's;
-    its optimizer's, times layer_decay ^ (layers above it). `lr_scale` of its pattern multiplies the last two. Its
-    weight decay is that of its pattern; else its optimizer's, or none for biases, norms and others that get none.
+    its optimizer's, times layer_decay ^ (layers above it). `lr_scale` of its pattern and `mup` multiply the last two. Its
+    weight decay is that of its pattern; else its optimizer's, times that of `mup`, or none for biases, norms and others
+    that get none.
 
     Args:
         layer_decay (default None): factor per layer from the top down, in (0, 1].
@@ -68,6 +73,8 @@ class Grouping:
         group_matcher (None): which layer a parameter is of, for `layer_decay`, where the modules do not tell: regular
             expressions as timm's models have them, or a function from a name to a number; see
             `param_groups.group_matcher.matched_layers`. Without it, see `param_groups.layers.layer_places`.
+        mup (None): the width of the model from which learning rates are taken over, `{"base": 256}`, and the other
+            arguments of `param_groups.mup.MuP`.
         min_scale (0.0): least factor by layer.
 
     Raises:
@@ -80,6 +87,7 @@ class Grouping:
     head_lr: float | None = None
     param_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     group_matcher: GroupMatcher | None = None
+    mup: Mapping[str, Any] | None = None
     min_scale: float = 0.0
 
     def __post_init__(self) -> None:
@@ -96,6 +104,8 @@ class Grouping:
                 raise ValueError(
                     "group_matcher says which layer a parameter is of, for layer_decay, which is not given"
                 )
+        if self.mup is not None:
+            check_mup(self.mup)
         check_patterns(self.param_options)
         patterns = {pattern: dict(options) for pattern, options in self.param_options.items()}
         set_plain("param_options", patterns)
@@ -143,6 +153,7 @@ class Grouping:
         deciding = self._deciding(model, [name for name, _ in trained])
         heads = set() if self.head_lr is None else self._heads(model)
         scales = {} if self.layer_decay is None else self._layer_scales(model)
+        by_width = {} if self.mup is None else check_mup(self.mup).scales(model)
         main, places = next(iter(bases)), {name: place for place, name in enumerate(bases)}
         ranks = {pattern: rank for rank, pattern in enumerate(self.param_options)}
         found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
@@ -150,7 +161,8 @@ class Grouping:
             pattern = deciding.get(name)
             options = {} if pattern is None else dict(self.param_options[pattern])
             optimizer = options.pop("optimizer", main)
-            group = self._options(options, bases[optimizer], name in decayed, name in heads, scales.get(name))
+            both = scales.get(name), by_width.get(name)
+            group = self._options(options, bases[optimizer], name in decayed, name in heads, *both)
             rank = -1 if pattern is None else ranks[pattern]
             key = (
                 *(places[optimizer], rank, name in heads, -group.get("lr_scale", 1.0)),
@@ -167,19 +179,28 @@ class Grouping:
         return {} if decay is None else layer_scales(model, decay, self.min_scale, self.group_matcher)
 
     def _options(
-        self, options: dict[str, Any], base: Base, decayed: bool, head: bool, layer_scale: float | None
+        self,
+        options: dict[str, Any],
+        base: Base,
+        decayed: bool,
+        head: bool,
+        layer_scale: float | None,
+        by_width: Scales | None,
     ) -> dict[str, Any]:
         """The options of a parameter's group, from those of its pattern."""
         group = dict(options)
-        scale = group.pop("lr_scale", None)
-        if "lr" not in group:
-            if head:
-                group["lr"] = self.head_lr if scale is None else self.head_lr * scale
-            elif scale is not None or layer_scale is not None:
-                group["lr_scale"] = (1.0 if scale is None else scale) * (1.0 if layer_scale is None else layer_scale)
-                group["lr"] = base.lr * group["lr_scale"]
+        own = [group.pop("lr_scale", None), None if by_width is None else by_width.lr]
+        given = [scale for scale in (*own, None if head else layer_scale) if scale is not None]
+        if "lr" not in group and (head or given):
+            scale = math.prod(given)
+            group["lr"] = (self.head_lr if head else base.lr) * scale
+            if not head:
+                group["lr_scale"] = scale
+        by_width = by_width or Scales()
         if base.weight_decay is not None:
-            group.setdefault("weight_decay", base.weight_decay if decayed else 0.0)
+            group.setdefault("weight_decay", base.weight_decay * by_width.weight_decay if decayed else 0.0)
+        if base.eps is not None and by_width.eps != 1.0:
+            group.setdefault("eps", base.eps * by_width.eps)
         return group
 
     def _deciding(self, model: nn.Module, trained: list[str]) -> dict[str, str]:
