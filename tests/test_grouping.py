@@ -589,7 +589,7 @@ def test_other_mistakes_are_refused():
     with pytest.raises(ValueError, match="BertModel has no head that could be told from the rest; name the parameters"):
         create_optimizer_v2(bert(BertModel), "lion", head_lr=1.0)
     for given, more in ((bert().parameters(), {}), (bert(), {"param_group_fn": lambda m: m.parameters()})):
-        with pytest.raises(ValueError, match="head_lr and param_options group the parameters of a model"):
+        with pytest.raises(ValueError, match="head_lr, param_options and mup group the parameters of a model"):
             create_optimizer_v2(given, "lion", head_lr=1.0, **more)
 
 

@@ -196,9 +196,9 @@ def _schedule(given: Any, optimizer: Optimizer) -> LRScheduler | None:
     name = options.pop("type", None)
     if name is None:
         raise ValueError("schedule has no type; write schedule=dict(type='cosine', num_training_steps=1000)")
-    lengths = [options.pop(key, None) for key in ("num_warmup_steps", "num_training_steps")]
+    warmup, total = (options.pop(key, None) for key in ("num_warmup_steps", "num_training_steps"))
     check_keys(f"the schedule {name}", options, schedules.get_schedule_info(name).kwargs)
-    return schedules.get_scheduler(name, optimizer, *lengths, options)
+    return schedules.get_scheduler(name, optimizer, warmup, total, options)
 
 
 def _clipping(given: Any) -> dict[str, Any] | None:

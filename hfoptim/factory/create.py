@@ -66,9 +66,10 @@ def create_optimizer_v2(
     """Create an optimizer by name, for a model or for parameters. The signature is timm's, and a little more.
 
     Parameters of a model are grouped by the first of these that applies: `param_group_fn`; `head_lr`, `param_options`
-    and `mup`, with `layer_decay`; `layer_decay`; `weight_decay`; else one group. The groups are timm's, in its order, with named parameters; but learning rates come scaled, since no schedule of torch or transformers would do
-    it, and layers are counted in models of all kinds. For an optimizer of hidden matrices such as Muon each of these
-    groups, but not those of `param_group_fn`, is divided by `use_muon`.
+    and `mup`, with `layer_decay`; `layer_decay`; `weight_decay`; else one group. The groups are timm's, in its order,
+    with named parameters; but learning rates come scaled, since no schedule of torch or transformers would do it, and
+    layers are counted in models of all kinds. For an optimizer of hidden matrices such as Muon each of these groups,
+    but not those of `param_group_fn`, is divided by `use_muon`.
 
     Args:
         model_or_params: a model, or parameters, named parameters or parameter groups, which are used as they are.

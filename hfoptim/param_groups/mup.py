@@ -1,4 +1,4 @@
-"""muP and CompleteP: learning rates, weight decay and eps by which a small model's best ones are a large model's too."""
+"""muP and CompleteP: learning rates, weight decay and eps of a large model, from the best ones of a small model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Shape(NamedTuple):
 
     Args:
         ninf: in how many of its dimensions.
-        fan_in: the multiple of the base model's width on the side that is summed over; of the only one, if there is one.
+        fan_in: the multiple of the base model's width on the side that is summed over, or on the only one.
         fan_out: that on the other side.
         readout: whether it makes outputs of a size that is not a width: of the language model's and other heads.
     """
@@ -109,9 +109,8 @@ class MuP:
         output = getattr(model, "get_output_embeddings", lambda: None)()
         makes_logits = {id(param) for param in output.parameters()} if isinstance(output, nn.Module) else set()
         params = dict(model.named_parameters())
-        readouts = {
-            name for name, param in params.items() if param.ndim > 1 and (id(param) in makes_logits or name in heads)
-        }
+        outputs = {name for name, param in params.items() if id(param) in makes_logits} | heads
+        readouts = {name for name in outputs if params[name].ndim > 1}
         shared = sorted(readouts & set(tied))
         if shared and not self.output_multiplier:
             raise ValueError(
@@ -145,9 +144,7 @@ class MuP:
                 raise ValueError(f"the base model has no parameter {short[name]!r} of {param.ndim} dimensions")
             grown = [place for place, (size, before) in enumerate(zip(param.shape, own, strict=True)) if size != before]
             if len(grown) > 2:
-                raise ValueError(
-                    f"{name} grows in {len(grown)} dimensions from {own} to {tuple(param.shape)}, not in 2"
-                )
+                raise ValueError(f"{name} grows in {len(grown)} dimensions, from {own} to {tuple(param.shape)}")
             multiples = [param.shape[place] / own[place] for place in grown]
             if type(owners[id(param)]).__name__ == "Conv1D":  # of GPT-2, with the inputs in rows
                 multiples.reverse()

@@ -60,9 +60,9 @@ class Grouping:
     """How the parameters of a model differ in their options.
 
     A parameter's learning rate is the first of these that is there: `lr` of its pattern; `head_lr` if it is the head's;
-    its optimizer's, times layer_decay ^ (layers above it). `lr_scale` of its pattern and `mup` multiply the last two. Its
-    weight decay is that of its pattern; else its optimizer's, times that of `mup`, or none for biases, norms and others
-    that get none.
+    its optimizer's, times layer_decay ^ (layers above it). `lr_scale` of its pattern and `mup` multiply the last two.
+    Its weight decay is that of its pattern; else its optimizer's, times that of `mup`, or none for biases, norms and
+    others that get none.
 
     Args:
         layer_decay (default None): factor per layer from the top down, in (0, 1].

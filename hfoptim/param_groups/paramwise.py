@@ -104,9 +104,12 @@ def param_groups_paramwise(
         seen[id(param)] = name
         if not param.requires_grad:
             continue
-        key = next((key for key in keys if key in short), None)
-        used.update([key] if key is not None else ())
-        options = dict(keys[key]) if key is not None else _by_kind(short, param, module, parent, values)
+        decides = next((key for key in keys if key in short), None)
+        if decides is None:
+            options = _by_kind(short, param, module, parent, values)
+        else:
+            used.add(decides)
+            options = dict(keys[decides])
         for known, members in found:
             if known == options:
                 members.append((name, param))
