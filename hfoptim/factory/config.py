@@ -193,10 +193,11 @@ def _schedule(given: Any, optimizer: Optimizer) -> LRScheduler | None:
         if not isinstance(made, LRScheduler):
             raise TypeError(f"schedule: _target_ gave a {type(made).__name__}, expected a torch scheduler")
         return made
-    name = options.pop("type", None)
+    name: Any = options.pop("type", None)
     if name is None:
         raise ValueError("schedule has no type; write schedule=dict(type='cosine', num_training_steps=1000)")
-    warmup, total = (options.pop(key, None) for key in ("num_warmup_steps", "num_training_steps"))
+    warmup: Any = options.pop("num_warmup_steps", None)
+    total: Any = options.pop("num_training_steps", None)
     check_keys(f"the schedule {name}", options, schedules.get_schedule_info(name).kwargs)
     return schedules.get_scheduler(name, optimizer, warmup, total, options)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from hfoptim.engine.checks import choice, flag, integer, number
 from hfoptim.engine.parameter_names import bare_names_of
-from hfoptim.param_groups.selection import ParamGroups, decayed_names, head_names, reasons_against
+from hfoptim.param_groups.selection import ParamGroups, decayed_names, head_names, reasons_against, tied_ids
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 RULES = ("adam", "sgd")
@@ -105,13 +105,13 @@ class MuP:
     def _shapes(self, model: nn.Module) -> tuple[dict[str, _Shape], float]:
         """How every parameter grows, and the multiple of the width."""
         heads, against = set(head_names(model)), reasons_against(model)
-        tied = [name for name, reason in against.items() if reason.startswith("tied")]
+        tied = tied_ids(model)
         output = getattr(model, "get_output_embeddings", lambda: None)()
         makes_logits = {id(param) for param in output.parameters()} if isinstance(output, nn.Module) else set()
         params = dict(model.named_parameters())
         outputs = {name for name, param in params.items() if id(param) in makes_logits} | heads
         readouts = {name for name in outputs if params[name].ndim > 1}
-        shared = sorted(readouts & set(tied))
+        shared = sorted(name for name in readouts if id(params[name]) in tied)
         if shared and not self.output_multiplier:
             raise ValueError(
                 f"{shared[0]} is an embedding and makes the logits, and the two want other learning rates; divide the "

@@ -114,10 +114,10 @@ def _head_params(model: nn.Module) -> set[int]:
         find = getattr(model, name, None)
         found = find() if callable(find) else None
         heads += [found] if isinstance(found, nn.Module) else []
-    return {id(param) for head in heads for param in head.parameters()} - _tied(model)
+    return {id(param) for head in heads for param in head.parameters()} - tied_ids(model)
 
 
-def _tied(model: nn.Module) -> set[int]:
+def tied_ids(model: nn.Module) -> set[int]:
     """The ids of the parameters that a model has at several places."""
     names, places = bare_names_of(model), defaultdict(set)
     for name, param in model.named_parameters(remove_duplicate=False):
@@ -271,7 +271,7 @@ def reasons_against(model: nn.Module) -> dict[str, str]:
     Beside names and shapes (`why_not_hidden`) the model says more: which modules are embeddings and norms, which matrix
     makes its logits, and which parameters are tied, that is found at two places.
     """
-    found = dict.fromkeys(_tied(model), "tied: found at several places of the model")
+    found = dict.fromkeys(tied_ids(model), "tied: found at several places of the model")
     for module in model.modules():
         if isinstance(module, _NOT_MATRICES):
             found.update({id(param): f"of {type(module).__name__}" for param in module.parameters(recurse=False)})
