@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import UserDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -431,3 +433,11 @@ def test_hydra():
     assert type(torchs) is torch.optim.AdamW
     call = {"_target_": "hfoptim.from_config", "config": PLAIN, "_recursive_": False}
     assert isinstance(hydra.instantiate(call, model=model).optimizer, hfoptim.Lion)
+
+
+def test_the_documents_code_runs():
+    text = (Path(__file__).parents[1] / "docs" / "config.md").read_text(encoding="utf-8")
+    try:
+        exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), {"__name__": "docs"})
+    finally:
+        known_optimizers.cache_clear()
