@@ -36,7 +36,7 @@ SCHEDULES = {
     "tanh": {"cycle_steps": 3, "cycle_limit": 3, "noise_range": [0, 7]},
 }
 # A warm-up over the break for those that are constant after it.
-WARMUPS = {"constant_with_warmup": 6}
+WARMUPS = {"constant_with_warmup": 6, "warmup_lr": 6}
 
 
 class SaveAt(TrainerCallback):
