@@ -11,7 +11,10 @@ OLD := .venv-4.57
 # Trainers that others build (sentence-transformers, TRL, PEFT, Lightning), in a third.
 TRAINERS := .venv-trainers
 
-.PHONY: demo test test-every test-all test-4.57 test-triton test-trainers coverage lint bench clean
+# Other packages whose optimizers have names here (bitsandbytes, DeepSpeed, torchao, FlashOptim), in a fourth.
+PROVIDERS := .venv-providers
+
+.PHONY: demo test test-every test-all test-4.57 test-triton test-trainers test-providers coverage lint bench clean
 
 demo: $(READY)
 	$(BIN)/hfoptim compare --output-dir demo $(if $(wildcard demo/results.json),--resume)
@@ -27,12 +30,16 @@ test-all:
 	$(MAKE) test-4.57
 	$(MAKE) test-triton
 	$(MAKE) test-trainers
+	$(MAKE) test-providers
 
 test-4.57: $(OLD)/.ready
 	$(OLD)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/trainer tests/test_examples.py
 
 test-trainers: $(TRAINERS)/.ready
 	HFOPTIM_ALL_TRAINERS=1 $(TRAINERS)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/integrations
+
+test-providers: $(PROVIDERS)/.ready
+	HFOPTIM_ALL_PROVIDERS=1 PATH=$(CURDIR)/$(PROVIDERS)/bin:$$PATH $(PROVIDERS)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile tests/providers
 
 # The generated Triton kernels with an older Triton, that of torch 2.11, in a folder of its own.
 test-triton: $(VENV)/triton-3.6/.ready
@@ -88,5 +95,13 @@ $(TRAINERS)/.ready: pyproject.toml constraints-trainers.txt
 	$(TRAINERS)/bin/python -m pip install --quiet --constraint constraints-trainers.txt --editable ".[test-trainers]"
 	touch $@
 
+# DeepSpeed's setup imports torch, and compiles nothing until an optimizer is made.
+$(PROVIDERS)/.ready: pyproject.toml constraints-providers.txt
+	test -x $(PROVIDERS)/bin/python || $(PYTHON) -m venv $(PROVIDERS)
+	$(PROVIDERS)/bin/python -m pip install --quiet --constraint constraints-providers.txt torch setuptools wheel ninja
+	DS_BUILD_OPS=0 $(PROVIDERS)/bin/python -m pip install --quiet --constraint constraints-providers.txt --no-build-isolation deepspeed
+	$(PROVIDERS)/bin/python -m pip install --quiet --constraint constraints-providers.txt --editable ".[test-providers]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLD) $(TRAINERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml htmlcov
+	rm -rf $(VENV) $(OLD) $(TRAINERS) $(PROVIDERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* coverage.xml htmlcov

@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     EnableOnImport(token_weights).install()
     try:
         _run(argv)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         arguments = sys.modules.get("hfoptim.trainer.arguments")
         if arguments is None or not arguments.is_mistake(error):
             raise

@@ -29,7 +29,14 @@ MAY_IMPORT = {
     "hfoptim.wrappers": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.wrappers"},
     "hfoptim.training": {"hfoptim.engine", "hfoptim.training"},
     "hfoptim.registry.stubs": {"hfoptim.optimizers", "hfoptim.schedules"},
-    "hfoptim.registry": {"hfoptim.engine", "hfoptim.optimizers", "hfoptim.registry", "hfoptim.wrappers"},
+    "hfoptim.providers": {"hfoptim.providers"},
+    "hfoptim.registry": {
+        "hfoptim.engine",
+        "hfoptim.optimizers",
+        "hfoptim.providers",
+        "hfoptim.registry",
+        "hfoptim.wrappers",
+    },
     "hfoptim.factory": {
         "hfoptim.engine",
         "hfoptim.factory",
@@ -63,6 +70,7 @@ OUTSIDE = {
     "hfoptim.engine": {"torch", "typing_extensions"},
     "hfoptim.optimizers": {"torch", "typing_extensions"},
     "hfoptim.param_groups": {"torch"},
+    "hfoptim.providers": {"torch"},
     "hfoptim.registry": {"torch", "typing_extensions"},
 }
 

@@ -48,6 +48,7 @@ class Adagrad(RuleOptimizer):
 
     decay = Decay.COUPLED
     names = (Name("adagrad"),)
+    peer_state = {"state1": "sum"}  # of bitsandbytes
     lr: float = hyper(1e-2, "learning rate")
     lr_decay: float = hyper(0.0, "decay of the learning rate")
     weight_decay: float = hyper(0.0, "L2 penalty")

@@ -83,7 +83,7 @@ class Adam(FullyDecoupling):
 
     State: `exp_avg` (m), `exp_avg_sq` (v), `max_exp_avg_sq` (w) with amsgrad, in torch's form: state_dicts of
     torch.optim.Adam and AdamW load, here and there. (optimi keeps m and v divided by their bias corrections: the same
-    parameters, another checkpoint.)
+    parameters, another checkpoint.) Those of bitsandbytes' Adam and AdamW, torchao's and DeepSpeed's load, too.
 
     Source:
         Kingma and Ba, arXiv 1412.6980; amsgrad: Reddi, Kale and Kumar, arXiv 1904.09237; options after optimi.Adam 0.3.
@@ -92,6 +92,7 @@ class Adam(FullyDecoupling):
     decay = Decay.COUPLED
     decoupled_by = "decouple_wd"
     peer_flags = TORCH_ADAM
+    peer_state = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # of bitsandbytes
     names = (
         Name("adam", "Adam, with the defaults of torch.optim.Adam", options={"betas": (0.9, 0.999), "eps": 1e-8}),
         Name(

@@ -56,7 +56,8 @@ class AdEMAMix(RuleOptimizer):
         a = alpha t / T,    1 / log(b3) = (1 - t / T) / log(beta1) + t / T / log(beta3)
 
     State: `exp_avg_fast` (m1), `exp_avg_slow` (m2), `exp_avg_sq` (v). A state_dict of the authors' AdEMAMix loads into
-    an optimizer with the same warm-up, unless its beta1 is 0.
+    an optimizer with the same warm-up, unless its beta1 is 0; one of bitsandbytes' with one
+    warm-up for both.
 
     Follows the authors, who add 1e-8 to the betas in the logarithms; pytorch_optimizer does not, a difference of about
     2e-6 of the way during a warm-up. alpha is 5 by default as there, 2 in the authors' code.
@@ -68,6 +69,7 @@ class AdEMAMix(RuleOptimizer):
     rule = ademamix
     names = (Name("ademamix"),)
     peer_flags = {"alpha_warmup": _same_warmup, "beta3_warmup": _same_warmup}
+    peer_state = {"state1[0]": "exp_avg_fast", "state1[1]": "exp_avg_slow", "state2": "exp_avg_sq"}  # of bitsandbytes
     lr: float = hyper(1e-3, "learning rate")
     betas: tuple[float, float, float] = hyper((0.9, 0.999, 0.9999), "decay rates of m1, v and m2")
     alpha: float = hyper(5.0, "weight of m2")

@@ -21,7 +21,8 @@ class Lion(FullyDecoupling):
         p = p - lr (sign(beta1 m + (1 - beta1) g) + weight_decay p)     (decouple_lr: + weight_decay / max_lr p)
         m = beta2 m + (1 - beta2) g
 
-    Wants 3 to 10 times AdamW's weight decay at a tenth to a third of its lr. State: `exp_avg` (m).
+    Wants 3 to 10 times AdamW's weight decay at a tenth to a third of its lr. State: `exp_avg` (m); a state_dict
+    of bitsandbytes' Lion loads.
 
     Source:
         Chen et al., Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675; google/automl, `lion`;
@@ -29,6 +30,7 @@ class Lion(FullyDecoupling):
     """
 
     rule = lion
+    peer_state = {"state1": "exp_avg"}  # of bitsandbytes
     names = (
         Name("lion"),
         Name("clion", "Lion with caution", options={"caution": True}),

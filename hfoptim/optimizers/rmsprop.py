@@ -75,6 +75,7 @@ class RMSprop(RuleOptimizer):
 
     decay = Decay.COUPLED
     names = (Name("rmsprop"),)
+    peer_state = {"state1": "square_avg"}  # of bitsandbytes
     lr: float = hyper(1e-2, "learning rate")
     alpha: float = hyper(0.99, "decay rate of v and a", most=1.0)
     eps: float = hyper(1e-8, "added to the root")

@@ -61,6 +61,7 @@ class SGD(Momentum, FullyDecoupling):
             {"momentum": 0.9, "nesterov": True, "decouple_wd": True, "corrected_weight_decay": True, "caution": True},
         ),
     )
+    peer_state = {"state1": "momentum_buffer"}  # of bitsandbytes
     lr: float = hyper(1e-3, "learning rate")
     momentum: float = hyper(0.0, "decay rate of the buffer")
     dampening: float = hyper(0.0, "share of the gradient kept out of the buffer", most=1.0)

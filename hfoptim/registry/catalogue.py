@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from hfoptim import optimizers
 from hfoptim.engine import Name, checks
 from hfoptim.engine.discovery import NEEDS, paper_of, summary_of
+from hfoptim.providers import PROVIDERS
 from hfoptim.registry.info import OptimInfo, WrapperInfo
 from hfoptim.wrappers import (
     EMA,
@@ -231,14 +232,20 @@ class Catalogue:
         """The name that a spelling or an alias means; None for what is not known."""
         return self._names.get(key(name))
 
-    def names(self) -> list[str]:
-        """All canonical names, sorted."""
-        return sorted(self._entries)
+    def names(self, outside: bool = False) -> list[str]:
+        """All canonical names of one kind, sorted.
 
-    def spellings(self) -> list[str]:
-        """All names and aliases, for what may have been meant."""
-        aliases = [alias for each in self._entries.values() if isinstance(each, OptimInfo) for alias in each.aliases]
-        return [*self._entries, *aliases]
+        Args:
+            outside: those of other packages, see `hfoptim.providers`, in place of the others.
+        """
+        return sorted(name for name, entry in self._entries.items() if _is_outside(entry) is outside)
+
+    def spellings(self, spelled: str) -> list[str]:
+        """All names and aliases of the kind that a name is meant to be of, for what may have been meant."""
+        outside = any(key(spelled).startswith(key(provider.prefix)) for provider in PROVIDERS)
+        kind = [entry for entry in self._entries.values() if _is_outside(entry) is outside]
+        aliases = [alias for entry in kind if isinstance(entry, OptimInfo) for alias in entry.aliases]
+        return [*(entry.name for entry in kind), *aliases]
 
     def by_class(self) -> dict[str, str]:
         """For the name of every class the first canonical name that it has."""
@@ -259,6 +266,10 @@ class Catalogue:
             entry = self._entries[name] = _of_entry_point(name, entry)
             self.add(entry)
         return entry
+
+
+def _is_outside(entry: OptimInfo | EntryPoint) -> bool:
+    return isinstance(entry, OptimInfo) and entry.outside
 
 
 def _where(entry: OptimInfo | EntryPoint) -> str:
@@ -286,7 +297,7 @@ def known_optimizers() -> Catalogue:
     Raises:
         ValueError: two modules of this package claim one name, or a declaration is wrong.
     """
-    found = Catalogue((*_of_package(), *_OF_TORCH))
+    found = Catalogue((*_of_package(), *_OF_TORCH, *_of_providers()))
     for point in entry_points(group=ENTRY_POINTS):
         _add_if_free(found, point)
     return found
@@ -358,6 +369,7 @@ def _infos(
             name.aliases,
             **needs,
             where=where,
+            provider=where.partition(".")[0].partition(":")[0],
         )
 
 
@@ -366,6 +378,26 @@ def _of_package() -> Iterator[OptimInfo]:
         for each in module.classes:
             load = functools.partial(_loaded, each.module, each.name)
             yield from _infos(each.names, each.summary, each.paper, each.needs, load, f"{each.module}.{each.name}")
+
+
+def _of_providers() -> Iterator[OptimInfo]:
+    for provider in PROVIDERS:
+        for each in provider.optimizers:
+            yield OptimInfo(
+                each.name,
+                functools.partial(provider.load, each),
+                f"{provider.name}: {each.summary}",
+                provider.source,
+                each.bound,
+                each.aliases,
+                needs_closure=each.algorithm == "lbfgs",
+                sparse_only=each.algorithm == "sparse_adam",
+                where=each.path,
+                provider=provider.name,
+                outside=True,
+                algorithm=each.algorithm,
+                not_in_trainer=each.needs,
+            )
 
 
 def _loaded(module: str, name: str) -> type[Optimizer]:

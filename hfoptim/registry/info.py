@@ -29,6 +29,10 @@ class OptimInfo:
         second_order: whether gradients need a graph: `loss.backward(create_graph=True)`. Likewise.
         sparse_only: whether it takes no gradients but sparse ones.
         where: where it is declared, for messages.
+        provider: the package it is of.
+        outside: whether that is a package of `hfoptim.providers`, whose signature and defaults are its own.
+        algorithm: of those, the name of ours with the same equations.
+        not_in_trainer: what it needs that no Trainer gives, else "".
     """
 
     name: str
@@ -42,6 +46,10 @@ class OptimInfo:
     second_order: bool = False
     sparse_only: bool = False
     where: str = ""
+    provider: str = "hfoptim"
+    outside: bool = False
+    algorithm: str = ""
+    not_in_trainer: str = ""
 
     @property
     def opt_class(self) -> type[Optimizer]:
@@ -82,12 +90,14 @@ class OptimInfo:
             return "a closure that computes the loss again: step(closure)"
         if self.sparse_only:
             return "sparse gradients for all parameters it is given: nn.Embedding(..., sparse=True)"
+        if self.not_in_trainer:
+            return self.not_in_trainer
         return "gradients with a graph: loss.backward(create_graph=True)" if self.second_order else None
 
     @property
     def in_trainer(self) -> bool:
         """Whether a Trainer can give it all that its steps need; not where that is up to the model."""
-        return not self.sparse_only
+        return not self.sparse_only and not self.not_in_trainer
 
 
 @dataclass(frozen=True)

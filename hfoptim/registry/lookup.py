@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from hfoptim.engine import ENGINE_DEFAULTS, RuleOptimizer, checks, peer_options
 from hfoptim.engine.checks import closest
+from hfoptim.providers import PROVIDERS
 from hfoptim.registry.catalogue import COMPOSED, WRAPPERS, key, known_optimizers
 from hfoptim.registry.info import OptimInfo
 from hfoptim.wrappers import around, named
@@ -39,7 +40,7 @@ def canonical_name(name: str) -> str:
     found = known.canonical(name)
     if found is not None:
         return found
-    spelled, close = key(name), [*known.spellings(), *_COMPOSED]
+    spelled, close = key(name), [*known.spellings(name), *_COMPOSED]
     if spelled in _COMPOSED:
         return spelled
     for prefix in _WRAPPERS:
@@ -109,21 +110,37 @@ def engine_class_of(opt_class: type[Optimizer]) -> type[RuleOptimizer] | None:
 
 
 def list_optimizers(
-    filter: str | list[str] = "", exclude_filters: list[str] | None = None, with_description: bool = False
+    filter: str | list[str] = "",
+    exclude_filters: list[str] | None = None,
+    with_description: bool = False,
+    provider: str | None = None,
 ) -> list[str] | list[tuple[str, str]]:
     """Names of the optimizers there are, sorted.
+
+    Without `provider` they are those of this package and the registered ones, the same ones whatever else is
+    installed. Names of other packages (`hfoptim.providers`) work everywhere as well, and are listed by provider.
 
     Args:
         filter (default ""): a pattern or several, with the wildcards `*`, `?`, `[...]`; one without wildcards matches
             every name that contains it. Empty: all.
         exclude_filters (None): patterns of names to leave out.
         with_description (False): give (name, description) pairs.
+        provider (None): "bitsandbytes", "deepspeed", "torchao", "torch", "apex" or "flashoptim", whether it is
+            installed or not.
 
     Returns:
         The names, or pairs.
+
+    Raises:
+        ValueError: there is no such provider.
     """
+    names = known_optimizers().names(outside=provider is not None)
+    if provider is not None:
+        if provider not in (known_providers := [each.name for each in PROVIDERS]):
+            raise ValueError(f"provider {provider!r} is not known; {closest(str(provider), known_providers)}")
+        names = [name for name in names if known_optimizers().get(name).provider == provider]
     include = [filter] if isinstance(filter, str) else list(filter) or [""]
-    names = [name for name in known_optimizers().names() if any(_matches(name, pattern) for pattern in include)]
+    names = [name for name in names if any(_matches(name, pattern) for pattern in include)]
     names = [name for name in names if not any(_matches(name, pattern) for pattern in exclude_filters or ())]
     return [(name, known_optimizers().get(name).description) for name in names] if with_description else names
 
@@ -151,11 +168,15 @@ def get_optimizer_class(name: str, bind_defaults: bool = True) -> type[Optimizer
     return functools.partial(info.opt_class, **info.defaults) if bind_defaults and info.defaults else info.opt_class
 
 
+# What classes call their first argument; the second one is DeepSpeed's.
+_PARAMS = ("params", "model_params")
+
+
 def option_names(name: str) -> list[str]:
     """The options an optimizer takes, its own first, then the engine's, where it runs on that."""
     opt_class = get_optimizer_info(name).opt_class
     parameters = inspect.signature(opt_class).parameters.values()
-    own = [p.name for p in parameters if p.name != "params" and p.kind is not p.VAR_KEYWORD]
+    own = [p.name for p in parameters if p.name not in _PARAMS and p.kind is not p.VAR_KEYWORD]
     return [*own, *ENGINE_DEFAULTS] if engine_class_of(opt_class) else own
 
 
@@ -171,11 +192,22 @@ def check_options(name: str, options: Mapping[str, Any], also: Iterable[str] = (
         ValueError: it does not; the message says what the option is called here, or names the closest ones.
     """
     known = [*option_names(name), *also]
+    _refuse_engine_options(get_optimizer_info(name), options, known)
     # Their values decide, in the constructor.
     flags = peer_options.FLAGS if engine_class_of(get_optimizer_info(name).opt_class) else {}
     for option in options:
         if option not in known and option not in flags:
             raise ValueError(f"{canonical_name(name)} has no option {option!r}; {peer_options.hint(option, known)}")
+
+
+def _refuse_engine_options(info: OptimInfo, options: Mapping[str, Any], known: Iterable[str]) -> None:
+    foreign = [option for option in options if option in ENGINE_DEFAULTS and option not in known]
+    if info.outside and foreign:
+        raise ValueError(
+            f"{foreign[0]}={options[foreign[0]]!r} is an option of hfoptim's own optimizers; {info.name} is "
+            f"{info.provider}'s {info.opt_class.__name__}, which has {', '.join(known)}. "
+            f"Ours with the same equations is {info.algorithm!r}"
+        )
 
 
 def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +221,7 @@ def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     check_options(name, options)
     engine_class = engine_class_of(info.opt_class)
     if engine_class is None:
-        options = _as_numbers(info.opt_class, options)
+        options = _as_numbers(info.opt_class, options, whole=not info.outside)
     return {**info.defaults, **_following(name, options), **options}
 
 
@@ -199,8 +231,14 @@ def _following(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return engine_class.defaults_by_name(options) if engine_class else {}
 
 
-def _as_numbers(opt_class: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with Python's own numbers, for a class that keeps in its groups what it is given."""
+def _as_numbers(opt_class: type[Optimizer], options: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    """Options with Python's own numbers, for a class that keeps in its groups what it is given.
+
+    Args:
+        opt_class: the class.
+        options: its options.
+        whole: whether a default that is an integer says that others have to be; a package's `weight_decay=0` does not.
+    """
     found = dict(options)
     for option, parameter in inspect.signature(opt_class).parameters.items():
         default = parameter.default
@@ -208,7 +246,9 @@ def _as_numbers(opt_class: type[Optimizer], options: Mapping[str, Any]) -> dict[
             found["lr"] = checks.learning_rate("lr", found["lr"])
         elif option in found and isinstance(default, (int, float)) and not isinstance(default, bool):
             number = checks.number(option, found[option], -math.inf)
-            found[option] = checks.integer(option, found[option], 0) if isinstance(default, int) else number
+            if isinstance(default, int) and (whole or number.is_integer()):
+                number = checks.integer(option, found[option], 0 if whole else -math.inf)
+            found[option] = number
         elif option in found:
             found[option] = checks.portable(checks.plain(found[option]))
     return found

@@ -23,7 +23,7 @@ def checking() -> Iterator[None]:
     """Mark the errors raised inside as mistakes in what the user wrote, see `is_mistake`."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         setattr(error, _MARK, True)
         logger.debug("an argument is refused", exc_info=True)
         raise

@@ -28,7 +28,8 @@ class OptimizerCallback(TrainerCallback):
     `super()` gets what is chosen here from there.
 
     Args:
-        optimizer: a name of `hfoptim.list_optimizers()`, in any case, with `-` or `_`.
+        optimizer: a name of `hfoptim.list_optimizers()`, or of another package's optimizer (`hfoptim.providers`), in
+            any case, with `-` or `_`.
         lr (default None): learning rate. None: `args.learning_rate` if it is not the default of the arguments' class
             (TrainingArguments: 5e-5), else the optimizer's own. "recommended": what a source trains with for the
             `task`, see `hfoptim info`; the log says which.

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfoptim import registry, schedules
-from hfoptim.trainer import arguments, build, checkpoints, making, methods, private
+from hfoptim.trainer import arguments, build, checkpoints, making, methods, private, replacing
 from hfoptim.trainer.private import OptimizerNames, SchedulerType
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class _Enabled:
     """Everything `enable()` put into transformers."""
 
     def __init__(self) -> None:
+        self.replace = False
         self.optimizers = _Names(
             OptimizerNames, map(str, registry.list_optimizers()), registry.canonical_name, "the name of an optimizer"
         )
@@ -133,8 +134,14 @@ class _Enabled:
 _enabled: _Enabled | None = None
 
 
-def enable() -> None:
+def enable(replace: bool = False) -> None:
     """Add every optimizer and schedule of hfoptim to the names transformers knows. Idempotent.
+
+    Args:
+        replace (default False): whether ours stand for those of transformers' own optimizers that need a package each:
+            `galore_*`, `apollo_*`, `lomo`, `adalomo`, `grokadamw`, `schedule_free_*`, `stable_adamw`. They take
+            the `optim_args` that transformers' take, and `learning_rate`, `weight_decay`, ... whether changed or not.
+            Arguments made so have `optim="hfoptim_lomo"`, with what is handed over in `optim_args`.
 
     From then on `TrainingArguments(optim="lion", lr_scheduler_type="hfoptim_cosine")`, the command line
     (`--optim lion`), configuration files and pickled arguments take them, in any case, with `-` or `_`. Names that
@@ -155,6 +162,7 @@ def enable() -> None:
     global _enabled
     if _enabled is None:
         _enabled = _Enabled()
+    _enabled.replace = replace
 
 
 def disable() -> None:
@@ -188,6 +196,9 @@ def _checking_post_init(original: Callable[[Any], None]) -> Callable[[Any], None
         if _enabled is None:
             return original(self)
         arguments.read_text(self)
+        if _enabled.replace:
+            with arguments.checking():
+                replacing.replace(self, PREFIX)
         original(self)
         arguments.check(self, _our_optimizer(self), our_schedule(self))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hfoptim.engine import checks, storage
 from hfoptim.engine.ambient import lasting
+from hfoptim.engine.checkpoints import foreign
 from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
 from hfoptim.engine.checkpoints.hooks import hooked_load
 from hfoptim.engine.distributed import dtensor
@@ -48,6 +49,7 @@ def load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
 
 
 def _load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
+    state_dict = foreign.plain(optimizer, state_dict)
     groups = [_match_group(optimizer, i, saved) for i, saved in enumerate(ordered_groups(optimizer, state_dict))]
     own = {key: param for group, order in groups for key, param in zip(order, group["params"], strict=True)}
     group_of = {param: group for group, _ in groups for param in group["params"]}
