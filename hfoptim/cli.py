@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from hfoptim.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -29,7 +31,7 @@ app = typer.Typer(
     name="hfoptim",
     help="Optimizers and learning-rate schedules for HuggingFace Transformers, each chosen by name.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 
@@ -49,6 +51,14 @@ def _version(asked: bool) -> None:
 
         typer.echo(f"hfoptim {hfoptim.__version__}")
         raise typer.Exit()
+
+
+def _names(incomplete: str) -> list[str]:
+    """The names that a shell completes, those of other packages too."""
+    from hfoptim.registry.catalogue import known_optimizers
+
+    known = known_optimizers()
+    return [name for name in (*known.names(), *known.names(outside=True)) if name.startswith(incomplete.lower())]
 
 
 @app.callback()
@@ -140,36 +150,110 @@ def compare(
 @app.command("list")
 def list_names(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'adam*'.")] = "",
+    provider: Annotated[
+        str | None, typer.Option(help="Those of another package (bitsandbytes, deepspeed, torch, ...), or 'all'.")
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="What an entry of an update depends on: element, tensor, matrix, ...")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="The family: names that share equations, such as lion.")] = None,
+    year: Annotated[str | None, typer.Option(help="When its paper came out: 2025, or 2023- for since then.")] = None,
+    max_state: Annotated[
+        float | None, typer.Option(help="At most so many bytes of state per entry of a matrix.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that the filters know, as JSON.")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="How many names there are, by provider.")] = False,
 ) -> None:
     """List the optimizers."""
+    from hfoptim.registry import facts
     from hfoptim.registry.lookup import get_optimizer_info, list_optimizers
     from hfoptim.registry.transformers_names import optimizer_names
 
-    found = [str(name) for name in list_optimizers(pattern)]
+    if counts:
+        _show_counts()
+        return
+    try:
+        providers = [None, *(each.name for each in PROVIDERS)] if provider == "all" else [provider]
+        found = [
+            get_optimizer_info(str(name)) for each in providers for name in list_optimizers(pattern, provider=each)
+        ]
+        first, last = _years(year)
+    except ValueError as error:
+        _fail(str(error))
+    if year is not None:
+        found = [info for info in found if first <= (facts.year(info) or 0) <= last]
+    if family is not None:
+        found = [info for info in found if facts.family(info) == family.lower()]
+    if scope is not None:
+        found = [info for info in found if facts.scope(info) == scope.lower()]
+    if max_state is not None:
+        sizes = {info.name: facts.state_bytes(info) for info in found}
+        found = [info for info in found if (size := sizes[info.name]) is not None and size <= max_state]
     if not found:
-        _fail(f"no optimizer matches {pattern!r}; `hfoptim list` shows all of them")
+        _fail(f"no optimizer matches {pattern!r} and the filters; `hfoptim list` shows all of them")
+    if as_json:
+        typer.echo(json.dumps([_entry(info) for info in found], indent=1))
+        return
     grid = Table()
     grid.add_column("name", no_wrap=True)
     grid.add_column("")
     grid.add_column("description")
-    for name in found:
-        grid.add_row(name, "*" if name in optimizer_names() else "", get_optimizer_info(name).description)
+    for info in found:
+        grid.add_row(info.name, "*" if info.name in optimizer_names() else "", info.description)
     Console().print(grid)
-    if any(name in optimizer_names() for name in found):
+    if any(info.name in optimizer_names() for info in found):
         typer.echo(_THEIRS.format("optim", "optimizer"))
-    for name in found:
-        for alias in optimizer_names().intersection(get_optimizer_info(name).aliases):
-            typer.echo(f"* optim={alias} means transformers' own, too; ours is optim={name}.")
+    for info in found:
+        for alias in optimizer_names().intersection(info.aliases):
+            typer.echo(f"* optim={alias} means transformers' own, too; ours is optim={info.name}.")
+
+
+def _show_counts() -> None:
+    from hfoptim.registry.facts import counts
+
+    installed = {each.name: each for each in PROVIDERS}
+    for name, count in counts().items():
+        missing = name in installed and not installed[name].installed
+        typer.echo(f"{name}: {count}" + (f" (not installed: {installed[name].install})" if missing else ""))
+
+
+def _years(text: str | None) -> tuple[int, int]:
+    """The first and the last year that are meant."""
+    first, dash, last = (text or "0-").partition("-")
+    if not (first.isdigit() and (not last or last.isdigit())):
+        raise ValueError(f"--year is 2025, 2023- or 2020-2022, got {text!r}")
+    return int(first), int(last) if last else 9999 if dash else int(first)
+
+
+def _entry(info: OptimInfo) -> dict[str, Any]:
+    """An optimizer, for JSON."""
+    from hfoptim.registry import facts
+
+    return {
+        "name": info.name,
+        "aliases": list(info.aliases),
+        "provider": info.provider,
+        "family": facts.family(info),
+        "scope": facts.scope(info),
+        "year": facts.year(info),
+        "state_bytes": facts.state_bytes(info),
+        "needs": info.needs,
+        "description": info.description,
+        "source": info.source,
+    }
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.")]) -> None:
+def info(
+    name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.", autocompletion=_names)],
+) -> None:
     """Explain one optimizer: what it does, its options, its source, the state it keeps."""
     from hfoptim.registry.lookup import engine_class_of, get_optimizer_info
 
     try:
         found = get_optimizer_info(name)
-    except ValueError as error:
+        doc = inspect.getdoc(found.opt_class) or ""
+    except (ImportError, ValueError) as error:
         _fail(str(error))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
@@ -178,7 +262,6 @@ def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any 
         grid.add_row(title, text)
     console = Console(highlight=False)
     console.print(grid)
-    doc = inspect.getdoc(found.opt_class) or ""
     engine_class = engine_class_of(found.opt_class)
     if engine_class is not None:
         console.print(_hyperparameters(engine_class, found.defaults))
@@ -189,7 +272,7 @@ def info(name: Annotated[str, typer.Argument(help="Name of an optimizer, in any 
 
 @app.command()
 def kernels(
-    name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.")],
+    name: Annotated[str, typer.Argument(help="Name of an optimizer, in any case.", autocompletion=_names)],
     options: Annotated[list[str] | None, typer.Argument(help="Its options, such as weight_decay=0.1.")] = None,
     shape: Annotated[str, typer.Option(help="Of the parameter that is stepped.")] = "512,768",
 ) -> None:
@@ -198,13 +281,14 @@ def kernels(
 
     import hfoptim
     from hfoptim.engine.codegen import show
+    from hfoptim.registry.facts import step
 
     try:
         param = torch.nn.Parameter(torch.ones([int(size) for size in shape.split(",")]))
         given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
         optimizer = hfoptim.create_optimizer_v2([("weight", param)], name, **{**given, "fused": True})
         param.grad = torch.ones_like(param)
-        _step(optimizer)
+        step(optimizer)
     except (ValueError, TypeError, RuntimeError) as error:
         _fail(str(error))
     for title, text in show.known().items():
@@ -256,6 +340,8 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
         ("description", found.description),
         ("source", found.source),
     ]
+    if found.outside:
+        facts.append(("package", f"{found.provider}; ours with the same equations is {found.algorithm}"))
     if found.aliases:
         facts.append(("aliases", ", ".join(found.aliases)))
     if found.defaults:
@@ -263,7 +349,8 @@ def _facts(found: OptimInfo) -> list[tuple[str, str]]:
     facts.append(("options", "\n".join(_other_options(cls))))
     if found.needs is None:
         facts.append(("in a Trainer", _in_a_trainer(found)))
-        facts.append(("state", "\n".join(_state(found.name))))
+        if not found.outside:
+            facts.append(("state", "\n".join(_state(found.name))))
     else:
         facts.append(("needs", f"{found.needs}; {'done by' if found.in_trainer else 'not for'} the Trainer"))
     facts += [(each.task if first else "", str(each)) for first, each in _by_task(found.name)]
@@ -318,39 +405,14 @@ def _other_options(cls: type[Optimizer]) -> list[str]:
     return [*others, f"those below, and every optimizer's: {', '.join(ENGINE_DEFAULTS)}"] if engine_class else others
 
 
-def _step(optimizer: Optimizer) -> None:
-    """One step, with a loss of 1 for what depends on one."""
-    from hfoptim.engine import RuleOptimizer, unwrap_all
-
-    for inner in unwrap_all(optimizer, RuleOptimizer):
-        inner.add_loss(1.0)
-    optimizer.step()
-
-
 def _state(name: str) -> list[str]:
     """What a step leaves in the state of a matrix and of a vector: names, shapes, bytes per entry."""
-    import torch
+    from hfoptim.registry.facts import states
 
-    from hfoptim.registry.lookup import get_optimizer_class
-
-    named = [("weight", torch.nn.Parameter(torch.ones(256, 128))), ("bias", torch.nn.Parameter(torch.ones(256)))]
-    for _, param in named:
-        param.grad = torch.ones_like(param)
-    create: Callable[..., Optimizer] = get_optimizer_class(name)
-    optimizer = create(named)
-    _step(optimizer)
-    saved = optimizer.state_dict()
-    groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
-    keys = {param: key for group, of in groups for param, key in zip(group["params"], of["params"], strict=True)}
     lines = []
-    for kind, (_, param) in zip(("matrix", "vector"), named, strict=True):
-        state = saved["state"].get(keys[param], {})
-        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-        size = sum(value.numel() * value.element_size() for value in tensors.values())
-        texts = [f"{key} {_shape(value.shape)}" for key, value in tensors.items()]
-        lines.append(
-            f"{kind} {_shape(param.shape)}: {size / param.numel():.2f} bytes per entry ({', '.join(texts) or 'none'})"
-        )
+    for kind, shape, size, tensors in states(name):
+        texts = ", ".join(f"{key} {_shape(of)}" for key, of in tensors.items()) or "none"
+        lines.append(f"{kind} {_shape(shape)}: {size:.2f} bytes per entry ({texts})")
     return lines
 
 

@@ -297,3 +297,45 @@ def test_ctrl_c_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
     said = (tmp_path / "said.txt").read_text()
     assert said.splitlines()[-1] == f"stopped; go on with: hfoptim compare --resume --output-dir {folder}"
     assert read(folder)["runs"] == []
+
+
+def test_list_by_provider_family_year_scope_and_state() -> None:
+    code, out, _ = call("list", "--counts")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"hfoptim: {len(hfoptim.list_optimizers())}"
+    assert any(line.startswith("bitsandbytes: 40") for line in lines)
+    names = {entry["name"] for entry in json.loads(call("list", "--provider", "torch", "--json")[1])}
+    assert names == set(hfoptim.list_optimizers(provider="torch"))
+    found = json.loads(
+        call("list", "*lion*", "--provider", "all", "--family", "lion", "--year", "2020-2023", "--json")[1]
+    )
+    by_name = {entry["name"]: entry for entry in found}
+    assert {"lion", "clion", "bnb_lion8bit", "ds_cpu_lion"} <= by_name.keys()
+    lion = by_name["lion"]
+    assert (lion["provider"], lion["scope"], lion["year"], lion["state_bytes"]) == ("hfoptim", "element", 2023, 4.0)
+    assert by_name["bnb_lion8bit"]["state_bytes"] is None
+    small = {
+        entry["name"] for entry in json.loads(call("list", "s*", "--max-state", "4", "--scope", "element", "--json")[1])
+    }
+    assert "signsgd" in small
+    assert not small & {"soap", "simplified_ademamix"}
+    assert call("list", "lion", "--year", "soon")[0] == 2
+    assert call("list", "lion", "--provider", "nobody")[0] == 2
+
+
+def test_shells_complete_names() -> None:
+    from hfoptim.cli import _names
+
+    assert _names("lio") == ["lion", "lionc"]
+    assert "bnb_adamw8bit" in _names("BNB_")
+    assert "--show-completion" in call("--help")[1]
+
+
+def test_info_of_another_packages() -> None:
+    code, out, _ = call("info", "torch_adamw")
+    assert code == 0
+    assert "torch.optim.AdamW" in out
+    assert "ours with the same equations is adamw" in " ".join(out.split())
+    code, _, err = call("info", "fusedadam")
+    assert (code, "apex is not installed: build it" in err) == (2, True)

@@ -305,18 +305,18 @@ def option_defaults(name: str) -> dict[str, Any]:
     That of an optimizer that has been made by this name: a signature may leave it open.
     """
     info = get_optimizer_info(name)
-    made, signature = _made_of(info).defaults, inspect.signature(info.opt_class).parameters
+    made, signature = made_of(info).defaults, inspect.signature(info.opt_class).parameters
     return {option: made.get(option, getattr(signature.get(option), "default", None)) for option in option_names(name)}
 
 
 def group_defaults(name: str) -> dict[str, Any]:
     """The options of an optimizer that may differ between its parameter groups, with their defaults."""
-    (group,) = _made_of(get_optimizer_info(name)).param_groups
+    (group,) = made_of(get_optimizer_info(name)).param_groups
     return {option: group[option] for option in option_names(name) if option in group and option not in _OF_THE_WHOLE}
 
 
 @functools.cache  # by entry: a name may be registered anew
-def _made_of(info: OptimInfo) -> Optimizer:
+def made_of(info: OptimInfo) -> Optimizer:
     return dummy(info.opt_class, resolve_options(info.name, {}))
 
 
