@@ -31,6 +31,7 @@ from transformers.training_args import OptimizerNames
 import hfoptim
 from hfoptim.engine import RuleOptimizer, unwrap, unwrap_all
 from hfoptim.registry.transformers_names import optimizer_names, schedule_names
+from hfoptim.trainer.replacing import REPLACEMENTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "trainer.md"
 BEGIN, END = "<!-- names: begin -->", "<!-- names: end -->"
@@ -108,14 +109,14 @@ def lines() -> Iterator[str]:
         plain = {name: _optimizer(folder, name) for name in theirs}
         curves = {name: _schedule(folder, name, **_OF_SCHEDULES.get(name, {})) for name in schedules}
         hfoptim.enable(replace=True)
-        replaced = {name: _optimizer(folder, name) for name in theirs}
+        replaced = {name: _optimizer(folder, name) for name in theirs if name in REPLACEMENTS}
         ours = {name: _optimizer(folder, f"hfoptim_{name}") for name in theirs if _meaning(name, own)}
         our_curves = {name: _schedule(folder, f"hfoptim_{name}", **_OF_SCHEDULES.get(name, {})) for name in schedules}
         hfoptim.disable()
     yield "| `optim=` | transformers' own | with `enable(replace=True)` | ours, by `hfoptim_<name>` |"
     yield "| --- | --- | --- | --- |"
     for name in theirs:
-        instead = replaced[name] if replaced[name] != plain[name] else "as before"
+        instead = replaced.get(name, "the same")
         yield f"| `{name}` | {plain[name]} | {instead} | {ours.get(name, '')} |"
     yield ""
     yield "| `lr_scheduler_type=` | transformers' own | ours, by `hfoptim_<name>` |"
