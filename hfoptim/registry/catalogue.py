@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.optim import LBFGS, Optimizer
 
@@ -355,7 +355,7 @@ def _infos(
     names: tuple[Name, ...],
     summary: str,
     paper: str,
-    needs: Mapping[str, bool],
+    needs: Mapping[str, Any],
     load: Callable[[], type[Optimizer]],
     where: str,
 ) -> Iterator[OptimInfo]:

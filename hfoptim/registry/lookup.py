@@ -246,9 +246,10 @@ def _as_numbers(opt_class: type[Optimizer], options: Mapping[str, Any], whole: b
             found["lr"] = checks.learning_rate("lr", found["lr"])
         elif option in found and isinstance(default, (int, float)) and not isinstance(default, bool):
             number = checks.number(option, found[option], -math.inf)
-            if isinstance(default, int) and (whole or number.is_integer()):
-                number = checks.integer(option, found[option], 0 if whole else -math.inf)
-            found[option] = number
+            if isinstance(default, int) and whole:
+                found[option] = checks.integer(option, found[option], 0)
+            else:
+                found[option] = int(number) if isinstance(default, int) and float(number).is_integer() else number
         elif option in found:
             found[option] = checks.portable(checks.plain(found[option]))
     return found
