@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import peers
 import pytest
@@ -108,7 +109,7 @@ def test_torchs_own_are_made_over_our_groups(name: str) -> None:
 
 
 def test_layer_decay_patterns_and_other_optimizers_apply() -> None:
-    optimizer = hfoptim.create_optimizer_v2(
+    optimizer: Any = hfoptim.create_optimizer_v2(
         model(),
         "torch_adamw",
         lr=1e-3,
@@ -116,7 +117,7 @@ def test_layer_decay_patterns_and_other_optimizers_apply() -> None:
     )
     assert [type(each).__name__ for each in optimizer.optimizers] == ["AdamW", "Lion"]
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [1e-4, 5e-4, 1e-3]
-    muon = hfoptim.create_optimizer_v2(
+    muon: Any = hfoptim.create_optimizer_v2(
         model(),
         "torch_muon",
         lr=1e-3,
@@ -127,7 +128,7 @@ def test_layer_decay_patterns_and_other_optimizers_apply() -> None:
 
 def test_a_wrapper_goes_around_one_of_another_package() -> None:
     made = model()
-    optimizer = hfoptim.create_optimizer_v2(made, "lookahead_torch_adamw", lr=1e-2)
+    optimizer: Any = hfoptim.create_optimizer_v2(made, "lookahead_torch_adamw", lr=1e-2)
     made(torch.randn(4, 5)).square().sum().backward()
     optimizer.step()
     assert type(optimizer.optimizer) is torch.optim.AdamW
@@ -163,7 +164,7 @@ def test_a_registered_name_cannot_take_one_of_theirs() -> None:
             https://example.org
         """
 
-        names = (hfoptim.Name("bnb_adamw8bit"),)
+        names: Any = (hfoptim.Name("bnb_adamw8bit"),)
 
     with pytest.raises(ValueError, match=r"claims the name 'bnb_adamw8bit', which bitsandbytes\.optim"):
         hfoptim.register(Mine)

@@ -56,7 +56,7 @@ def scope(info: OptimInfo) -> str:
     """What an entry of a matrix' update depends on: "element", "tensor", "matrix"; "global" for torch's own."""
     for inner in unwrap_all(made_of(_ours(info)), RuleOptimizer):
         group = inner.param_groups[0]
-        return inner.rule_for(group["params"][0], group).scope.name.lower()
+        return str(inner.rule_for(group["params"][0], group).scope.name).lower()
     return "global"
 
 
