@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import Any, ClassVar
 
 import peers
 import pytest
@@ -164,7 +164,7 @@ def test_a_registered_name_cannot_take_one_of_theirs() -> None:
             https://example.org
         """
 
-        names: Any = (hfoptim.Name("bnb_adamw8bit"),)
+        names: ClassVar[Any] = (hfoptim.Name("bnb_adamw8bit"),)
 
     with pytest.raises(ValueError, match=r"claims the name 'bnb_adamw8bit', which bitsandbytes\.optim"):
         hfoptim.register(Mine)
