@@ -96,7 +96,8 @@ def step(optimizer: Optimizer) -> None:
 
 def state_bytes(info: OptimInfo) -> float | None:
     """Bytes of state per entry of a matrix; None where its step needs more than a gradient, and of other packages."""
-    return None if info.outside or info.needs else states(info.name)[0].bytes_per_entry
+    # Rounded, as counts of steps have some bytes too.
+    return None if info.outside or info.needs else round(states(info.name)[0].bytes_per_entry, 2)
 
 
 def counts() -> dict[str, int]:
