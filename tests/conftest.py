@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from itertools import compress
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,11 +28,61 @@ def names():
     trainer.disable()
 
 
+class Log(logging.Handler):
+    """What was logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+    @contextmanager
+    def at_level(self, level, logger="hfoptim"):
+        """From this level on, for a time."""
+        changed = logging.getLogger(logger)
+        before = changed.level
+        changed.setLevel(level)
+        try:
+            yield
+        finally:
+            changed.setLevel(before)
+
+    @property
+    def messages(self):
+        return [record.getMessage() for record in self.records]
+
+    @property
+    def text(self):
+        return "\n".join(self.messages)
+
+
+@pytest.fixture
+def caplog():
+    """pytest's own, in short: its plugin, which takes milliseconds of each test to know all loggers, is turned off."""
+    log = Log()
+    root = logging.getLogger()
+    root.addHandler(log)
+    yield log
+    root.removeHandler(log)
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """C++ kernels are compiled in half the time, as they are written: what the compiler's optimization makes of them
+    is tried in tests/kernels."""
+    from hfoptim.engine.codegen import build
+
+    flags = build._flags()
+    monkeypatch.setattr(build, "_flags", lambda: (*flags, "-O1"))
+
+
 @pytest.fixture
 def messages(caplog):
     """The warnings of hfoptim so far."""
-    caplog.set_level(logging.INFO, logger="hfoptim")
-    return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("hfoptim") and r.levelno >= 30]
+    with caplog.at_level(logging.INFO):
+        yield lambda: [r.getMessage() for r in caplog.records if r.name.startswith("hfoptim") and r.levelno >= 30]
 
 
 def pytest_addoption(parser):
@@ -72,10 +123,19 @@ def pytest_generate_tests(metafunc):
         own[:] = [without_slow(mark) if mark.name == "parametrize" else mark for mark in own]
 
 
-def pytest_collection_finish():
-    """accelerate collects garbage in every training: not among the objects of all that was imported."""
+def pytest_collection_finish(session):
+    """accelerate collects garbage in every training: not among the objects of all that was imported.
+
+    And torch.manual_seed keeps a stack trace for each kind of device that might be there one day: for none that is not.
+    """
     gc.collect()
     gc.freeze()
+    if session.items:
+        import torch
+
+        for devices in (torch.cuda, torch.xpu):
+            if not devices.is_available():
+                devices.manual_seed_all = lambda seed: None
 
 
 def pytest_unconfigure():

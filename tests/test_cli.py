@@ -193,6 +193,7 @@ def test_used_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow  # the others compare in this process
 def test_compare_in_a_process_of_its_own(tiny: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     command = [*CLI, "compare", "--optim", "SGD,Lion", "--optim", "adam-w", *tiny, "--output-dir", str(folder)]

@@ -73,9 +73,16 @@ def test_the_readme_names_every_example() -> None:
     assert {word.split("/")[-1] for command in COMMANDS for word in command.split() if word.endswith(".py")} == examples
 
 
-# The launchers themselves are tried in trainer/test_launcher.py.
+# The launchers themselves are tried in trainer/test_launcher.py; a script for two processes, on two.
 @pytest.mark.parametrize("as_it_stands", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in RUN_CLM])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow if command.startswith("accelerate launch --cpu") else [])
+        for command in COMMANDS
+        if command not in RUN_CLM
+    ],
+)
 def test_example(command: str, as_it_stands: bool, tmp_path: Path) -> None:
     output = launched(command) if as_it_stands else run(command, tmp_path)
     match = re.search(r"^hfoptim\.optimizers\.([\w.]+): loss ([\d.]+) -> ([\d.]+)$", output, re.MULTILINE)

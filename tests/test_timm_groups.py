@@ -299,7 +299,7 @@ def test_layers_that_timm_does_not_know_are_said(caplog):
     assert {group["lr_scale"] for group in groups} == {1.0}
     assert "layer_decay has no effect: BertForSequenceClassification has no group_matcher" in caplog.text
     assert "hfoptim.layer_decay_groups" in caplog.text
-    caplog.clear()
+    caplog.records.clear()
     with caplog.at_level(logging.INFO, logger="hfoptim.param_groups.timm"):
         hfoptim.param_groups_layer_decay(Timms(), verbose=True)
     assert '"layer_0_no_decay"' in caplog.text

@@ -232,7 +232,11 @@ def test_tiles_of_any_size_give_the_same(name, shapes, tile, monkeypatch):
 CODED = Storage(Format.Q8), Storage(Format.Q8, signed=False)
 
 
-@pytest.mark.parametrize("kept", [None, CODED, (Storage(Format.Q4), Storage(Format.Q4, signed=False))], ids=str)
+@pytest.mark.parametrize(
+    "kept",
+    [None, CODED, pytest.param((Storage(Format.Q4), Storage(Format.Q4, signed=False)), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_unaligned_and_broken_rows_follow_the_loop_too(kept, monkeypatch):
     shapes = [(2, 1024), (2, 1024), (3, 701), (1,), (2, 2048)]
     bucket = bucket_of(

@@ -126,7 +126,9 @@ def weights(optimizer, params):
 
 
 @pytest.mark.parametrize(("entry", "variant", "dtype"), COMPILED)
-def test_equals_the_loop_and_compiles_once_whatever_number_changes(entry, variant, dtype):
+def test_equals_the_loop_and_compiles_once_whatever_number_changes(entry, variant, dtype, request):
+    if dtype is torch.float64:
+        request.getfixturevalue("quick_compiler")
     layouts = variant.layouts if variant.compiled else FEW
     mine, other = parameters(layouts, dtype), parameters(layouts, dtype)
     start = values(mine)

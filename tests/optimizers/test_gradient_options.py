@@ -65,6 +65,7 @@ BACKENDS = pytest.mark.parametrize(
 
 @BACKENDS
 @pytest.mark.parametrize("option", CHANGES)
+@pytest.mark.usefixtures("quick_compiler")
 def test_the_gradient_is_changed_as_its_authors_do(option: str, name: str, backend: dict[str, bool]) -> None:
     if option == "adaptive_clip" and not peers.installed("timm"):
         pytest.skip("timm is not installed")

@@ -245,7 +245,8 @@ def test_a_learning_rate_of_zero_changes_nothing(entry, variant):
     assert_same(values(params), start)
 
 
-@every_variant_with_lr
+# That each one takes a tensor is in test_plain_values.py.
+@every_kind_of_variant_with_lr
 def test_the_learning_rate_may_be_a_tensor(entry, variant):
     mine, other = parameters(), parameters()
     ours, theirs = build(entry, variant, mine), build(entry, variant, other)
@@ -340,7 +341,8 @@ def test_a_parameter_without_entries_is_harmless(entry, variant):
 # -- when a step is taken --------------------------------------------------------------------------------------------
 
 
-@every_variant
+# The engine leaves them out. For every name there is a test of steps with some in tests/matrix/test_matrix_steps.py.
+@every_kind_of_variant
 def test_a_parameter_without_gradient_stays_and_does_not_advance(entry, variant):
     params = parameters(("matrix", "vector", "conv"))
     start = values(params)

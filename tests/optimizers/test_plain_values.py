@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ENTRIES
-from foreign_numbers import Listed, assert_plain, every_form, given_as, saved_and_read
+from foreign_numbers import FORMS, Listed, assert_plain, given_as, saved_and_read
 from harness import assert_same, feed, parameters
 from tiers import every_kind_of_entry
 
@@ -118,30 +118,31 @@ def state_of(optimizer):
 
 
 @pytest.mark.filterwarnings("ignore:lr=")
-@every_form
 @every_name
-def test_every_number_of_every_optimizer(name, form):
+def test_every_number_of_every_optimizer_in_every_form(name):
     options = options_of(name)
-    given = {option: given_as(form, value) for option, value in options.items()}
-    if name == "lbfgs":  # torch's own puts what it computes with lr into its state
-        given["lr"] = given_as("numpy", options["lr"])
-    ours, plainly = build(name, given), build(name, options)
-    if registry.engine_class_of(registry.get_optimizer_info(name).opt_class):
-        assert_plain(ours.defaults)
-        assert isinstance(ours.param_groups[0]["lr"], torch.Tensor) is (form == "tensor")
-    assert_same(state_of(stepped(name, ours)), state_of(stepped(name, plainly)))
+    plainly = state_of(stepped(name, build(name, options)))
+    for form in FORMS:
+        given = {option: given_as(form, value) for option, value in options.items()}
+        if name == "lbfgs":  # torch's own puts what it computes with lr into its state
+            given["lr"] = given_as("numpy", options["lr"])
+        ours = build(name, given)
+        if registry.engine_class_of(registry.get_optimizer_info(name).opt_class):
+            assert_plain(ours.defaults)
+            assert isinstance(ours.param_groups[0]["lr"], torch.Tensor) is (form == "tensor")
+        assert_same(state_of(stepped(name, ours)), plainly, form)
 
 
 @pytest.mark.filterwarnings("ignore:lr=")
-@pytest.mark.parametrize("form", ["numpy", "text"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])  # torch's own takes one group
-def test_every_number_in_a_group(name, form):
+def test_every_number_in_a_group(name):
     class_of = registry.get_optimizer_info(name).opt_class
     own = registry.dummy(class_of, registry.resolve_options(name, {})).param_groups[0]
     options = {option: value for option, value in options_of(name).items() if option in own}
-    given = {option: given_as(form, value) for option, value in options.items()}
-    ours, plainly = build(name, given, groups=True), build(name, options, groups=True)
-    assert_same(state_of(stepped(name, ours)), state_of(stepped(name, plainly)))
+    plainly = state_of(stepped(name, build(name, options, groups=True)))
+    for form in ("numpy", "text"):
+        given = {option: given_as(form, value) for option, value in options.items()}
+        assert_same(state_of(stepped(name, build(name, given, groups=True))), plainly, form)
 
 
 def test_the_table_reaches_every_number():

@@ -39,7 +39,7 @@ def test_every_variant_was_looked_at(steps: dict[str, Found], which: str) -> Non
     assert set(steps["by_columns"].ranks[0]) == taken(which)
 
 
-# Collectives of a step, for 13 parameters. docs/distributed.md says where they come from.
+# Collectives of a step, for 7 parameters, or 13 where all are tried. docs/distributed.md says where they come from.
 COLLECTIVES = {
     "adamw_hf-decay": {},
     "lion-decay": {},

@@ -225,9 +225,8 @@ def test_nothing_is_said_of_names_that_are_not_here_or_ours(names, arguments, me
 
 
 def test_refusals_can_be_told_from_other_errors(names, arguments, caplog):
-    caplog.set_level(logging.DEBUG, logger="hfoptim")
     for given in ({"optim": "lion", "optim_args": "x=1"}, {"optim": "loin"}, {"lr_scheduler_kwargs": "x"}):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError) as refused, caplog.at_level(logging.DEBUG):
             arguments(**given)
         assert hfoptim.trainer.arguments.is_mistake(refused.value)
     assert caplog.records[0].exc_info

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiers import names_by_kind
 
 import hfoptim
 from hfoptim.trainer import OptimizerCallback
@@ -32,7 +33,21 @@ INFOS = [hfoptim.get_optimizer_info(name) for name in hfoptim.list_optimizers()]
 
 
 # The groups of those that look for hidden matrices are in test_hidden_matrices.py.
-@pytest.mark.parametrize("name", [info.name for info in INFOS if info.needs is None and not info.hidden_matrices])
+OF_THE_TRAINER = [info.name for info in INFOS if info.needs is None and not info.hidden_matrices]
+
+
+# Every name as such; with the callback, which makes groups in the same way, one of each kind.
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        *(pytest.param("name", name, id=f"name-{name}") for name in OF_THE_TRAINER),
+        *(
+            pytest.param("callback", *each.values, id=f"callback-{each.id}", marks=each.marks)
+            for each in names_by_kind(OF_THE_TRAINER)
+        ),
+    ],
+    indirect=["build"],
+)
 def test_nothing_given_is_the_optimizers_own(build, name):
     own = hfoptim.get_optimizer_class(name)([torch.nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
     for group, decay in zip(build(name).param_groups, (own["weight_decay"], 0.0), strict=True):

@@ -131,14 +131,22 @@ def check(results, project, line, world=1):
 )
 def test_one_process_with_spawned_data_loader_workers(project, run, starter):
     script = (project / "train.py").read_text()
+    # By themselves the names do not bring transformers in: accelerate asks for it without importing it.
+    alone = """import importlib.util
+import sys
+if __name__ == "__main__":
+    assert importlib.util.find_spec("transformers")
+    assert "transformers" not in sys.modules
+"""
     spawn = "def main():\n    torch.multiprocessing.set_start_method('spawn')\n"
-    (project / "train.py").write_text(script.replace("def main():\n", spawn))
+    (project / "train.py").write_text(alone + script.replace("def main():\n", spawn))
     line = [*LINE, "--dataloader_num_workers", "1"]
     done, results = run(*starter, "-m", "hfoptim", str(project / "train.py"), *line)
     assert done.returncode == 0, done.stderr
     check(results, project, line)
 
 
+@pytest.mark.slow  # what the launcher does on two processes is in test_a_module_on_two_processes
 def test_two_processes_by_accelerate_launch(project, run):
     launch = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     line = [*LINE, "--ddp_backend", "gloo"]
@@ -147,18 +155,18 @@ def test_two_processes_by_accelerate_launch(project, run):
     check(results, project, line, world=2)
 
 
-def test_a_module(project, tmp_path):
-    line = [str(tmp_path / "out") if given == "out" else given for given in LINE]
-    code, said = ranks.run(
-        *("hfoptim", "-m", "train", *line), output=tmp_path / "said.txt", timeout=300, paths=[project]
-    )
-    assert code == 0, said
-    result = json.loads((tmp_path / "out" / "rank-0.json").read_text())
-    assert result["class"] == "hfoptim.optimizers.lion.Lion"
-    assert result["name"] == "__main__"
-    assert result["argv"] == [str(project / "train.py"), *line]
+def test_a_module_on_two_processes(project, tmp_path):
+    line = [str(tmp_path / "out") if given == "out" else given for given in LINE] + ["--ddp_backend", "gloo"]
+    ranks.run_ranks(*("hfoptim", "-m", "train", *line), ranks=2, output=tmp_path, timeout=300, paths=[project])
+    for rank in range(2):
+        result = json.loads((tmp_path / "out" / f"rank-{rank}.json").read_text())
+        assert result["class"] == "hfoptim.optimizers.lion.Lion"
+        assert result["world"] == 2
+        assert result["name"] == "__main__"
+        assert result["argv"] == [str(project / "train.py"), *line]
 
 
+@pytest.mark.slow  # the test of one process asks for the same, and for the traceback the last but one in this file
 def test_names_come_with_transformers_and_a_mistake_shows_where_it_is(tmp_path, run):
     (tmp_path / "script.py").write_text(
         "import importlib.util, sys\n"

@@ -96,7 +96,11 @@ def resumes_exactly(train, tmp_path):
 # In `make test` one optimizer of each kind; `make test-all` takes every name.
 @pytest.mark.parametrize("name", names_by_kind(OPTIMIZERS))
 def test_every_optimizer(resumes_exactly, name):
-    resumes_exactly(name, learning_rate=LEARNING_RATES.get(name, 1e-2))
+    resumes_exactly(name, by_callback=(False,), learning_rate=LEARNING_RATES.get(name, 1e-2))
+
+
+def test_what_was_begun_by_name_goes_on_with_the_callback(resumes_exactly):
+    resumes_exactly("lion", by_callback=(False, True))
 
 
 @pytest.mark.parametrize("name", names_by_kind(OPTIMIZERS))
