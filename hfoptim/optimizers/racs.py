@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import MATRIX, Group, Name, Rule, Scalars, ema, hyper, zeros_over
-from hfoptim.optimizers.shared.low_rank import last_norm, limit, norm_of
+from hfoptim.optimizers.shared.low_rank import last_norm, limit
 from hfoptim.optimizers.shared.matrices import Form, WithFallback
 
 # Squares of rows and columns of zeros, which stay zero.
@@ -37,12 +37,14 @@ def racs(form: Form, iterations: int) -> Rule:
     """The rule for matrices of one form."""
 
     def fn(grad: Tensor, param: Tensor, of_columns: Tensor, of_rows: Tensor, last: Tensor, h: Any) -> tuple[Any, ...]:
-        rows, columns = _scales(grad * grad, iterations)
+        squares = grad * grad
+        rows, columns = _scales(squares, iterations)
         of_columns, of_rows = ema(of_columns, columns, h.new), ema(of_rows, rows, h.new)
-        # Roots one by one: the product of two tiny numbers is none.
-        update = grad * of_rows.clamp(min=_TINY).rsqrt() * of_columns.clamp(min=_TINY).rsqrt()
-        factor, norm = limit(norm_of(update, (-2, -1)), last, h.growth)
-        return update * factor, of_columns, of_rows, norm
+        by_rows, by_columns = of_rows.clamp(min=_TINY).reciprocal(), of_columns.clamp(min=_TINY).reciprocal()
+        # The norm of the update by a product of vectors with the squares, before there is an update.
+        norm = (by_rows.mT @ squares @ by_columns.mT).sqrt()
+        factor, norm = limit(norm, last, h.growth)
+        return (grad * (by_rows.sqrt() * factor)).mul_(by_columns.sqrt()), of_columns, of_rows, norm
 
     fn.__name__ = "racs"
     state = {"s": zeros_over(-2), "q": zeros_over(-1), "theta": last_norm}
