@@ -248,10 +248,11 @@ class Catalogue:
         return [*(entry.name for entry in kind), *aliases]
 
     def by_class(self) -> dict[str, str]:
-        """For the name of every class the first canonical name that it has."""
+        """For the name of every class the first canonical name that it has; not of other packages' classes."""
         found: dict[str, str] = {}
         for name, entry in self._entries.items():
-            found.setdefault(re.split(r"[.:]", _where(entry))[-1], name)
+            if not _is_outside(entry):
+                found.setdefault(re.split(r"[.:]", _where(entry))[-1], name)
         return found
 
     def get(self, name: str) -> OptimInfo:

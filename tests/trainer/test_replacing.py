@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hfoptim
 from hfoptim.engine import RuleOptimizer, unwrap_all
+from hfoptim.registry.transformers_names import optimizer_names, schedule_names
 from hfoptim.trainer import OptimizerCallback
 from hfoptim.trainer.replacing import REPLACEMENTS
 
@@ -135,3 +138,13 @@ def test_what_is_not_here_is_said_when_the_arguments_are_made():
         TrainingArguments("out", use_cpu=True, optim="fusedadam")
     with pytest.raises(ValueError, match=r"ds_onebit_adam needs DeepSpeed's engine.*OneBitAdam"):
         TrainingArguments("out", use_cpu=True, optim="ds_onebit_adam")
+
+
+def test_the_tables_have_every_name_of_transformers():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
+    rows = page.partition("<!-- names: begin -->")[2].partition("<!-- names: end -->")[0]
+    pinned = (Path(__file__).resolve().parents[2] / "constraints.txt").read_text(encoding="utf-8")
+    if f"transformers=={transformers.__version__}\n" not in pinned:
+        pytest.skip("the tables are of the pinned transformers")
+    for name in optimizer_names() | schedule_names():
+        assert f"\n| `{name}` |" in rows
