@@ -7,6 +7,7 @@ from hfoptim import schedules
 from hfoptim.engine import Name, hyper
 from hfoptim.factory.config import Configured, from_config
 from hfoptim.factory.create import create_optimizer, create_optimizer_v2
+from hfoptim.factory.memory import predict_memory
 from hfoptim.factory.modules import OPTIMIZERS
 from hfoptim.factory.placements import describe_param_groups
 from hfoptim.param_groups.adapters import param_groups_lora_plus
@@ -111,6 +112,7 @@ __all__ = [
     "param_groups_options",
     "param_groups_paramwise",
     "param_groups_weight_decay",
+    "predict_memory",
     "prepare_for_gradient_release",
     "register",
     "remove_gradient_release",

@@ -324,6 +324,44 @@ def groups(
     Console(highlight=False).print(grid)
 
 
+@app.command()
+def memory(
+    model: Annotated[str, typer.Argument(help="Hub model or local folder; its config.json is all that is read.")],
+    optim: Annotated[str, typer.Option(help="Name of an optimizer, in any case.")] = "adamw",
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Options, such as master_weights=16 or gradient_release=True.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the parameters that are trained: float32, bfloat16.")] = "float32",
+    state_dtype: Annotated[str, typer.Option(help="Of the state: float32, bfloat16, 8bit, 4bit.")] = "float32",
+    ranks: Annotated[int, typer.Option(help="Number of processes.")] = 1,
+    strategy: Annotated[str | None, typer.Option(help="How they share: ddp or fsdp.")] = None,
+    device: Annotated[str, typer.Option(help="Where the step runs: cuda or cpu.")] = "cuda",
+) -> None:
+    """Predict what lies in the memory of a process while an optimizer steps a model: all but activations."""
+    import torch
+
+    from hfoptim.compare.config import CompareError
+    from hfoptim.compare.model import empty_model
+    from hfoptim.factory.memory import predict_memory
+
+    given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        _fail(f"--dtype {dtype} is no dtype of parameters; give float32, bfloat16 or float16")
+    try:
+        sharing = {"ranks": ranks, "strategy": strategy, "device": device}
+        given = {**({} if state_dtype == "float32" else {"state_dtype": state_dtype}), **given}
+        found = predict_memory(empty_model(model).to(kind), optim, **sharing, **given)
+    except (ValueError, TypeError, CompareError) as error:
+        _fail(str(error))
+    grid = Table("", "", "bytes per trained parameter")
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for row in found.rows():
+        grid.add_row(*(escape(cell) for cell in row), end_section=row[0] == "the step itself")
+    Console(highlight=False).print(grid)
+
+
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)

@@ -16,6 +16,7 @@ from hfoptim.engine.codegen import native
 from hfoptim.engine.report import Report
 from hfoptim.training.step_metrics import (
     MEASURED,
+    NonfiniteGradients,
     StepMeasurement,
     check_quantities,
     group_labels,
@@ -38,7 +39,10 @@ def feed(params, seed):
         param.grad = torch.randn(param.shape, generator=made, dtype=torch.float64).to(param.dtype)
 
 
-def measured(optimizer, quantities=MEASURED):
+NORMS = ("grad_norm", "update_rms", "update_to_weight", "trust_ratio")
+
+
+def measured(optimizer, quantities=NORMS):
     measurement = StepMeasurement(optimizer, quantities)
     optimizer.step()
     return measurement.values()
@@ -187,7 +191,7 @@ def test_one_step_is_measured_and_its_copies_go():
     params = parameters()
     optimizer = hfoptim.Lion(params, lr=0.1)
     feed(params, 0)
-    measurement = StepMeasurement(optimizer, MEASURED)
+    measurement = StepMeasurement(optimizer, NORMS)
     optimizer.step()
     assert not measurement._copies
     first = measurement.values()
@@ -199,7 +203,7 @@ def test_one_step_is_measured_and_its_copies_go():
 def test_a_step_that_is_not_taken_has_no_numbers():
     params = parameters()
     optimizer = hfoptim.Lamb(params)
-    measurement = StepMeasurement(optimizer, MEASURED)
+    measurement = StepMeasurement(optimizer, NORMS)
     measurement.close()
     assert measurement.values() == {}
     feed(params, 0)
@@ -426,3 +430,56 @@ def test_what_an_optimizer_lacks_is_said():
     reasons = lacking(hfoptim.Lion(params), quantities)
     assert set(reasons) == {*MEASURED, "d"}
     assert "FSDP1" in reasons["grad_norm"]
+
+
+# -- updates that change nothing, gradients that are no numbers ---------------------------------------------------
+
+
+def test_updates_too_small_for_bfloat16_are_counted():
+    def group(scale):
+        param = nn.Parameter(torch.full((64,), scale, dtype=torch.bfloat16))
+        param.grad = torch.ones_like(param)
+        param.grad[:16] = 0.0
+        return {"params": [param]}
+
+    # An update of 1e-3 moves weights of 0.1, and is lost in weights of 4.
+    optimizer = torch.optim.SGD([group(0.1), group(4.0)], lr=1e-3)
+    found = measured(optimizer, ["zero_updates", "lost_updates"])
+    assert found == {
+        **{"zero_updates": 80 / 128, "zero_updates/group_0": 0.25, "zero_updates/group_1": 1.0},
+        **{"lost_updates": 0.5, "lost_updates/group_0": 0.0, "lost_updates/group_1": 1.0},
+    }
+    idle = torch.optim.SGD([nn.Parameter(torch.zeros(4))], lr=1.0)
+    assert measured(idle, ["zero_updates", "lost_updates"]) == {"zero_updates": 1.0}
+
+
+def test_kahan_and_master_weights_keep_what_the_count_calls_lost():
+    """The count is of the weights; what is left over moves them in a later step."""
+    shares = []
+    for options in ({"kahan_sum": False}, {"kahan_sum": True}, {"master_weights": 16}):
+        param = nn.Parameter(torch.full((64,), 1.0, dtype=torch.bfloat16))
+        optimizer = hfoptim.SGD([param], lr=1e-3, momentum=0.0, **options)
+        for _ in range(8):
+            param.grad = torch.ones_like(param)
+            share = measured(optimizer, ["lost_updates"])["lost_updates"]
+        shares.append((share, bool((param == 1.0).all())))
+    assert shares[0] == (1.0, True)
+    assert [moved for _, moved in shares[1:]] == [False, False]
+
+
+def test_parameters_with_gradients_that_are_no_numbers():
+    params = parameters()
+    optimizer = torch.optim.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    watch = NonfiniteGradients(optimizer, {id(params[0]): "the first"})
+    assert watch.take() == []
+    for seed, (bad, value) in enumerate([(None, 0.0), (0, math.nan), (2, -math.inf), (None, 0.0)]):
+        feed(params, seed)
+        if bad is not None:
+            params[bad].grad.view(-1)[0] = value
+        watch.note()
+    assert watch.take() == ["the first", "parameter 1 of group 1"]
+    feed(params, 0)
+    params[1].grad = None
+    params[0].grad *= 1e38  # large, and finite
+    watch.note()
+    assert watch.take() == []

@@ -149,6 +149,10 @@ class EngineOptimizer(Optimizer):
         """Where weight decay enters for a group: as the class and its flag `decoupled_by` say, unless overridden."""
         return Decay.DECOUPLED if self.decoupled_by and group[self.decoupled_by] else self.decay
 
+    def first_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state that the first step makes for a parameter, which may be on the device "meta"; none is kept."""
+        return ensure_state(self._plan(param, group, backends.eager(group)), param, {}, 0, 0)
+
     @property
     def run_state(self) -> RunState:
         """Numbers that are carried from step to step; a class that has any sets it to its `RunState`."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import TrainerCallback
 
 from hfoptim import schedules
 from hfoptim.engine import unwrap
+from hfoptim.factory.placements import ParamPlacements, describe_param_groups
 from hfoptim.trainer import build, checkpoints, making, methods, private, release, second_pass
 from hfoptim.trainer.monitor import QUANTITIES, OptimizerMonitor
 from hfoptim.trainer.names import our_schedule
 from hfoptim.trainer.options import parse_options
 from hfoptim.training.step_metrics import check_quantities
+
+logger = logging.getLogger(__name__)
 
 
 class OptimizerCallback(TrainerCallback):
@@ -121,6 +127,7 @@ class OptimizerCallback(TrainerCallback):
             if theirs is not None:
                 build.prepare_schedule_arguments(theirs, args, resolved)
         methods.take_charge(trainer, self)
+        _served[self] = weakref.ref(trainer)
         if self.monitor is not None:
             trainer.add_callback(self.monitor)
         _resume_from_whole_checkpoints()
@@ -133,6 +140,8 @@ class OptimizerCallback(TrainerCallback):
                 f"{self!r} was added after the Trainer was made, too late to choose its optimizer; give it to the "
                 f"Trainer itself: Trainer(..., callbacks=[OptimizerCallback({self.choice.name!r}, ...)])"
             )
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s\n%s", self, self.describe())
         wanted = self.choice.optimizer_class
         if unwrap(trainer.optimizer, wanted) is None:
             found = type(unwrap(trainer.optimizer))
@@ -147,6 +156,24 @@ class OptimizerCallback(TrainerCallback):
                 f"{type(trainer.lr_scheduler).__name__}: {type(trainer).__name__}.create_scheduler makes its own; "
                 f"remove one"
             )
+
+    def describe(self) -> ParamPlacements:
+        """Which parameter of the last trainer that got this callback has which rule, learning rate and weight decay.
+
+        The log has it at the start of a training, at the level DEBUG.
+
+        Returns:
+            What `describe_param_groups` says; as text, a table.
+
+        Raises:
+            RuntimeError: there is no trainer, or it has no optimizer yet.
+        """
+        trainer = _served[self]() if self in _served else None
+        if trainer is None or trainer.optimizer is None:
+            raise RuntimeError(
+                f"{self!r} has made no optimizer yet; ask during the training, or after trainer.create_optimizer()"
+            )
+        return describe_param_groups(trainer.model, trainer.optimizer)
 
     # -- in place of Trainer's own methods, see hfoptim.trainer.methods ------------------------------------------------
 
@@ -217,6 +244,10 @@ class OptimizerCallback(TrainerCallback):
         other = methods.maker_of(trainer)
         if isinstance(other, OptimizerCallback):
             raise ValueError(f"the Trainer got two optimizers, {other!r} and {self!r}; give one of them")
+
+
+# The last trainer of each callback, which is not kept by it: callbacks are copied and pickled.
+_served: WeakKeyDictionary[OptimizerCallback, weakref.ref[Any]] = WeakKeyDictionary()
 
 
 @functools.cache

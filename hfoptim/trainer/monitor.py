@@ -16,6 +16,8 @@ from hfoptim.trainer import private
 from hfoptim.training.step_metrics import (
     MEASURED,
     READ,
+    WATCHED,
+    NonfiniteGradients,
     StepMeasurement,
     check_quantities,
     lacking,
@@ -25,7 +27,8 @@ from hfoptim.training.step_metrics import (
 
 logger = logging.getLogger(__name__)
 
-QUANTITIES = ("lr", "grad_norm", "update_rms", "update_to_weight", "trust_ratio", "d", "clipped_share")
+QUANTITIES = ("lr", *MEASURED, "d", "clipped_share", *WATCHED)
+SHOWN = 20
 PREFIX = "optimizer/"
 
 
@@ -42,15 +45,20 @@ class OptimizerMonitor(TrainerCallback):
         grad_norm           sqrt(sum(g^2)), of the gradients that the optimizer was given: after clipping
         update_rms          sqrt(sum((x' - x)^2) / k), of what the step changed
         update_to_weight    sqrt(sum((x' - x)^2) / sum(x^2))
+        zero_updates        share of the entries that the step left as they were
+        lost_updates        the same, of the entries with a gradient: what was too small to move the weight, as it is
+                            kept; Kahan's term and `master_weights` remember it, plain rounding does not
         trust_ratio         least, mean and largest factor that tensors' updates were scaled by: LAMB, LARS
         d                   Prodigy's estimate of its step size, and `d_lr`, d times the learning rate
         clipped_share       share of the steps since the last log whose gradients were longer than `max_grad_norm`
+        nonfinite_gradients how many parameters had infinite or undefined gradients since the last log; a warning
+                            names them. Only if asked for by name: it reads the gradients of every step
 
     What an optimizer or a training has not is left out, with a warning if it was asked for by name. One monitor may
     serve several trainers.
 
     Args:
-        *quantities: the names of some; none for all.
+        *quantities: the names of some; none for all but `nonfinite_gradients`.
 
     Raises:
         ValueError: an unknown quantity (says the closest ones). At the start of the training: there are two monitors.
@@ -59,7 +67,8 @@ class OptimizerMonitor(TrainerCallback):
 
     def __init__(self, *quantities: str) -> None:
         self.by_name = bool(quantities)
-        self.quantities = check_quantities("quantities", quantities or True, QUANTITIES)
+        # What is looked at in every step is not among those that come by themselves.
+        self.quantities = check_quantities("quantities", quantities or set(QUANTITIES) - set(WATCHED), QUANTITIES)
 
     def __repr__(self) -> str:
         return f"OptimizerMonitor({', '.join(map(repr, self.quantities)) if self.by_name else ''})"
@@ -129,6 +138,10 @@ class _Training:
         # Steps since the last log, and how many of them were clipped: a tensor where the norms are tensors.
         self.steps = 0
         self.clipped: Any = 0
+        self.nonfinite: NonfiniteGradients | None = None
+        if self.quantities.intersection(WATCHED):
+            of_model = {id(param): name for name, param in trainer.model.named_parameters()}
+            self.nonfinite = NonfiniteGradients(optimizer, of_model)
 
     def note_norm(self, norm: Any) -> None:
         """Count a step by the norm of its gradients, without waiting for the device."""
@@ -138,6 +151,8 @@ class _Training:
             self.clipped = self.clipped + (norm > self.trainer().args.max_grad_norm)
 
     def before_step(self, args: Any, state: Any, control: Any) -> None:
+        if self.nonfinite is not None:
+            self.nonfinite.note()
         wanted = self.quantities.intersection(MEASURED)
         if wanted and _will_log(self.trainer(), args, state, control):
             self.measurement = StepMeasurement(self.optimizer, wanted)
@@ -158,6 +173,18 @@ class _Training:
             found |= self.measurement.values()
         if self.steps:
             found["clipped_share"] = float(self.clipped) / self.steps
+        if self.nonfinite is not None:
+            names = self.nonfinite.take()
+            found["nonfinite_gradients"] = float(len(names))
+            if names and self.trainer().args.should_log:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                logger.warning(
+                    "gradients with infinite or undefined entries up to step %d, of %d parameters: %s%s",
+                    step,
+                    len(names),
+                    ", ".join(names[:SHOWN]),
+                    more,
+                )
         self.measurement, self.steps, self.clipped = None, 0, 0
         return {f"{PREFIX}{key}": value for key, value in found.items()}
 

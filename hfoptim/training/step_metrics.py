@@ -22,8 +22,11 @@ from hfoptim.engine.precision import widest
 from hfoptim.engine.report import Report
 
 # What is measured around a step, and what is read from the parameter groups.
-MEASURED = ("grad_norm", "update_rms", "update_to_weight", "trust_ratio")
+MEASURED = ("grad_norm", "update_rms", "update_to_weight", "zero_updates", "lost_updates", "trust_ratio")
 READ = ("lr", "d")
+# What is watched at every step.
+WATCHED = ("nonfinite_gradients",)
+_OF_UPDATES = {"update_rms", "update_to_weight", "zero_updates", "lost_updates"}
 
 # Entries that are computed with at once.
 _PIECE = 1 << 22
@@ -62,14 +65,15 @@ def lacking(optimizer: Optimizer, quantities: Iterable[str]) -> dict[str, str]:
 
     Args:
         optimizer: the optimizer itself, without Accelerate's wrapper.
-        quantities: of `MEASURED` and `READ`.
+        quantities: of `MEASURED`, `READ` and `WATCHED`.
     """
     reasons = {}
     flattened = any(hasattr(p, "_fsdp_flattened") for group in optimizer.param_groups for p in group["params"])
     for name in quantities:
-        if name in MEASURED and any(group.get("gradient_release") for group in optimizer.param_groups):
+        seen = name in MEASURED or name in WATCHED
+        if seen and any(group.get("gradient_release") for group in optimizer.param_groups):
             reasons[name] = "gradient_release=True takes the step inside of backward and frees the gradients"
-        elif name in MEASURED and flattened:
+        elif seen and flattened:
             reasons[name] = "FSDP1 has flattened the parameters, of which each process sees a part; use FSDP2"
         elif name == "trust_ratio" and not any(map(_reports, unwrap_all(optimizer, RuleOptimizer))):
             reasons[name] = f"{type(optimizer).__name__}, with these options, scales no tensor by one"
@@ -196,8 +200,9 @@ class StepMeasurement:
     def values(self) -> dict[str, float]:
         """The numbers by key, read from the device; none if no step was taken.
 
-        The keys are `grad_norm`, `update_rms`, `update_to_weight`, each for all parameters and, where there are several
-        groups, for each of them (`grad_norm/<group>`); `trust_ratio_min`, `trust_ratio_mean`, `trust_ratio_max`.
+        The keys are `grad_norm`, `update_rms`, `update_to_weight`, `zero_updates`, `lost_updates`, each for all
+        parameters and, where there are several groups, for each of them (`grad_norm/<group>`); `trust_ratio_min`,
+        `trust_ratio_mean`, `trust_ratio_max`.
         """
         if self._totals is None:
             return {}
@@ -205,7 +210,7 @@ class StepMeasurement:
         sizes = {index: sum(p.numel() for p in self._groups[index]["params"]) for index in range(len(self._groups))}
         labels = group_labels(self._groups)
         found: dict[str, float] = {}
-        for name in ("grad_norm", "update_rms", "update_to_weight"):
+        for name in (name for name in MEASURED if name != "trust_ratio"):
             if name not in self._quantities or not labels:
                 continue
             every: dict[str, float | None] = {name: _result(name, sums, labels, sizes)}
@@ -226,7 +231,7 @@ class StepMeasurement:
                 self._add("grad", index, param, _gradient(param))
             if "update_to_weight" in self._quantities:
                 self._add("weight", index, param, _squares(_here(param)))
-            if self._quantities & {"update_rms", "update_to_weight"}:
+            if self._quantities & _OF_UPDATES:
                 self._copies[param] = _here(param).clone()
         for inner in self._inner:
             inner.report = Report()
@@ -234,10 +239,21 @@ class StepMeasurement:
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
         for index, param in self._params() if self._copies else ():
-            self._add("update", index, param, _squares(_here(param), self._copies.pop(param)))
+            here, copy = _here(param), self._copies.pop(param)
+            if self._quantities & {"update_rms", "update_to_weight"}:
+                self._add("update", index, param, _squares(here, copy))
+            if self._quantities & {"zero_updates", "lost_updates"}:
+                self._add_unmoved(index, param, here == copy)
         self._totals = dtensor.sum_over_ranks(self._sums)
         self._reports = [inner.report for inner in self._inner if inner.report is not None]
         self.close()
+
+    def _add_unmoved(self, index: int, param: Tensor, same: Tensor) -> None:
+        """Count the entries that a step has left as they were, all and those with a gradient."""
+        grad = None if param.grad is None else dtensor.local(dtensor.aligned(param.grad.detach(), param))
+        pushed = torch.zeros_like(same) if grad is None else (grad.to_dense() if grad.is_sparse else grad) != 0
+        for name, found in (("same", same), ("pushed", pushed), ("lost", same & pushed)):
+            self._add(name, index, param, found.sum(dtype=widest(same.device)))
 
     def _params(self) -> Iterator[tuple[int, Tensor]]:
         for index, group in enumerate(self._groups):
@@ -250,13 +266,57 @@ class StepMeasurement:
         sums[key] = sums[key] + value.to(sums[key].device) if key in sums else value
 
 
+class NonfiniteGradients:
+    """Which parameters had gradients with infinite or undefined entries, over several steps; no step waits for it.
+
+    Args:
+        optimizer: any torch.optim.Optimizer, without Accelerate's wrapper.
+        names: the names of its parameters, by their ids; others are called by group and place.
+    """
+
+    def __init__(self, optimizer: Optimizer, names: Mapping[int, str]) -> None:
+        self._groups, self._names = optimizer.param_groups, names
+        self._found: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def note(self) -> None:
+        """Look at the gradients of the step to come."""
+        params = [param for group in self._groups for param in group["params"] if param.grad is not None]
+        grads = [dtensor.local(dtensor.aligned(param.grad.detach(), param)) for param in params]
+        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+        kept = [(param, grad) for param, grad in zip(params, grads, strict=True) if grad.numel()]
+        # The largest entry does not overflow, as a sum would.
+        norms = torch._foreach_norm([grad for _, grad in kept], math.inf) if kept else []
+        for (param, _), norm in zip(kept, norms, strict=True):
+            bad = ~torch.isfinite(norm)
+            self._found[param] = self._found[param] | bad if param in self._found else bad
+
+    def take(self) -> list[str]:
+        """The names of those parameters since the last time, read from the device, on every rank the same."""
+        sums: dict[dtensor.Groups, dict[str, Tensor]] = {}
+        for index, group in enumerate(self._groups):
+            for position, param in enumerate(group["params"]):
+                name = self._names.get(id(param), f"parameter {position} of group {index}")
+                found = self._found.get(param, torch.zeros((), dtype=torch.bool, device=_here(param).device))
+                sums.setdefault(dtensor.groups_of(param), {})[name] = found.to(widest(found.device))
+        self._found.clear()
+        return [name for name, count in _read(dtensor.sum_over_ranks(sums)).items() if count]
+
+
 def _result(name: str, sums: Mapping[str, float], groups: Iterable[int], sizes: Mapping[int, int]) -> float | None:
     """A quantity of some groups, from the sums of squares; None where it is not defined."""
 
+    def total(of: str) -> float:
+        return sum(sums[f"{of}/{index}"] for index in groups)
+
     def root(of: str) -> float:
-        return math.sqrt(sum(sums[f"{of}/{index}"] for index in groups))
+        return math.sqrt(total(of))
 
     groups = list(groups)
+    if name == "zero_updates":
+        return total("same") / sum(sizes[index] for index in groups)
+    if name == "lost_updates":
+        return total("lost") / total("pushed") if total("pushed") else None
     if name == "grad_norm":
         return root("grad")
     if name == "update_rms":

@@ -348,3 +348,51 @@ def test_deepspeed_leaves_the_learning_rate(messages):
     assert [message.partition(":")[0] for message in messages()] == [
         "optimizer/grad_norm, optimizer/clipped_share not logged"
     ]
+
+
+class Spoil(TrainerCallback):
+    """Puts a NaN into one gradient of the second step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            model.transformer.h[0].mlp.c_fc.weight.grad[0, 0] = math.nan
+
+
+def test_gradients_that_are_no_numbers_are_named(make_trainer, messages):
+    given = {"max_steps": 2, "logging_steps": 1}
+    make_trainer(OptimizerCallback("lion", lr=1e-3, log=["nonfinite_gradients"]), **given).train()
+    assert messages() == []
+    trainer = make_trainer(OptimizerCallback("lion", lr=1e-3, log=["nonfinite_gradients"]), Spoil(), **given)
+    trainer.train()
+    assert [numbers for _, numbers in logged(trainer)] == [{"nonfinite_gradients": 0.0}, {"nonfinite_gradients": 1.0}]
+    (message,) = messages()
+    assert message == (
+        "gradients with infinite or undefined entries up to step 2, of 1 parameters: transformer.h.0.mlp.c_fc.weight"
+    )
+
+
+def test_lost_updates_of_a_bfloat16_model(make_trainer, model):
+    shares = {}
+    for lr in (1e-1, 1e-7):
+        callback = OptimizerCallback("lion", lr=lr, weight_decay=0.0, log=["lost_updates"])
+        trainer = make_trainer(callback, own={"model": model().bfloat16()}, max_steps=1)
+        trainer.train()
+        shares[lr] = logged(trainer)[0][1]["lost_updates"]
+    assert shares[1e-1] < 0.05
+    assert shares[1e-7] > 0.5
+
+
+def test_what_becomes_of_every_parameter_is_told(make_trainer, caplog):
+    callback = OptimizerCallback("adamw", lr=1e-3, weight_decay=0.1)
+    with pytest.raises(RuntimeError, match="has made no optimizer yet"):
+        callback.describe()
+    trainer = make_trainer(callback, max_steps=1)
+    caplog.set_level("DEBUG", logger="hfoptim")
+    trainer.train()
+    found = {each.name: each for each in callback.describe()}
+    assert found.keys() == dict(trainer.model.named_parameters()).keys()
+    assert (found["transformer.wte.weight"].weight_decay, found["transformer.ln_f.bias"].weight_decay) == (0.1, 0.0)
+    assert str(callback.describe()).splitlines()[0].split()[:2] == ["parameter", "times"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert any("transformer.h.*.mlp.c_fc.weight" in message and "weight decay" in message for message in said)
+    copy.deepcopy(callback)

@@ -21,9 +21,10 @@ from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Scope
 
-# Entries a stack may have. A step keeps up to nine arrays of that size at once: 9 MB on a CPU, where larger matrices
-# gain nothing from each other, and 250 MB elsewhere.
+# Entries a stack may have, and how many arrays of that size a step keeps at once, at most: 9 MB on a CPU, where larger
+# matrices gain nothing from each other, and 250 MB elsewhere.
 STACK = {"cpu": 1 << 18, "default": 7 << 20}
+ARRAYS = 9
 
 
 class Matrix(Backend):

@@ -1,0 +1,170 @@
+"""How much memory a step of an optimizer will take for a model, before there is any: on the device "meta"."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hfoptim.engine import RuleOptimizer, checks, unwrap_all
+from hfoptim.engine.backends.matrix import ARRAYS, STACK
+from hfoptim.engine.distributed import dtensor
+from hfoptim.engine.rule import Scope
+from hfoptim.factory.create import create_optimizer_v2
+from hfoptim.wrappers import Wrapper
+
+Strategy = Literal["ddp", "fsdp"]
+
+
+class MemoryPrediction(NamedTuple):
+    """What lies in the memory of one rank while a step is taken, in bytes. Activations are gone by then.
+
+    Args:
+        parameters: of the model, those that are not trained too.
+        gradients: of those that are trained.
+        buckets: in which DDP reduces gradients, beside them.
+        state: of the optimizer, by name.
+        step: what the step itself keeps at its height.
+        trained: how many entries are trained, on all ranks together.
+    """
+
+    parameters: int
+    gradients: int
+    buckets: int
+    state: Mapping[str, int]
+    step: int
+    trained: int
+
+    @property
+    def state_bytes(self) -> int:
+        """The whole state."""
+        return sum(self.state.values())
+
+    @property
+    def peak(self) -> int:
+        """All of it together."""
+        return self.parameters + self.gradients + self.buckets + self.state_bytes + self.step
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What, how much, and bytes per trained entry of one rank."""
+        found = [("parameters", self.parameters), ("gradients", self.gradients)]
+        found += [("DDP's buckets", self.buckets)] if self.buckets else []
+        found += [(f"state {name}", size) for name, size in self.state.items()]
+        found += [("the step itself", self.step), ("together", self.peak)]
+        return [(what, _in_words(size), f"{size / max(1, self.trained):.3f}") for what, size in found]
+
+
+def _in_words(size: int) -> str:
+    unit = next((unit for unit in ("GB", "MB", "KB") if size >= {"GB": 1e9, "MB": 1e6, "KB": 1e3}[unit]), "bytes")
+    return f"{size / {'GB': 1e9, 'MB': 1e6, 'KB': 1e3, 'bytes': 1}[unit]:.4g} {unit}"
+
+
+def predict_memory(
+    model: nn.Module,
+    opt: str,
+    *,
+    ranks: int = 1,
+    strategy: str | None = None,
+    device: str = "cuda",
+    **options: Any,
+) -> MemoryPrediction:
+    """Say how much memory a step will take for a model, which may be on the device "meta" and stays as it is.
+
+    State is what the optimizer itself makes for parameters of these shapes, byte for byte. The step itself is what
+    rules of matrices keep of a stack of them; all others are taken by generated kernels, which keep next to nothing,
+    unless `foreach=True` or `fused=False` asks for others.
+
+    Args:
+        model: the model, whose parameters have the dtype that they are trained in.
+        opt: the optimizer's name.
+        ranks (default 1): the number of processes.
+        strategy (None): how they share: "ddp" (each has everything, and buckets for gradients) or "fsdp" (FSDP2: each
+            has a part of every parameter, gradient and state). The numbers are those of the first rank.
+        device ("cuda"): where the step runs: "cuda" or "cpu".
+        **options: those of `create_optimizer_v2`.
+
+    Returns:
+        The numbers of one rank.
+
+    Raises:
+        ValueError: a number of ranks without a strategy, an unknown strategy, "fsdp" while a process group is there,
+            or an optimizer whose state cannot be known before (one around another one, LBFGS).
+        TypeError: as `create_optimizer_v2`.
+    """
+    ranks = checks.integer("ranks", ranks, 1)
+    if strategy is not None and strategy not in get_args(Strategy):
+        raise ValueError(f"strategy={strategy!r} is none of {', '.join(map(repr, get_args(Strategy)))}")
+    if ranks > 1 and strategy is None:
+        raise ValueError(f"ranks={ranks}: say how they share with strategy='ddp' or 'fsdp'")
+    with _as_on_the_first(ranks) if strategy == "fsdp" and ranks > 1 else contextlib.nullcontext(_empty) as made:
+        params = {id(param): made(param) for param in model.parameters()}
+        buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+        twin = copy.deepcopy(model, {**params, **buffers})  # nothing of the model's own is copied
+        optimizer = create_optimizer_v2(twin, opt, **options)
+        inner = unwrap_all(optimizer, RuleOptimizer)
+        if not inner or unwrap_all(optimizer, Wrapper):
+            raise ValueError(
+                f"{opt} goes around another optimizer, or is torch's: its state is not known before a step"
+            )
+        trained = [(each, group, p) for each in inner for group in each.param_groups for p in group["params"]]
+        state: dict[str, int] = {}
+        matrices = [0]
+        for each, group, param in trained:
+            for name, value in each.first_state(param, group).items():
+                state[name] = state.get(name, 0) + _size(value)
+            if each.rule_for(param, group).scope is Scope.MATRIX:
+                matrices.append(param.numel())
+        sizes = [_size(param) for _, _, param in trained]
+        released = any(group["gradient_release"] for _, group, _ in trained)
+        gradients = max(sizes) if released else sum(sizes)
+        stack = max(STACK.get(device, STACK["default"]), *matrices) if max(matrices) else 0
+        return MemoryPrediction(
+            sum(map(_size, params.values())),
+            gradients,
+            gradients if strategy == "ddp" and ranks > 1 else 0,
+            {name: size for name, size in state.items() if name != "step"},
+            min(stack, sum(matrices)) * ARRAYS * torch.float32.itemsize,
+            sum(param.numel() for _, _, param in trained),
+        )
+
+
+def _size(tensor: Tensor) -> int:
+    part = dtensor.local(tensor)
+    return part.numel() * part.element_size()
+
+
+def _empty(param: Tensor) -> nn.Parameter:
+    return nn.Parameter(param.detach().to("meta"), param.requires_grad)
+
+
+@contextlib.contextmanager
+def _as_on_the_first(ranks: int) -> Iterator[Any]:
+    """Makes of parameters what FSDP2 leaves of them on the first of so many ranks, in a group of none of them."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise ValueError("strategy='fsdp' is predicted in a process of its own: there is a process group already")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        mesh = init_device_mesh("cpu", (ranks,))
+
+        def sharded(param: Tensor) -> nn.Parameter:
+            whole = param.detach().to("meta")
+            placement = Shard(0) if param.ndim else Replicate()
+            part = whole[: math.ceil(len(whole) / ranks)].clone() if param.ndim else whole
+            made = DTensor.from_local(
+                part, mesh, [placement], run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+            return nn.Parameter(made, param.requires_grad)
+
+        yield sharded
+    finally:
+        dist.destroy_process_group()
