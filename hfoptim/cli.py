@@ -349,9 +349,9 @@ def memory(
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         _fail(f"--dtype {dtype} is no dtype of parameters; give float32, bfloat16 or float16")
     try:
-        sharing = {"ranks": ranks, "strategy": strategy, "device": device}
         given = {**({} if state_dtype == "float32" else {"state_dtype": state_dtype}), **given}
-        found = predict_memory(empty_model(model).to(kind), optim, **sharing, **given)
+        made = empty_model(model).to(kind)
+        found = predict_memory(made, optim, ranks=ranks, strategy=strategy, device=device, **given)
     except (ValueError, TypeError, CompareError) as error:
         _fail(str(error))
     grid = Table("", "", "bytes per trained parameter")

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 import hfoptim
 from hfoptim.trainer import OptimizerCallback, OptimizerMonitor, monitor
+from hfoptim.training.step_metrics import MEASURED
 
 
 def logged(trainer, prefix="optimizer/"):
@@ -312,7 +313,7 @@ def test_what_a_training_has_not_is_left_out_and_said_if_it_was_asked_for(make_t
     everything = make_trainer(OptimizerCallback("sgd", lr=0.1, log=True), max_grad_norm=0.0, max_steps=1)
     everything.train()
     ((_, numbers),) = logged(everything)
-    assert {key.partition("/")[0] for key in numbers} == {"lr", "grad_norm", "update_rms", "update_to_weight"}
+    assert {key.partition("/")[0] for key in numbers} == {"lr", *MEASURED} - {"trust_ratio"}
     assert messages() == []
     names = ("trust_ratio", "d", "clipped_share", "lr")
     asked = make_trainer(OptimizerCallback("sgd", lr=0.1, log=names), max_grad_norm=0.0, max_steps=1)
@@ -331,8 +332,9 @@ def test_gradient_release_leaves_no_norms(make_trainer, messages):
     trainer.train()
     assert [set(numbers) for _, numbers in logged(trainer)] == [{"lr/group_0", "lr/group_1"}] * 2
     assert [message for message in messages() if "not logged" in message] == [
-        "optimizer/grad_norm, optimizer/update_rms, optimizer/update_to_weight not logged: gradient_release=True takes "
-        "the step inside of backward and frees the gradients"
+        "optimizer/grad_norm, optimizer/update_rms, optimizer/update_to_weight, optimizer/zero_updates, "
+        "optimizer/lost_updates not logged: gradient_release=True takes the step inside of backward and frees the "
+        "gradients"
     ]
 
 
