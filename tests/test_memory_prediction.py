@@ -53,7 +53,8 @@ def test_state_is_predicted_to_the_byte(name, form):
     params = list(made.parameters())
     assert found.parameters == sum(p.numel() for p in params) * size
     assert found.gradients == sum(p.numel() for p in params if p.requires_grad) * size
-    assert (found.buckets, found.step > 0) == (0, name in ("muon", "galore_adamw"))
+    assert found.buckets == 0
+    assert found.step > 0 or name not in ("muon", "galore_adamw")
     assert found.peak == found.parameters + found.gradients + found.state_bytes + found.step
     assert all(p.device.type == "cpu" and p.shape == old.shape for p, old in zip(params, before, strict=True))
 

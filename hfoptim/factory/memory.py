@@ -18,6 +18,10 @@ from hfoptim.engine.rule import Scope
 from hfoptim.factory.create import create_optimizer_v2
 from hfoptim.wrappers import Wrapper
 
+# Arrays of float32 that the step of a whole tensor keeps where its state is decoded, measured; two more for weights of
+# 16 bits.
+DECODED = 7
+
 Strategy = Literal["ddp", "fsdp"]
 
 
@@ -76,8 +80,9 @@ def predict_memory(
     """Say how much memory a step will take for a model, which may be on the device "meta" and stays as it is.
 
     State is what the optimizer itself makes for parameters of these shapes, byte for byte. The step itself is what
-    rules of matrices keep of a stack of them; all others are taken by generated kernels, which keep next to nothing,
-    unless `foreach=True` or `fused=False` asks for others.
+    rules of matrices keep of a stack of them, and rules with sums along rows of a tensor whose state is in codes; all
+    others are taken by generated kernels, which keep next to nothing, unless `foreach=True` or `fused=False` asks for
+    others. Each parameter's counter of steps, 4 bytes on the host, is left out.
 
     Args:
         model: the model, whose parameters have the dtype that they are trained in.
@@ -113,12 +118,17 @@ def predict_memory(
             )
         trained = [(each, group, p) for each in inner for group in each.param_groups for p in group["params"]]
         state: dict[str, int] = {}
-        matrices = [0]
+        matrices, decoded = [0], 0
         for each, group, param in trained:
-            for name, value in each.first_state(param, group).items():
+            own = each.first_state(param, group)
+            for name, value in own.items():
                 state[name] = state.get(name, 0) + _size(value)
-            if each.rule_for(param, group).scope is Scope.MATRIX:
+            scope = each.rule_for(param, group).scope
+            if scope is Scope.MATRIX:
                 matrices.append(param.numel())
+            elif scope is Scope.TENSOR and _has_no_kernel(param, own):
+                arrays = DECODED + (2 if param.element_size() == 2 else 0)
+                decoded = max(decoded, param.numel() * arrays * torch.float32.itemsize)
         sizes = [_size(param) for _, _, param in trained]
         released = any(group["gradient_release"] for _, group, _ in trained)
         gradients = max(sizes) if released else sum(sizes)
@@ -128,7 +138,7 @@ def predict_memory(
             gradients,
             gradients if strategy == "ddp" and ranks > 1 else 0,
             {name: size for name, size in state.items() if name != "step"},
-            min(stack, sum(matrices)) * ARRAYS * torch.float32.itemsize,
+            max(decoded, min(stack, sum(matrices)) * ARRAYS * torch.float32.itemsize),
             sum(param.numel() for _, _, param in trained),
         )
 
@@ -136,6 +146,13 @@ def predict_memory(
 def _size(tensor: Tensor) -> int:
     part = dtensor.local(tensor)
     return part.numel() * part.element_size()
+
+
+def _has_no_kernel(param: Tensor, state: Mapping[str, Tensor]) -> bool:
+    """Whether a rule with this state reduces along rows and has codes, for which none is generated."""
+    codes = {name for name in state if f"{name}_scale" in state}
+    others = [value for name, value in state.items() if name not in codes and name.removesuffix("_scale") not in codes]
+    return bool(codes) and any(value.numel() not in (1, param.numel()) for value in others)
 
 
 def _empty(param: Tensor) -> nn.Parameter:
