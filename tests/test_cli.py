@@ -221,7 +221,7 @@ def test_resume_with_the_options_repeated_or_left_out(tiny: list[str], tmp_path:
         assert out.splitlines()[-6:] == first[1].splitlines()[-6:]
     code, _, err = call("compare", "--resume", "--seed", "5", "--output-dir", str(folder))
     assert code == 2
-    assert "seed: 0 against 5" in err
+    assert "seeds: (0,) against (5,)" in err
     assert read(folder) == before
 
 
@@ -254,7 +254,7 @@ def test_killed_comparison_goes_on_where_it_stopped(
     options += ["--optim", "adamw,lion,sgd", "--lr-grid", "1e-3", "--lr-grid", "sgd=0.01"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     process = begin(tmp_path, *options, "--output-dir", str(killed))
-    wait_for(process, killed, f"checkpoints/lion-0.001/checkpoint-*/{runs.MARKER}")
+    wait_for(process, killed, f"checkpoints/lion-0.001-0/checkpoint-*/{runs.MARKER}")
     process.kill()
     process.join()
     stopped = read(killed)
