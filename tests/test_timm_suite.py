@@ -85,7 +85,7 @@ AT_TIMES = {
     ("test_optim_factory", "gravity"): "its first velocity is noise of the size alpha / lr",
     **{
         ("test_optim_factory", name): "rounding decides the basis of directions without gradients, as in first steps"
-        for name in ("klsoap", "soap", "splus")
+        for name in ("conda", "klsoap", "shampoo", "soap", "splus")
     },
     (
         "test_optim_factory",
