@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,8 +68,10 @@ def states(name: str) -> tuple[StateOf, ...]:
     for _, param in named:
         param.grad = torch.ones_like(param)
     create: Callable[..., Optimizer] = get_optimizer_class(name)
-    optimizer = create(named)
-    step(optimizer)
+    with warnings.catch_warnings():  # what two parameters lack is no matter here
+        warnings.simplefilter("ignore")
+        optimizer = create(named)
+        step(optimizer)
     saved = optimizer.state_dict()
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     keys = {param: key for group, of in groups for param, key in zip(group["params"], of["params"], strict=True)}
