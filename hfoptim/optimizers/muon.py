@@ -146,7 +146,8 @@ class Muon(MatrixOptimizer):
     The class has torch's defaults, which mean an lr near 0.02. The name "muon" stands for
     `adjust_lr_fn="match_rms_adamw"`: then lr and weight decay are those one would give AdamW, and both kinds of
     parameters share them. "nmuon" is timm's name for that with NAdamW for everything else, "adamuon" and "nadamuon" are
-    those of AdaMuon, "normuon" that of NorMuon.
+    those of AdaMuon, "normuon" that of NorMuon. "turbo_muon" has `ns_coefficients="turbo"`: with A = U U^T (of the
+    shorter side), each row i of U is divided by the root of the sum of |A_ij|, and four iterations follow.
 
     Raises:
         ValueError: no hidden matrix among the parameters, one with fewer than two dimensions, or parameters that need
@@ -159,7 +160,8 @@ class Muon(MatrixOptimizer):
         rounding in bfloat16. AdamW for everything else is Jordan's choice, timm takes NAdamW where nesterov is on.
         Si, Zhang and Shen, AdaMuon, arXiv 2507.11005, as timm has it: the authors' code takes the signs of B before
         Newton-Schulz, and `momentum` for beta2. Li et al., NorMuon, arXiv 2510.05491; zichongli5/NorMuon, which takes
-        a row of a kernel for a matrix.
+        a row of a kernel for a matrix. Boissin et al., Turbo-Muon, arXiv 2512.04632; thib-s/flash-newton-schulz, which
+        does not divide by the norm first, so that rows shorter than 1e-3 get smaller steps there.
     """
 
     hidden_matrices = True
@@ -189,6 +191,12 @@ class Muon(MatrixOptimizer):
             "Muon with rows of equal size, by their second moments, AdamW for everything else",
             "https://arxiv.org/abs/2510.05491",
             {"algo": "normuon", "adjust_lr_fn": "match_rms_adamw"},
+        ),
+        Name(
+            "turbo_muon",
+            "Muon whose momentum is brought closer to an orthogonal matrix first, which saves an iteration",
+            "https://arxiv.org/abs/2512.04632",
+            {"adjust_lr_fn": "match_rms_adamw", "ns_coefficients": "turbo", "ns_steps": 4},
         ),
     )
     lr: float = hyper(1e-3, "learning rate")

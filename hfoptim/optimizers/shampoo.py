@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,14 @@ from hfoptim.engine import (
 )
 from hfoptim.engine.checks import entries, number
 from hfoptim.optimizers.shared.decay_options import FIXED_DECAY, decoupling, fixed_decay
-from hfoptim.optimizers.shared.kronecker import Blocks, Folding, add_gram, along, inverse_root
+from hfoptim.optimizers.shared.kronecker import (
+    Blocks,
+    Folding,
+    add_gram,
+    along,
+    inverse_root,
+    newton_inverse_root,
+)
 
 
 def _shampoo_rates(t: int, group: Group) -> Scalars:
@@ -147,8 +155,16 @@ def _distributed_rates(t: int, group: Group) -> Scalars:
     return scalars
 
 
+def _two_sides(shape: torch.Size) -> tuple[int, ...]:
+    """The first dimension of more than one entry, and all others as one."""
+    sides = [size for size in shape if size > 1] or [1]
+    return tuple(sides) if len(sides) < 2 else (sides[0], math.prod(sides[1:]))
+
+
 @cache
-def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, grafting: str | None) -> Rule:
+def distributed_shampoo(
+    blocks: Blocks, sides: int, kinds: int, filtered: str, grafting: str | None, newton_steps: int = 0
+) -> Rule:
     """The rule for parameters that are cut alike.
 
     Args:
@@ -157,6 +173,7 @@ def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, g
         kinds: how many shapes the blocks have.
         filtered: "" for the gradient as it is, "once" for a moving average, "twice" for one with a beta3.
         grafting: a key of `_GRAFTED`, or None.
+        newton_steps: of Newton's iteration for the roots; 0 for eigendecompositions.
     """
     count, over = sides * kinds, tuple(range(-sides, 0))
     divided = _GRAFTED[grafting] is not None if grafting else False
@@ -165,6 +182,11 @@ def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, g
         found: Tensor = torch.linalg.vector_norm(x, dim=over, keepdim=True)
         return found
 
+    def rooted(factor: Tensor, eps: float) -> Tensor:
+        if newton_steps:
+            return newton_inverse_root(factor, 2 * sides, eps, newton_steps)
+        return inverse_root(factor, 2 * sides, eps)
+
     def fn(grad: Tensor, param: Tensor, *args: Any) -> tuple[Any, ...]:
         *state, h = args
         factors, roots, more = state[:count], state[count : 2 * count], state[2 * count :]
@@ -172,7 +194,7 @@ def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, g
         factors = [add_gram(factors[i], parts[i // sides], i % sides, sides, h.keep, h.alpha2) for i in range(count)]
         new: list[Any] = [None] * count
         if h.refresh:
-            new = [inverse_root(factor * h.rest, 2 * sides, h.eps) for factor in factors]
+            new = [rooted(factor * h.rest, h.eps) for factor in factors]
         direction, kept = grad, []
         if filtered:
             average = ema(more[0], grad, h.alpha1)
@@ -202,7 +224,8 @@ def distributed_shampoo(blocks: Blocks, sides: int, kinds: int, filtered: str, g
     }
     state |= {"filtered_grad": zeros} if filtered else {}
     state |= {"adagrad": nonnegative} if divided else {}
-    return Rule(fn, MATRIX, state, _distributed_rates, dims=blocks.folding.ndim)
+    shape = _two_sides if newton_steps else None
+    return Rule(fn, MATRIX, state, _distributed_rates, shape=shape, dims=blocks.folding.ndim)
 
 
 def _betas(name: str, value: Any) -> tuple[float, float]:
@@ -238,7 +261,7 @@ class DistributedShampoo(RuleOptimizer):
 
     The class has the defaults of its authors; the name "distributed_shampoo" stands for those they show in place of
     AdamW: `betas=(0.9, 0.999)`, roots every 100 steps, `grafting="adam"` with `grafting_epsilon=1e-8`. Then lr and
-    weight decay are AdamW's. State: `factor_matrix_i_j` (L, R) and `inv_factor_matrix_i_j` (A, B) for blocks of shape i
+    weight decay are AdamW's. "dash" has the defaults of DASH, with roots every 10 steps, from the first one on. State: `factor_matrix_i_j` (L, R) and `inv_factor_matrix_i_j` (A, B) for blocks of shape i
     and their side j; `filtered_grad` (M), `adagrad` (v).
 
     Raises:
@@ -248,7 +271,12 @@ class DistributedShampoo(RuleOptimizer):
         Shi et al., A Distributed Data-Parallel PyTorch Implementation of Shampoo, arXiv 2309.06497;
         facebookresearch/optimizers, with eigendecompositions, its default. Anil et al., Scalable Second Order
         Optimization, arXiv 2002.09018, whose code and pytorch_optimizer's ScalableShampoo take the norms for grafting
-        over whole tensors, and the roots by an iteration that is exact to 1e-3.
+        over whole tensors, and the roots by an iteration that is exact to 1e-3. Modoranu et al., DASH, arXiv
+        2602.02016; IST-DASLab/ISTA-DASLab-Optimizers, and pytorch_optimizer 4.1's DASH: they do not correct the bias of
+        L and R, which counts against `epsilon` alone, have two factors for small matrices, too, and their s is twice an
+        estimate of the largest eigenvalue by power iterations in bfloat16 from random vectors, where it is the 8th root
+        of the sum of 8th powers here. Of their other roots Chebyshev polynomials and coupled Newton are not here, nor
+        is their momentum of updates; by default they leave vectors to AdamW.
     """
 
     names = (
@@ -261,6 +289,22 @@ class DistributedShampoo(RuleOptimizer):
                 "grafting_epsilon": 1e-8,
             },
             aliases=("scalable_shampoo",),
+        ),
+        Name(
+            "dash",
+            "Shampoo in blocks with roots by Newton's iteration, and Adam's size of each block's update",
+            "https://arxiv.org/abs/2602.02016",
+            {
+                "lr": 1e-3,
+                "betas": (0.9, 0.95),
+                "epsilon": 1e-10,
+                "precondition_frequency": 10,
+                "start_preconditioning_step": 1,
+                "grafting": "adam",
+                "grafting_beta2": 0.95,
+                "grafting_epsilon": 1e-8,
+                "root_method": "newton_db",
+            },
         ),
     )
     lr: float = hyper(1e-2, "learning rate")
@@ -275,11 +319,14 @@ class DistributedShampoo(RuleOptimizer):
     grafting: str | None = hyper(None, "whose size a block's update has", choices=tuple(_GRAFTED))
     grafting_beta2: float = hyper(0.999, "decay rate of v", below=1.0)
     grafting_epsilon: float = hyper(1e-10, "added to the root of v")
+    root_method: str = hyper("eigh", "how roots are made", choices=("eigh", "newton_db"), in_peers=False)
+    newton_steps: int = hyper(10, "iterations of Newton, Denman and Beavers", low=1, most=99, in_peers=False)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        size = group["max_preconditioner_dim"]
-        blocks = Blocks(Folding(param.ndim, size, backwards=True), size)
-        kinds = blocks.kinds(param.shape)
+        size, newton = group["max_preconditioner_dim"], group["root_method"] == "newton_db"
+        seen = torch.Size(_two_sides(param.shape)) if newton else param.shape
+        blocks = Blocks(Folding(len(seen), size, backwards=True), size)
+        kinds = blocks.kinds(seen)
         filtered = "" if group["betas"][0] == 0.0 else "once" if group["beta3"] < 0.0 else "twice"
-        sides = len(blocks.folding.sides(param.shape))
-        return distributed_shampoo(blocks, sides, len(kinds), filtered, group["grafting"])
+        sides, steps = len(kinds[0]), group["newton_steps"] if newton else 0
+        return distributed_shampoo(blocks, sides, len(kinds), filtered, group["grafting"], steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ def _matrix_rates(t: int, group: Group) -> Scalars:
 
 
 @cache
-def _plain(normalize: bool) -> Rule:
+def without_factors(normalize: bool) -> Rule:
     """The rule for what has no factors: Adam from the second step on."""
 
     def soap_without_factors(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, ...]:
@@ -38,13 +39,21 @@ def _plain(normalize: bool) -> Rule:
 
 
 @cache
-def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
+def soap(
+    folding: Folding,
+    factored: tuple[bool, ...],
+    normalize: bool,
+    finish: Callable[[Tensor], Tensor] | None = None,
+    shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
+) -> Rule:
     """The rule for a parameter with factors.
 
     Args:
         folding: as what the factors see it.
         factored: which sides have one.
         normalize: whether updates are brought to a root mean square of 1.
+        finish: what is made of an update in the bases, before it is turned back.
+        shape: as the rule's.
     """
     places, count = [i for i, has in enumerate(factored) if has], len(factored)
     sides = tuple(range(-count, 0))
@@ -64,7 +73,8 @@ def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
         mean, second = (folding.fold(each) for each in (exp_avg, exp_avg_sq))
         mean, second = moments(along(seen, at_sides(bases, factored)), mean, second, h)
         back = at_sides([basis.mT for basis in bases], factored)
-        update = along(normed(mean, second, h)[0], back)
+        update = normed(mean, second, h)[0]
+        update = along(update if finish is None else finish(update), back)
         if normalize:
             update = update / (update.square().mean(sides, keepdim=True).sqrt() + _TINY)
         new: list[Any] = [None] * len(bases)
@@ -79,7 +89,7 @@ def soap(folding: Folding, factored: tuple[bool, ...], normalize: bool) -> Rule:
 
     fn.__name__ = "soap"
     state = {f"{name}_{side}": folding.square(side) for name in ("GG", "Q") for side in places}
-    return Rule(fn, MATRIX, {**adam_state(amsgrad=False), **state}, _matrix_rates, dims=folding.ndim)
+    return Rule(fn, MATRIX, {**adam_state(amsgrad=False), **state}, _matrix_rates, shape=shape, dims=folding.ndim)
 
 
 class SOAP(RuleOptimizer):
@@ -141,5 +151,5 @@ class SOAP(RuleOptimizer):
         sides = folding.sides(param.shape)
         factored = tuple(side <= largest and (not vector or group["precondition_1d"]) for side in sides)
         if not any(factored):
-            return _plain(group["normalize_grads"])
+            return without_factors(group["normalize_grads"])
         return soap(folding, factored, group["normalize_grads"])

@@ -63,13 +63,14 @@ class Folding(NamedTuple):
         return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
     def square(self, side: int) -> State:
-        """State that begins as a square matrix of zeros for one side."""
+        """State that begins as a square matrix of zeros for one side; for a stack of tensors, one for each."""
 
         def init(param: Tensor, dtype: torch.dtype) -> Tensor:
-            size = self.sides(param.shape)[side]
-            return torch.zeros(size, size, dtype=dtype, device=param.device)
+            stack, shape = param.shape[: param.ndim - self.ndim], param.shape[param.ndim - self.ndim :]
+            size = self.sides(shape)[side]
+            return torch.zeros(*stack, size, size, dtype=dtype, device=param.device)
 
-        return State(init)
+        return State(init, of_shaped=True)
 
 
 # Of stacked blocks along each side: where they begin, how many there are, and the entries of each.
@@ -140,7 +141,7 @@ class Blocks(NamedTuple):
             one = torch.eye(size, dtype=dtype, device=param.device) * value
             return one.repeat(math.prod(count for _, count, _ in kinds), 1, 1)
 
-        return State(init)
+        return State(init, of_shaped=True)
 
 
 def factor_rates(t: int, group: Group) -> Scalars:
@@ -218,6 +219,45 @@ def inverse_root(matrix: Tensor, root: int, eps: float) -> Tensor:
     powers = (values - values.amin(-1, keepdim=True).clamp(max=0.0) + eps) ** (-1.0 / root)
     stack = _stack(vectors * powers.unsqueeze(-2))
     return torch.bmm(stack, _stack(vectors).mT).view_as(matrix)
+
+
+def newton_inverse_root(matrix: Tensor, root: int, eps: float, steps: int) -> Tensor:
+    """About `inverse_root` for a root of 2 or 4, by Newton's iteration of Denman and Beavers: products alone.
+
+    How close it comes, eigenvalue by eigenvalue, depends on its share of the largest: each of the steps multiplies what
+    is far below by 1.5^2.
+    """
+    one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    stack = _stack(matrix) + eps * one
+    scale = _eigenvalue_bound(stack)
+    y, z = _denman_beavers(stack / scale, one, steps, inverse=root == 2)
+    if root == 4:
+        y, z = _denman_beavers(y, one, steps, inverse=True)
+    return (z / scale ** (1.0 / root)).view_as(matrix)
+
+
+def _eigenvalue_bound(matrix: Tensor) -> Tensor:
+    """What no eigenvalue of symmetric matrices is above, nor far below: the root of the sum of their 8th powers."""
+    size = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+    scaled = matrix / size
+    fourth = torch.bmm(scaled, scaled)
+    fourth = torch.bmm(fourth, fourth)
+    return size * torch.linalg.vector_norm(fourth, dim=(-2, -1), keepdim=True) ** 0.25
+
+
+def _denman_beavers(y: Tensor, one: Tensor, steps: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    """About the roots of matrices Y with eigenvalues in (0, 1], and of their inverses; the other one is unfinished.
+
+    Y = Y E, Z = E Z with E = (3 - Z Y) / 2, from Z = 1.
+    """
+    z = turn = 1.5 * one - 0.5 * y
+    y = torch.bmm(y, turn)
+    for step in range(1, steps):
+        turn = torch.baddbmm(1.5 * one, z, y, alpha=-0.5)
+        last = step == steps - 1
+        y = y if last and inverse else torch.bmm(y, turn)
+        z = z if last and not inverse else torch.bmm(turn, z)
+    return y, z
 
 
 def iterated(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,12 +58,19 @@ NS_COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
         (2.2737, -1.6447, 0.4162),
     ),
 }
+# Boissin et al., Turbo-Muon, arXiv 2512.04632: "quintic" without its first iteration, which `_almost_orthogonal` saves
+NS_COEFFICIENTS["turbo"] = NS_COEFFICIENTS["quintic"][1:]
 
 NS_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 def orthogonalized(
-    matrix: Tensor, coefficients: Sequence[Triple], eps: Any, dtype: torch.dtype, safety_factor: float = 1.0
+    matrix: Tensor,
+    coefficients: Sequence[Triple],
+    eps: Any,
+    dtype: torch.dtype,
+    safety_factor: float = 1.0,
+    almost: bool = False,
 ) -> Tensor:
     """Newton-Schulz iteration: of the singular value decomposition U S V^T about U V^T.
 
@@ -75,6 +82,7 @@ def orthogonalized(
         eps: least norm to divide by.
         dtype: what to compute in.
         safety_factor: multiplies the norm.
+        almost: bring X closer to an orthogonal matrix before the first iteration.
 
     Returns:
         X in the dtype of G. Its singular values are near 1, not all equal to 1.
@@ -85,16 +93,27 @@ def orthogonalized(
     x = torch.div(matrix, norm.clamp(min=eps), out=torch.empty_like(matrix, dtype=dtype))
     x = x.reshape(math.prod(matrix.shape[:-2]), rows, columns)
     x = x.mT if rows > columns else x  # A is the smaller of both products
+    x, gram = _almost_orthogonal(x) if almost else (x, x @ x.mT)
     # The other way takes fewer operations from this shape on. With coarser products its A is too coarse.
     long = 2 * max(rows, columns) > 3 * min(rows, columns)
     exact = dtype is torch.float64 or (dtype is torch.float32 and float32_products_are_exact(x.device))
-    x = _by_gram(x, coefficients) if long and exact else _by_matrix(x, coefficients)
+    x = (_by_gram if long and exact else _by_matrix)(x, gram, coefficients)
     return (x.mT if rows > columns else x).reshape(matrix.shape).to(matrix.dtype)
 
 
-def _by_matrix(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
-    for a, b, c in coefficients:
-        gram = x @ x.mT
+def _almost_orthogonal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X with each row divided by the root of its sum in |X X^T|, and its own X X^T (AOL, arXiv 2208.03160).
+
+    No singular value is above 1 then, and they are closer to each other than those of X / |X|.
+    """
+    gram = x @ x.mT
+    scale = gram.abs().sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+    return x * scale, gram * scale * scale.mT
+
+
+def _by_matrix(x: Tensor, gram: Tensor, coefficients: Sequence[Triple]) -> Tensor:
+    for i, (a, b, c) in enumerate(coefficients):
+        gram = x @ x.mT if i else gram
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
@@ -103,14 +122,14 @@ def _by_matrix(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
 _GRAM_ERROR = 0.01
 
 
-def _by_gram(x: Tensor, coefficients: Sequence[Triple]) -> Tensor:
+def _by_gram(x: Tensor, gram: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     """The same polynomials, of A alone (Gram Newton-Schulz, dao-lab.ai): X itself is multiplied now and then only.
 
     With Q = a + b A + c A^2 the next X is Q X, so the next A is Q A Q, and all Q together are one square matrix. Every
     step multiplies the rounding errors of A's least eigenvalues by a^2; before they count A is made from X anew.
     """
     one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    gram, q, factor, error = x @ x.mT, one, None, torch.finfo(x.dtype).eps
+    q, factor, error = one, None, torch.finfo(x.dtype).eps
     for a, b, c in coefficients:
         if factor is not None and error <= _GRAM_ERROR:
             gram = q @ gram @ q
@@ -129,12 +148,13 @@ class NewtonSchulz(NamedTuple):
     coefficients: tuple[Triple, ...]
     dtype: torch.dtype | None
     safety_factor: float
+    almost: bool = False
 
     def __call__(self, matrix: Tensor, eps: Any) -> Tensor:
         # Where nothing is given bfloat16, but on a CPU, and for float64, nothing less than the matrix has.
         kept = matrix.device.type == "cpu" or matrix.dtype is torch.float64
         dtype = self.dtype or (matrix.dtype if kept else torch.bfloat16)
-        return orthogonalized(matrix, self.coefficients, eps, dtype, self.safety_factor)
+        return orthogonalized(matrix, self.coefficients, eps, dtype, self.safety_factor, self.almost)
 
     def each(self, matrices: Sequence[Tensor], eps: Any) -> Iterator[Tensor]:
         """Of several matrices or stacks; together where they may be, but on a CPU, which gains nothing from that."""
@@ -201,9 +221,9 @@ def dtype_or_name(name: str, given: Any) -> Any:
 
 def newton_schulz_of(group: Group) -> NewtonSchulz:
     """The iteration that a group's options say."""
-    dtype = group["ns_dtype"]
-    steps = iterations(group["ns_coefficients"], group["ns_steps"])
-    return NewtonSchulz(steps, NS_DTYPES.get(dtype, dtype), group["safety_factor"])
+    dtype, given = group["ns_dtype"], group["ns_coefficients"]
+    steps = iterations(given, group["ns_steps"])
+    return NewtonSchulz(steps, NS_DTYPES.get(dtype, dtype), group["safety_factor"], given == "turbo")
 
 
 # Options of the optimizers that make matrices orthogonal.
@@ -214,7 +234,8 @@ def coefficients_option(default: str | Triple) -> Any:
     return hyper(
         default,
         "of Newton-Schulz, three numbers, or a list of threes, one for each iteration, or a name: "
-        + ", ".join(f'"{name}"' for name in NS_COEFFICIENTS),
+        + ", ".join(f'"{name}"' for name in NS_COEFFICIENTS)
+        + '; "turbo", for `ns_steps=4`, brings the matrix closer to an orthogonal one first',
         check=coefficients,
     )
 
