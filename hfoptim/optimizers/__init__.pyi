@@ -52,6 +52,7 @@ from hfoptim.optimizers.dadapt_adam import DAdaptAdam as DAdaptAdam
 from hfoptim.optimizers.dadapt_adan import DAdaptAdan as DAdaptAdan
 from hfoptim.optimizers.dadapt_lion import DAdaptLion as DAdaptLion
 from hfoptim.optimizers.dadapt_sgd import DAdaptSGD as DAdaptSGD
+from hfoptim.optimizers.demo import DeMo as DeMo
 from hfoptim.optimizers.diffgrad import DiffGrad as DiffGrad
 from hfoptim.optimizers.dion import Dion as Dion
 from hfoptim.optimizers.dion2 import Dion2 as Dion2
@@ -81,12 +82,9 @@ from hfoptim.optimizers.kron import Kron as Kron
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
-from hfoptim.optimizers.ldadam import LDAdamW as LDAdamW
 from hfoptim.optimizers.lion import Lion as Lion
 from hfoptim.optimizers.lomo import AdaLomo as AdaLomo
 from hfoptim.optimizers.lomo import Lomo as Lomo
-from hfoptim.optimizers.lora_fa import LoraFAOptimizer as LoraFAOptimizer
-from hfoptim.optimizers.lora_rite import LoRARite as LoRARite
 from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
 from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.mars import Mars as Mars
@@ -110,20 +108,17 @@ from hfoptim.optimizers.pnm import PNM as PNM
 from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.polargrad import PolarGrad as PolarGrad
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
-from hfoptim.optimizers.prodigy_plus import ProdigyPlusScheduleFree as ProdigyPlusScheduleFree
+from hfoptim.optimizers.psgd_pro import PSGDPro as PSGDPro
 from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
-from hfoptim.optimizers.racs import RACS as RACS
 from hfoptim.optimizers.radam import RAdam as RAdam
 from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
 from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rose import ROSE as ROSE
 from hfoptim.optimizers.rprop import Rprop as Rprop
-from hfoptim.optimizers.sara import SaRA as SaRA
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.schedule_free import RAdamScheduleFree as RAdamScheduleFree
 from hfoptim.optimizers.schedule_free import SGDScheduleFree as SGDScheduleFree
-from hfoptim.optimizers.schedule_free_plus import AdamCScheduleFreePlus as AdamCScheduleFreePlus
 from hfoptim.optimizers.scion import Scion as Scion
 from hfoptim.optimizers.scion import ScionLight as ScionLight
 from hfoptim.optimizers.sgd import SGD as SGD
@@ -137,11 +132,13 @@ from hfoptim.optimizers.simplified_ademamix import SimplifiedAdEMAMix as Simplif
 from hfoptim.optimizers.sinkgd import SinkGD as SinkGD
 from hfoptim.optimizers.sm3 import SM3 as SM3
 from hfoptim.optimizers.soap import SOAP as SOAP
+from hfoptim.optimizers.soap_muon import SOAPMuon as SOAPMuon
 from hfoptim.optimizers.sophia import SophiaG as SophiaG
 from hfoptim.optimizers.sophia import SophiaH as SophiaH
 from hfoptim.optimizers.spam import SPAM as SPAM
 from hfoptim.optimizers.spam import StableSPAM as StableSPAM
 from hfoptim.optimizers.sparse_adam import SparseAdam as SparseAdam
+from hfoptim.optimizers.spectral_sphere import SpectralSphere as SpectralSphere
 from hfoptim.optimizers.splus import SPlus as SPlus
 from hfoptim.optimizers.srmm import SRMM as SRMM
 from hfoptim.optimizers.stable_adamw import StableAdamW as StableAdamW
@@ -166,7 +163,6 @@ __all__ = [
     "PID",
     "PNM",
     "QHM",
-    "RACS",
     "ROSE",
     "SGD",
     "SGDP",
@@ -205,7 +201,6 @@ __all__ = [
     "Adalite",
     "Adam",
     "AdamAtan2",
-    "AdamCScheduleFreePlus",
     "AdamG",
     "AdamMini",
     "AdamP",
@@ -230,6 +225,7 @@ __all__ = [
     "DAdaptAdan",
     "DAdaptLion",
     "DAdaptSGD",
+    "DeMo",
     "DiffGrad",
     "Dion",
     "Dion2",
@@ -253,15 +249,12 @@ __all__ = [
     "Kate",
     "Kourkoutas",
     "Kron",
-    "LDAdamW",
     "LDoG",
     "LaProp",
     "Lamb",
     "Lars",
     "Lion",
-    "LoRARite",
     "Lomo",
-    "LoraFAOptimizer",
     "Mars",
     "MarsM",
     "MirrorMADGRAD",
@@ -277,10 +270,10 @@ __all__ = [
     "NvNovoGrad",
     "OptimisticAdam",
     "OptimisticGradientDescent",
+    "PSGDPro",
     "Padam",
     "PolarGrad",
     "Prodigy",
-    "ProdigyPlusScheduleFree",
     "QHAdam",
     "RAdam",
     "RAdamScheduleFree",
@@ -289,8 +282,8 @@ __all__ = [
     "Rprop",
     "SGDSaI",
     "SGDScheduleFree",
+    "SOAPMuon",
     "SPlus",
-    "SaRA",
     "Scion",
     "ScionLight",
     "Shampoo",
@@ -300,6 +293,7 @@ __all__ = [
     "SophiaG",
     "SophiaH",
     "SparseAdam",
+    "SpectralSphere",
     "StableAdamW",
     "StableSPAM",
     "Tiger",

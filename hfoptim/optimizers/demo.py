@@ -92,8 +92,8 @@ class DeMo(RuleOptimizer):
 
     The authors' class also exchanges the gradients: each of several processes has a momentum of its own gradients, they
     exchange the taken entries of F alone, and Q is that of their mean. Here the gradients are averaged before, as
-    DistributedDataParallel and FSDP do, and every process takes the same step: the update is that of one process with the
-    whole batch, and nothing is saved on the network.
+    DistributedDataParallel and FSDP do, and every process takes the same step: the update is that of one process with
+    the whole batch, and nothing is saved on the network.
 
     State: `delta` (D).
 

@@ -23,7 +23,9 @@ def _per_step(t: int, group: Group) -> Scalars:
         "alpha": 1.0 - group["momentum"],
         "t": t,
         "damping": group["damping_noise_scale"],
-        "precond_lr": max(group["precond_lr"] / math.sqrt(1.0 + (t - 1) / group["warmup_steps"]), group["min_precond_lr"]),
+        "precond_lr": max(
+            group["precond_lr"] / math.sqrt(1.0 + (t - 1) / group["warmup_steps"]), group["min_precond_lr"]
+        ),
         "keep": group["beta_lip"],
         "most": group["max_update_rms"],
     }
@@ -78,11 +80,7 @@ def _learned(
         size = (moment.amax(1) if diagonal else psgd.subspace_bound(moment).reshape(-1)) + even
         steep = torch.maximum(ema(size, steep, keep), size)
         rate = (lr / steep).reshape(-1, *[1] * (q.ndim - 1))
-        if diagonal:
-            q = q * (1.0 - rate * (moment - even))
-        else:
-            q = _turned(q - rate * (moment @ q - even * q))
-        learned.append(q)
+        learned.append(q * (1.0 - rate * (moment - even)) if diagonal else _turned(q - rate * (moment @ q - even * q)))
         steepness.append(steep)
     return (psgd.balanced(learned) if len(learned) > 1 else learned), steepness
 
@@ -123,8 +121,8 @@ class PSGDPro(RuleOptimizer):
     `momentum` is, so that lr is about a fifth of AdamW's.
 
     A factor is diagonal where its dimension has 1 entry, more than `preconditioner_max_size`, or where n_i^2 is above
-    `preconditioner_max_skew` times N: of a vector always, and of the longer side of an embedding. V goes by the step and
-    the parameter's place in its group: every run, every backend and every number of ranks draws the same.
+    `preconditioner_max_skew` times N: always of a vector, and of the longer side of an embedding. V goes by the step and the
+    parameter's place in its group: every run, every backend and every number of ranks draws the same.
 
     State: `exp_avg` (M), `place`, `Q0`, `Q1`, ... and `L0`, `L1`, ...
 

@@ -18,11 +18,11 @@ from .authors import (
 )
 from .averages import AdamCScheduleFreePlus, ProdigyPlusScheduleFree
 from .base import Array, Transcription
-from .checked import COCOB, ACProp, DoWG, MarsM
-from .factors import KLSOAP, SOAP, DistributedShampoo, KLShampoo
+from .checked import COCOB, ACProp, DeMo, DoWG, MarsM
+from .factors import KLSOAP, SOAP, DistributedShampoo, KLShampoo, PSGDPro, SOAPMuon
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
-from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD
+from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD, SpectralSphere, TurboMuon
 from .subspaces import RACS, LDAdamW
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
 from .tensors import TAM, AdaTAM, Aida, Kourkoutas
@@ -49,6 +49,7 @@ __all__ = [
     "Aida",
     "Ano",
     "Array",
+    "DeMo",
     "Dion",
     "Dion2",
     "DistributedShampoo",
@@ -72,12 +73,16 @@ __all__ = [
     "NorMuon",
     "OptimisticAdam",
     "OptimisticGradientDescent",
+    "PSGDPro",
     "Padam",
     "PolarGrad",
     "ProdigyPlusScheduleFree",
+    "SOAPMuon",
     "SimplifiedAdEMAMix",
     "SinkGD",
     "SophiaG",
+    "SpectralSphere",
     "Tiger",
     "Transcription",
+    "TurboMuon",
 ]

@@ -101,3 +101,30 @@ class COCOB(Transcription):
         s.theta = s.theta + c
         fraction = s.theta / (s.scale * np.maximum(s.total + s.scale, o.alpha * s.scale))
         return s.x0 + fraction * (s.scale + s.reward)
+
+
+class DeMo(Transcription):
+    """Peng, Quesnelle and Kingma, arXiv 2411.19870, demo.py of bloc97/DeMo, beside which its rule was run."""
+
+    def basis(self, size: int) -> Array:
+        rows = [[math.cos(math.pi * (n + 0.5) * k / size) for k in range(size)] for n in range(size)]
+        found = np.array(rows) * math.sqrt(2 / size)
+        found[:, 0] = math.sqrt(1 / size)
+        found[np.abs(found) < 1e-12] = 0.0
+        return found
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        flat = x.reshape(x.shape[0], -1) if x.ndim > 1 else x.reshape(1, -1)
+        rows, columns = flat.shape
+        h, w = (max(d for d in range(1, o.compression_chunk + 1) if n % d == 0) for n in flat.shape)
+        s.m = o.compression_decay * s.m + lr * g.reshape(flat.shape) if np.any(s.m) else lr * g.reshape(flat.shape)
+        sent = np.zeros_like(flat)
+        for i in range(0, rows, h):
+            for j in range(0, columns, w):
+                f = self.basis(h).T @ s.m[i : i + h, j : j + w] @ self.basis(w)
+                least = np.sort(np.abs(f), axis=None)[::-1][: o.compression_topk][-1]
+                kept = np.where(np.abs(f) >= least, f, 0.0)
+                sent[i : i + h, j : j + w] = self.basis(h) @ kept @ self.basis(w).T
+        s.m = s.m - sent
+        return x - lr * o.weight_decay * x - lr * np.sign(sent).reshape(x.shape)

@@ -7,7 +7,8 @@ singular factors; three dimensions with all eigenvalues those of the step before
 SOAP was run beside its author's file in double precision, from which it differs by rounding wherever every factor has
 full rank from the first gradient on; elsewhere the eigenvectors of 0 are anybody's. DistributedShampoo's rule was run
 beside its authors' package, with torch's default dtype and its factors in double precision and an lr that float32
-holds.
+holds. SOAPMuon was written from the paper and a copy of nanogpt_optimizer.py of nikhilvyas/SOAP_Muon, PSGDPro from
+psgd.py of NVIDIA-NeMo/Emerging-Optimizers, beside which its rule was run with equal draws.
 """
 
 from __future__ import annotations
@@ -237,3 +238,93 @@ class DistributedShampoo(Transcription):
         if o.grafting:
             d = d * (math.sqrt(np.sum(q**2)) / (math.sqrt(np.sum(d**2)) + 1e-16))
         return d
+
+
+class SOAPMuon(Transcription):
+    """Vyas et al., nikhilvyas.github.io/SOAP_Muon.pdf, a basis for the shorter side, the square root, unit size."""
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        b1, b2 = o.betas
+        beta = b2 if o.shampoo_beta < 0 else o.shampoo_beta
+        if x.shape[0] < x.shape[1]:
+            return self.update(x.T, g.T, s, lr).T
+        if not hasattr(s, "q"):
+            s.r = (1 - beta) * g.T @ g
+            s.q, s.m, s.v = np.linalg.eigh(s.r)[1][:, ::-1], np.zeros_like(x), np.zeros_like(x)
+            return x
+        t = self.t - 1
+        s.m = b1 * s.m + (1 - b1) * g
+        s.v = b2 * s.v + (1 - b2) * (g @ s.q) ** 2
+        y = s.m @ s.q / (np.sqrt(s.v) + o.eps)
+        y = y / np.linalg.norm(y)
+        for a, b, c in [(3.4445, -4.7750, 2.0315)] * o.newton_schulz_steps + [(1.5, -0.5, 0.0)] * 2:
+            y = a * y + b * y @ y.T @ y + c * y @ y.T @ y @ y.T @ y
+        y = (np.sign(y) * np.sqrt(np.abs(y)) if o.sqrt_correction else y) @ s.q.T
+        step = lr * math.sqrt(1 - b2**t) / (1 - b1**t) / math.sqrt(np.mean(y**2))
+        s.r = beta * s.r + (1 - beta) * g.T @ g
+        if t % o.precondition_frequency == 0:
+            order = np.argsort(-np.diag(s.q.T @ s.r @ s.q))
+            s.v = s.v[:, order]
+            s.q = np.linalg.qr(s.r @ s.q[:, order])[0]
+        return np.asarray((x - step * y) * (1 - lr * o.weight_decay))
+
+
+class PSGDPro(Transcription):
+    """Li, arXiv 2402.11858, as psgd_pro of NVIDIA; `noise(t, place, shape)` and `vectors(n)` are the draws."""
+
+    def step(self, grads: dict[str, Array], lr: float, loss: float) -> None:
+        for place, s in enumerate(self.state.values()):
+            s.place = place
+        super().step(grads, lr, loss)
+
+    def bound(self, x: Array) -> float:
+        size = np.abs(x).max()
+        if size == 0:
+            return 0.0
+        x = x / size
+        row = x[np.argmax((x**2).sum(axis=1))]
+        v = self.options.vectors(len(x))
+        v = row + np.sign(v @ row)[:, None] * v
+        for _ in range(2):
+            v = v @ x
+            v = v / np.linalg.norm(v, axis=1, keepdims=True) @ x
+        return float(size * np.linalg.norm(v, axis=1).max())
+
+    def turned(self, q: Array) -> Array:
+        r = q.T - q
+        r = r / (self.bound(r) or 1.0)
+        slope, bend = np.trace(r @ q), np.trace(r @ r @ q)
+        a = min(max(-slope / bend, 0.0), 0.125) if bend < 0 else 0.125
+        return q + a * r @ q + a * a / 2 * r @ r @ q
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        shape = x.shape or (1,)
+        if not hasattr(s, "qs"):
+            longest = math.sqrt(math.inf if o.preconditioner_max_skew is None else o.preconditioner_max_skew * x.size)
+            longest = min(longest, o.preconditioner_max_size or math.inf)
+            s.flat = [n == 1 or n > longest for n in shape]
+            s.qs, s.ls = [o.precond_init_scale * np.eye(n) for n in shape], [1.0 for _ in shape]
+        s.m = o.momentum * s.m + (1 - o.momentum) * g
+        m = s.m.reshape(shape)
+        noise = o.noise(self.t, s.place, shape)
+        white = m + (o.damping_noise_scale + 1e-7 * np.abs(m)) * noise
+        for i, q in enumerate(s.qs):
+            white = np.moveaxis(np.tensordot(q.T @ q, white, axes=(1, i)), 0, i)
+        rate = max(o.precond_lr / math.sqrt(1 + (self.t - 1) / o.warmup_steps), o.min_precond_lr)
+        for i, q in enumerate(s.qs):
+            second, even = gram(white, i), x.size / shape[i]
+            second = np.diag(np.diag(second)) if s.flat[i] else second
+            ell = (second.max() if s.flat[i] else self.bound(second)) + even
+            s.ls[i] = max(o.beta_lip * s.ls[i] + (1 - o.beta_lip) * ell, ell)
+            q = q - rate / s.ls[i] * (second @ q - even * q)
+            s.qs[i] = q if s.flat[i] else self.turned(q)
+        tops = [np.abs(q).max() for q in s.qs]
+        s.qs = [q * np.prod(tops) ** (1 / len(tops)) / top for q, top in zip(s.qs, tops, strict=True)]
+        u = m
+        for i, q in enumerate(s.qs):
+            u = np.moveaxis(np.tensordot(q.T @ q, u, axes=(1, i)), 0, i)
+        if o.max_update_rms:
+            u = u * min(1.0, o.max_update_rms / (math.sqrt(np.mean(u**2)) + 1e-7))
+        return x - lr * o.weight_decay * x - lr * u.reshape(x.shape)

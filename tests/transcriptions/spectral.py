@@ -1,5 +1,6 @@
 """Methods of matrices with Newton-Schulz, by the writer of the rules: from papers and authors' code (polargrad.py of
-timlautk/polargrad, contrib/muown.py of NVIDIA-NeMo/Emerging-Optimizers), beside which they were run.
+timlautk/polargrad, contrib/muown.py of NVIDIA-NeMo/Emerging-Optimizers, sso.py of Unakar/Spectral-Sphere-Optimizer,
+turbo_muon_torch.py of thib-s/flash-newton-schulz), beside which they were run.
 """
 
 from __future__ import annotations
@@ -159,3 +160,47 @@ class SinkGD(Transcription):
             g = math.sqrt(columns) * g / np.linalg.norm(g, axis=1, keepdims=True)
             g = math.sqrt(rows) * g / np.linalg.norm(g, axis=0, keepdims=True)
         return np.asarray(x - lr * o.weight_decay * x - lr * g)
+
+
+class TurboMuon(Transcription):
+    """Boissin et al., arXiv 2512.04632, turbo_muon_torch.py, which has the scaling in its first iteration."""
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        s.m = o.momentum * s.m + (1 - o.momentum) * g
+        y = (1 - o.momentum) * g + o.momentum * s.m if o.nesterov else s.m
+        rows, columns = x.shape
+        y = y.T if rows > columns else y
+        square = y @ y.T
+        root = 1 / np.sqrt(np.abs(square).sum(axis=1))
+        y, square = np.diag(root) @ y, np.diag(root) @ square @ np.diag(root)
+        for i, (a, b, c) in enumerate(QUINTIC[1:]):
+            square = square if i == 0 else y @ y.T
+            y = a * y + (b * square + c * square @ square) @ y
+        y = y.T if rows > columns else y
+        return x - lr * o.weight_decay * x - lr * math.sqrt(max(1, rows / columns)) * y
+
+
+class SpectralSphere(Transcription):
+    """Xie et al., arXiv 2601.08393, algorithm 1, sso.py; the multiplier by bisection, or 0."""
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        s.m = o.momentum * s.m + (1 - o.momentum) * g
+        y = (1 - o.momentum) * g + o.momentum * s.m if o.nesterov else s.m
+        y = y / np.linalg.norm(y)
+        rows, columns = x.shape
+        v = np.ones(columns)
+        for _ in range(o.power_iter_steps):
+            u = x @ v / np.linalg.norm(x @ v)
+            v = x.T @ u / np.linalg.norm(x.T @ u)
+        normal, radius = np.outer(u, v), o.radius_scaler * math.sqrt(rows / columns)
+
+        def msign(multiplier: float) -> Array:
+            return newton_schulz(y + multiplier * normal, [o.ns_coefficients] * o.ns_steps)
+
+        low, high = (-3.0, 3.0) if o.solver_max_iter else (0.0, 0.0)
+        while high - low > 1e-13:
+            middle = (low + high) / 2
+            low, high = (low, middle) if np.sum(normal * msign(middle)) > 0 else (middle, high)
+        return radius / float(u @ x @ v) * x - lr * radius * msign((low + high) / 2)

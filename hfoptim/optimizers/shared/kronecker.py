@@ -229,14 +229,14 @@ def newton_inverse_root(matrix: Tensor, root: int, eps: float, steps: int) -> Te
     """
     one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     stack = _stack(matrix) + eps * one
-    scale = _eigenvalue_bound(stack)
+    scale = eigenvalue_bound(stack)
     y, z = _denman_beavers(stack / scale, one, steps, inverse=root == 2)
     if root == 4:
         y, z = _denman_beavers(y, one, steps, inverse=True)
     return (z / scale ** (1.0 / root)).view_as(matrix)
 
 
-def _eigenvalue_bound(matrix: Tensor) -> Tensor:
+def eigenvalue_bound(matrix: Tensor) -> Tensor:
     """What no eigenvalue of symmetric matrices is above, nor far below: the root of the sum of their 8th powers."""
     size = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
     scaled = matrix / size

@@ -101,7 +101,7 @@ def norm_bound(x: Tensor) -> Tensor:
 
 
 # Seed and number of the vectors that `subspace_bound` begins with, the same at every step.
-_SUBSPACE, _VECTORS = 20251, 32
+SUBSPACE, VECTORS = 20251, 32
 
 
 def subspace_bound(x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def subspace_bound(x: Tensor) -> Tensor:
     scaled = x / largest
     longest = scaled.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)
     row = torch.take_along_dim(scaled, longest, -2)
-    vectors = storage.normal((_VECTORS, x.shape[-1]), _SUBSPACE, x.dtype, x.device)
+    vectors = storage.normal((VECTORS, x.shape[-1]), SUBSPACE, x.dtype, x.device)
     vectors = row + (vectors * row).sum(-1, keepdim=True).sign() * vectors
     for _ in range(2):
         vectors = vectors @ scaled

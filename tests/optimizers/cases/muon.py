@@ -201,6 +201,13 @@ MUON = Entry(
             layouts=(*_FLAT, *_REST),
             tolerance=1e-9,
         ),
+        Reference(
+            "transcriptions.TurboMuon",
+            [{"lr": 1e-2, "ns_coefficients": "turbo", "ns_steps": 4, "weight_decay": 0.25}],
+            make=functools.partial(TranscribedAndAdamW, hfoptim.Muon),
+            layouts=(*_FLAT, *_REST),
+            tolerance=1e-9,
+        ),
     ],
     numbers={
         "lr": -1e-3,

@@ -9,6 +9,7 @@ from torch import Tensor
 import hfoptim
 from cases.entry import Entry, Options, Reference, Variant, grid
 from cases.transcribed import transcription
+from hfoptim.optimizers.shared import kronecker
 
 # Without the one whose gradients are of rank 1 at every step, and rounding in all other directions.
 _LAYOUTS = tuple(name for name in SMALL if name != "expanded")
@@ -19,6 +20,34 @@ def _from_the_first_step(who: str, params: dict[str, Tensor], options: Options) 
     optimizer = peers.load(who)(list(params.values()), **options)
     for group in optimizer.param_groups:
         group["step"] = -1
+    return optimizer
+
+
+# An epsilon that counts for nothing: theirs is added before the bias of L and R would be corrected.
+_DASH: Options = {
+    "epsilon": 1e-200,
+    "max_preconditioner_dim": 4,
+    "precondition_frequency": 10,
+    "start_preconditioning_step": 1,
+    "grafting": "adam",
+    "grafting_beta2": 0.9,
+    "grafting_epsilon": 1e-8,
+    "root_method": "newton_db",
+}
+_DASH_NAMES = {
+    "epsilon": "matrix_eps",
+    "max_preconditioner_dim": "block_size",
+    "grafting_beta2": "grafting_beta",
+    "grafting_epsilon": "eps",
+    "root_method": "inverse_root_method",
+}
+
+
+def _dash(who: str, params: dict[str, Tensor], options: Options) -> Any:
+    """pytorch_optimizer's, with our bound of the eigenvalues in place of one from random vectors."""
+    named = {_DASH_NAMES.get(name, name): value for name, value in options.items() if name != "grafting"}
+    optimizer = peers.load(who)(list(params.values()), **named)
+    optimizer.scale_matrix = lambda matrix, group: kronecker.eigenvalue_bound(matrix)
     return optimizer
 
 
@@ -77,6 +106,18 @@ DISTRIBUTED_SHAMPOO = Entry(
             alone=False,
             traceable=False,
         ),
+        "dash": Variant(
+            {
+                "grafting": "adam",
+                "betas": (0.9, 0.95),
+                "max_preconditioner_dim": 24,
+                "root_method": "newton_db",
+                "weight_decay": 0.1,
+            },
+            complex=False,
+            alone=False,
+            traceable=False,
+        ),
         "plain": Variant({"epsilon": 1e-2, "max_preconditioner_dim": 24}, complex=False, alone=False, traceable=False),
     },
     references=[
@@ -99,7 +140,16 @@ DISTRIBUTED_SHAMPOO = Entry(
                 )
             ],
             layouts=_LAYOUTS,
-        )
+        ),
+        Reference(
+            "pytorch_optimizer.DASH",
+            [
+                {"lr": 1e-2, **_DASH, "betas": (0.9, 0.95), "grafting_beta2": 0.95, "weight_decay": 0.1},
+                {"lr": 1e-2, **_DASH, "betas": (0.0, 0.9), "newton_steps": 4, "start_preconditioning_step": 4},
+            ],
+            make=_dash,
+            layouts=tuple(name for name in _LAYOUTS if name != "scalar"),
+        ),
     ],
     numbers={
         "lr": -1e-3,
@@ -111,6 +161,7 @@ DISTRIBUTED_SHAMPOO = Entry(
         "start_preconditioning_step": -2,
         "grafting_beta2": 1.0,
         "grafting_epsilon": -1e-8,
+        "newton_steps": 0,
     },
     small_steps={"lr": 1e-4, "weight_decay": 0.1, "epsilon": 1e-2},
 )
