@@ -121,8 +121,8 @@ class PSGDPro(RuleOptimizer):
     `momentum` is, so that lr is about a fifth of AdamW's.
 
     A factor is diagonal where its dimension has 1 entry, more than `preconditioner_max_size`, or where n_i^2 is above
-    `preconditioner_max_skew` times N: always of a vector, and of the longer side of an embedding. V goes by the step and the
-    parameter's place in its group: every run, every backend and every number of ranks draws the same.
+    `preconditioner_max_skew` times N: always of a vector, and of the longer side of an embedding. V goes by the step
+    and the parameter's place in its group: every run, every backend and every number of ranks draws the same.
 
     State: `exp_avg` (M), `place`, `Q0`, `Q1`, ... and `L0`, `L1`, ...
 

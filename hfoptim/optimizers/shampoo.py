@@ -259,7 +259,8 @@ class DistributedShampoo(RuleOptimizer):
     `max_preconditioner_dim` entries. What is longer is cut into blocks of so many. So a vector has one factor, of all
     its entries, and a small matrix, too.
 
-    With `root_method="newton_db"` (DASH) the roots are those of `newton_steps` iterations of Newton, Denman and Beavers,
+    With `root_method="newton_db"` (DASH) the roots are those of `newton_steps` iterations of Newton's, Denman's and
+    Beavers' kind,
 
         Y = Y E,  Z = E Z,  E = (3 - Z Y) / 2,  from Z = 1 and Y = L / s,  s a bound of its eigenvalues
 

@@ -34,7 +34,8 @@ def _rates(t: int, group: Group) -> Scalars:
 
 
 def _unit(x: Tensor, eps: Any) -> Tensor:
-    return x / norm_of_matrix(x).clamp(min=eps)
+    norm: Tensor = norm_of_matrix(x)
+    return x / norm.clamp(min=eps)
 
 
 def _leading(matrix: Tensor, steps: int, eps: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +90,8 @@ def spectral_sphere(
         target = radius * math.sqrt(param.shape[-2] / param.shape[-1])
         sigma, u, v = _leading(param, power, h.eps)
         made = _tangent(_unit(momentum, h.eps), u @ v.mT, iteration, h, tol, steps)
-        return param * (target / (sigma.clamp(min=0.0) + h.eps)) - made * (h.rate * target)
+        new: Tensor = param * (target / (sigma.clamp(min=0.0) + h.eps)) - made * (h.rate * target)
+        return new
 
     def fn(grad: Tensor, param: Tensor, momentum_buffer: Tensor, h: Any) -> tuple[Tensor, Tensor]:
         update, momentum_buffer = direction(grad, momentum_buffer, h, nesterov)

@@ -242,7 +242,8 @@ def eigenvalue_bound(matrix: Tensor) -> Tensor:
     scaled = matrix / size
     fourth = torch.bmm(scaled, scaled)
     fourth = torch.bmm(fourth, fourth)
-    return size * torch.linalg.vector_norm(fourth, dim=(-2, -1), keepdim=True) ** 0.25
+    norm: Tensor = torch.linalg.vector_norm(fourth, dim=(-2, -1), keepdim=True)
+    return size * norm**0.25
 
 
 def _denman_beavers(y: Tensor, one: Tensor, steps: int, inverse: bool) -> tuple[Tensor, Tensor]:
