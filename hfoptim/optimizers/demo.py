@@ -18,7 +18,7 @@ def _per_step(t: int, group: Group) -> Scalars:
 
 def _chunk(size: int, most: int) -> int:
     """The largest divisor of a dimension that is no larger than `most`."""
-    return max(each for each in range(1, min(size, most) + 1) if size % each == 0)
+    return max((each for each in range(1, min(size, most) + 1) if size % each == 0), default=1)
 
 
 def _cosines(x: Tensor, size: int) -> Tensor:

@@ -157,7 +157,7 @@ def _distributed_rates(t: int, group: Group) -> Scalars:
 
 def _two_sides(shape: torch.Size) -> tuple[int, ...]:
     """The first dimension of more than one entry, and all others as one."""
-    sides = [size for size in shape if size > 1] or [1]
+    sides = [size for size in shape if size != 1] or [1]
     return tuple(sides) if len(sides) < 2 else (sides[0], math.prod(sides[1:]))
 
 
@@ -339,5 +339,5 @@ class DistributedShampoo(RuleOptimizer):
         blocks = Blocks(Folding(len(seen), size, backwards=True), size)
         kinds = blocks.kinds(seen)
         filtered = "" if group["betas"][0] == 0.0 else "once" if group["beta3"] < 0.0 else "twice"
-        sides, steps = len(kinds[0]), group["newton_steps"] if newton else 0
+        sides, steps = len(blocks.folding.sides(seen)), group["newton_steps"] if newton else 0
         return distributed_shampoo(blocks, sides, len(kinds), filtered, group["grafting"], steps)

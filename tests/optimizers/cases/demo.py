@@ -13,6 +13,7 @@ DEMO = Entry(
             lr=1e-3,
             complex=False,
             alone=False,
+            linear=False,
             traceable=False,
         )
     },
