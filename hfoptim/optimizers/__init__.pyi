@@ -82,9 +82,12 @@ from hfoptim.optimizers.kron import Kron as Kron
 from hfoptim.optimizers.lamb import Lamb as Lamb
 from hfoptim.optimizers.laprop import LaProp as LaProp
 from hfoptim.optimizers.lars import Lars as Lars
+from hfoptim.optimizers.ldadam import LDAdamW as LDAdamW
 from hfoptim.optimizers.lion import Lion as Lion
 from hfoptim.optimizers.lomo import AdaLomo as AdaLomo
 from hfoptim.optimizers.lomo import Lomo as Lomo
+from hfoptim.optimizers.lora_fa import LoraFAOptimizer as LoraFAOptimizer
+from hfoptim.optimizers.lora_rite import LoRARite as LoRARite
 from hfoptim.optimizers.madgrad import MADGRAD as MADGRAD
 from hfoptim.optimizers.madgrad import MirrorMADGRAD as MirrorMADGRAD
 from hfoptim.optimizers.mars import Mars as Mars
@@ -108,17 +111,21 @@ from hfoptim.optimizers.pnm import PNM as PNM
 from hfoptim.optimizers.pnm import AdaPNM as AdaPNM
 from hfoptim.optimizers.polargrad import PolarGrad as PolarGrad
 from hfoptim.optimizers.prodigy import Prodigy as Prodigy
+from hfoptim.optimizers.prodigy_plus import ProdigyPlusScheduleFree as ProdigyPlusScheduleFree
 from hfoptim.optimizers.psgd_pro import PSGDPro as PSGDPro
 from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
+from hfoptim.optimizers.racs import RACS as RACS
 from hfoptim.optimizers.radam import RAdam as RAdam
 from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
 from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rose import ROSE as ROSE
 from hfoptim.optimizers.rprop import Rprop as Rprop
+from hfoptim.optimizers.sara import SaRA as SaRA
 from hfoptim.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
 from hfoptim.optimizers.schedule_free import RAdamScheduleFree as RAdamScheduleFree
 from hfoptim.optimizers.schedule_free import SGDScheduleFree as SGDScheduleFree
+from hfoptim.optimizers.schedule_free_plus import AdamCScheduleFreePlus as AdamCScheduleFreePlus
 from hfoptim.optimizers.scion import Scion as Scion
 from hfoptim.optimizers.scion import ScionLight as ScionLight
 from hfoptim.optimizers.sgd import SGD as SGD
@@ -163,6 +170,7 @@ __all__ = [
     "PID",
     "PNM",
     "QHM",
+    "RACS",
     "ROSE",
     "SGD",
     "SGDP",
@@ -201,6 +209,7 @@ __all__ = [
     "Adalite",
     "Adam",
     "AdamAtan2",
+    "AdamCScheduleFreePlus",
     "AdamG",
     "AdamMini",
     "AdamP",
@@ -249,12 +258,15 @@ __all__ = [
     "Kate",
     "Kourkoutas",
     "Kron",
+    "LDAdamW",
     "LDoG",
     "LaProp",
     "Lamb",
     "Lars",
     "Lion",
+    "LoRARite",
     "Lomo",
+    "LoraFAOptimizer",
     "Mars",
     "MarsM",
     "MirrorMADGRAD",
@@ -274,6 +286,7 @@ __all__ = [
     "Padam",
     "PolarGrad",
     "Prodigy",
+    "ProdigyPlusScheduleFree",
     "QHAdam",
     "RAdam",
     "RAdamScheduleFree",
@@ -284,6 +297,7 @@ __all__ = [
     "SGDScheduleFree",
     "SOAPMuon",
     "SPlus",
+    "SaRA",
     "Scion",
     "ScionLight",
     "Shampoo",

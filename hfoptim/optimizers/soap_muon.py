@@ -77,7 +77,7 @@ class SOAPMuon(HiddenMatrices):
 
     Source:
         Vyas, Zhao, Morwani, Kwun and Kakade, Improving SOAP using Iterative Whitening and Muon,
-        https://nikhilvyas.github.io/SOAP_Muon.pdf, with a basis for the smaller side and the square root, which it has by
+        https://nikhilvyas.github.io/SOAP_Muon.pdf, with a basis for the smaller side and the square root, its
         default; nikhilvyas/SOAP_Muon, whose size of updates is that of its OLMo version. modded-nanogpt's SOAP-Muon
         (track 3) has bases for both sides, no square root, a V of the momentum, and the norm of that.
     """
