@@ -112,8 +112,7 @@ class SpectralSphere(MatrixOptimizer):
         s, u, v = the largest singular value of P, and its vectors
         O = NewtonSchulz(U / |U| + x u v^T) with the x at which <u v^T, O> = 0
         R = radius_scaler sqrt(r / c)
-        P = R / (s + eps) P
-        P = P - lr R O
+        P = P - (1 - R / (s + eps)) P - lr R O
 
     Without the multiplier x this is Muon and a division (the paper's MuonSphere): `solver_max_iter=0`. With it the
     spectral norm stays to first order, and the division corrects the rest. P leaves the sphere by one step, and is
