@@ -34,6 +34,7 @@ class Log(logging.Handler):
     def __init__(self):
         super().__init__()
         self.records = []
+        self.levels = {}
 
     def emit(self, record):
         self.records.append(record)
@@ -48,6 +49,12 @@ class Log(logging.Handler):
             yield
         finally:
             changed.setLevel(before)
+
+    def set_level(self, level, logger="hfoptim"):
+        """From this level on, until the test is over."""
+        changed = logging.getLogger(logger)
+        self.levels.setdefault(changed, changed.level)
+        changed.setLevel(level)
 
     @property
     def messages(self):
@@ -66,6 +73,8 @@ def caplog():
     root.addHandler(log)
     yield log
     root.removeHandler(log)
+    for changed, level in log.levels.items():
+        changed.setLevel(level)
 
 
 @pytest.fixture

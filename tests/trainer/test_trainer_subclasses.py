@@ -82,7 +82,7 @@ def by_name(optimizer, key):
 
 @pytest.mark.parametrize("name", ["lion", "adafactor", "muon", "adam_weight_decay", "adamw_schedule_free"])
 def test_parameters_that_a_subclass_adds_are_trained(chosen, inner, messages, name):
-    trainer = chosen(Judging, name, learning_rate=1e-2, lr_scheduler_type="constant", weight_decay=0.1, max_steps=2)
+    trainer = chosen(Judging, name, learning_rate=1e-3, lr_scheduler_type="constant", weight_decay=0.1, max_steps=2)
     before = copy.deepcopy(trainer.judge.state_dict())
     trainer.train()
     moved = {key for key, value in trainer.judge.state_dict().items() if not torch.equal(before[key], value)}
@@ -143,7 +143,7 @@ def test_several_optimizers_and_a_subclass_with_groups(chosen, inner):
 
 
 def test_a_group_with_another_weight_decay_than_the_optimizers_is_named(make_trainer, messages):
-    trainer = make_trainer(OptimizerCallback("lion", lr=1e-2, weight_decay=0.3), trainer_class=Quick)
+    trainer = make_trainer(OptimizerCallback("lion", lr=1e-3, weight_decay=0.3), trainer_class=Quick)
     trainer.create_optimizer()
     (message,) = messages()
     assert "weight_decay=0, which is the TrainingArguments': 3 parameters (judge.0.weight, " in message
