@@ -91,7 +91,7 @@ class Adam(FullyDecoupling):
 
     decay = Decay.COUPLED
     decoupled_by = "decouple_wd"
-    peer_flags = TORCH_ADAM
+    peer_flags = {**TORCH_ADAM, "bias_correction": True}  # DeepSpeed's
     peer_state = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # of bitsandbytes
     names = (
         Name("adam", "Adam, with the defaults of torch.optim.Adam", options={"betas": (0.9, 0.999), "eps": 1e-8}),
