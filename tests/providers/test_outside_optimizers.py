@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 import hfoptim
 from hfoptim.providers import PROVIDERS
 
-# Kernels for GPUs, and what needs a DeepSpeed engine.
-NOT_HERE = ("ds_fused_", "ds_onebit_", "ds_zero_one_", "flashoptim_", "fused")
+# Kernels for GPUs, what needs a DeepSpeed engine, and what DeepSpeed has on the CPU of a machine with a GPU only.
+NOT_HERE = ("ds_fused_", "ds_onebit_", "ds_zero_one_", "ds_cpu_adagrad", "ds_cpu_lion", "flashoptim_", "fused")
 # bitsandbytes 0.50: these classes keep one momentum where the update wants two.
 BROKEN = ("bnb_ademamix32bit", "bnb_paged_ademamix32bit")
 # For matrices, sparse gradients, closures: tests/test_providers.py.
