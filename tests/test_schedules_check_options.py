@@ -136,6 +136,8 @@ FLOORS: list[tuple[str, dict[str, Any]]] = [
     ("tanh", {"min_lr": 1e-3}),
     ("poly", {"min_lr": 1e-3}),
     ("rsqrt", {"min_lr": 1e-3}),
+    ("warmup_lr", {"min_lr": 1e-3}),
+    ("warmup_decay_lr", {"min_lr": 1e-3}),
     ("sequential", {"schedules": ["linear", ["rex", {"min_lr": 1e-3}]], "milestones": [9]}),
 ]
 
@@ -153,8 +155,9 @@ def test_a_floor_is_seen_where_the_lr_is_known(name: str, options: dict[str, Any
 def test_no_floor_is_forgotten() -> None:
     floors = {"lr_end", "min_lr", "eta_min", "base_lr"}
     found = {name for name in NAMES if floors & set(schedules.get_schedule_info(name).kwargs)}
-    # The last three follow a metric and never raise a learning rate; proportion's min_lr is a number of its own.
-    others = {"proportion", "greedy", "plateau", "reduce_lr_on_plateau"}
+    # The last three follow a metric and never raise a learning rate; proportion's min_lr is a number of its own, that of
+    # lr_range_test its start.
+    others = {"lr_range_test", "proportion", "greedy", "plateau", "reduce_lr_on_plateau"}
     assert found - others == {name for name, _ in FLOORS} - {"sequential"}
 
 

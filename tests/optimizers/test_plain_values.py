@@ -45,6 +45,7 @@ MORE = {
     "max_ratio": 2.0,
     "min_dim_size_to_factor": 2,
     "n_kv_heads": 8,
+    "preconditioner_max_size": 5,
     "preconditioner_update_probability": 0.5,
     "split": (2, 2),
     "t_alpha_beta3": 7.0,
