@@ -100,7 +100,7 @@ def drift(mine, other, start):
 # Largest drift from the float32 run. A step that goes by the sign alone flips where the state is about zero.
 NEAR = {"bfloat16": 0.05, "8bit": 0.15, "4bit": 0.5}
 # DeMo moves by the signs of what its largest coefficients add up to: another coefficient flips many.
-NEAR_OF = {("demo", "8bit"): 0.3}
+NEAR_OF = {"demo": 0.3}
 
 
 @pytest.mark.parametrize(("entry", "options", "form"), VARIANTS)
@@ -127,7 +127,7 @@ def test_every_optimizer_stays_near_its_float32_run(entry, options, form):
                 else reference.state[exact[name]][key].dtype
             )
             assert (f"{key}_scale" in state) == (compressed and form != "bfloat16")
-    assert drift(params, exact, start) < NEAR_OF.get((entry.name, form), NEAR[form]), form
+    assert drift(params, exact, start) < max(NEAR[form], NEAR_OF.get(entry.name, 0.0)), form
 
 
 # -- size ------------------------------------------------------------------------------------------------------------
