@@ -155,8 +155,8 @@ def test_a_floor_is_seen_where_the_lr_is_known(name: str, options: dict[str, Any
 def test_no_floor_is_forgotten() -> None:
     floors = {"lr_end", "min_lr", "eta_min", "base_lr"}
     found = {name for name in NAMES if floors & set(schedules.get_schedule_info(name).kwargs)}
-    # The last three follow a metric and never raise a learning rate; proportion's min_lr is a number of its own, that of
-    # lr_range_test its start.
+    # The last three follow a metric and never raise a learning rate; proportion's min_lr is a number of its own, and
+    # lr_range_test's is where it starts.
     others = {"lr_range_test", "proportion", "greedy", "plateau", "reduce_lr_on_plateau"}
     assert found - others == {name for name, _ in FLOORS} - {"sequential"}
 

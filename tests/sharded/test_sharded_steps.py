@@ -10,7 +10,6 @@ from cases import Entry
 from family import Found, launch, taken
 from tiers import DENSE, few_variants
 
-
 # Variants with slice_p above 1.
 SLICED = {"prodigy-sliced", "prodigy_plus_schedule_free-plain"}
 
