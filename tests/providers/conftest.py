@@ -10,7 +10,7 @@ import os
 if os.environ.get("HFOPTIM_ALL_PROVIDERS"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # DeepSpeed and torchao look for a GPU's tools; torchao's steps are compiled, which takes minutes for the same numbers.
+    # DeepSpeed and torchao look for a GPU's tools; torchao's steps are compiled, in minutes, for the same numbers.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     for package in ("bitsandbytes", "deepspeed", "flashoptim", "torchao"):
