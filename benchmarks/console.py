@@ -21,3 +21,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> 
     for row in rows:
         grid.add_row(*["-" if cell is None else str(cell) for cell in row])
     OUT.print(grid)
+
+
+def not_measured(what: str, error: str) -> None:
+    """Print the line of what has no figures."""
+    OUT.print(f"not measured: {what}: {error}", markup=False, highlight=False)

@@ -82,7 +82,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         if "error" in row:
-            console.OUT.print(f"not measured: {row['candidate']}: {row['error']}", markup=False, highlight=False)
+            console.not_measured(row["candidate"], row["error"])
 
 
 def main(

@@ -96,7 +96,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         if "error" in row:
-            console.OUT.print(f"not measured: {row['name']}: {row['error']}", markup=False, highlight=False)
+            console.not_measured(row["name"], row["error"])
 
 
 def main(

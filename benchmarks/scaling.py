@@ -140,7 +140,7 @@ def show(result: dict[str, Any]) -> None:
     rows = []
     for row in result["first"]:
         if "error" in row:
-            console.OUT.print(f"not measured: {row['optimizer']}: {row['error']}", markup=False, highlight=False)
+            console.not_measured(row["optimizer"], row["error"])
             continue
         cells = [row["optimizer"]]
         for state in LIMITS:

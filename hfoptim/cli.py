@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -285,7 +285,7 @@ def kernels(
 
     try:
         param = torch.nn.Parameter(torch.ones([int(size) for size in shape.split(",")]))
-        given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
+        given = _given(options)
         optimizer = hfoptim.create_optimizer_v2([("weight", param)], name, **{**given, "fused": True})
         param.grad = torch.ones_like(param)
         step(optimizer)
@@ -308,7 +308,7 @@ def groups(
     from hfoptim.compare.model import empty_model
     from hfoptim.factory.placements import TITLES, describe_param_groups
 
-    given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
+    given = _given(options)
     try:
         found = describe_param_groups(empty_model(model), optim, **given)
     except (ValueError, TypeError, CompareError) as error:
@@ -344,7 +344,7 @@ def memory(
     from hfoptim.compare.model import empty_model
     from hfoptim.factory.memory import predict_memory
 
-    given = {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
+    given = _given(options)
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         _fail(f"--dtype {dtype} is no dtype of parameters; give float32, bfloat16 or float16")
@@ -360,6 +360,11 @@ def memory(
     for row in found.rows():
         grid.add_row(*(escape(cell) for cell in row), end_section=row[0] == "the step itself")
     Console(highlight=False).print(grid)
+
+
+def _given(options: Iterable[str] | None) -> dict[str, Any]:
+    """Arguments such as `weight_decay=0.1` as options."""
+    return {key: _value(text) for key, _, text in (option.partition("=") for option in options or ())}
 
 
 def _value(text: str) -> Any:

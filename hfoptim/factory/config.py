@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -23,16 +24,9 @@ from hfoptim.registry.lookup import finds_matrices, group_defaults, option_defau
 
 _ENTRIES = ("optimizer", "schedule", "groups", "paramwise_cfg", "clip_grad", "accumulative_counts")
 _OF_WRAPPER = ("type", "constructor", *_ENTRIES)
-_PARAMWISE = (
-    "custom_keys",
-    "bias_lr_mult",
-    "bias_decay_mult",
-    "norm_decay_mult",
-    "dwconv_decay_mult",
-    "flat_decay_mult",
-    "dcn_offset_lr_mult",
-    "bypass_duplicate",
-)
+_PARAMWISE = [
+    each.name for each in signature(param_groups_paramwise).parameters.values() if each.kind is each.KEYWORD_ONLY
+]
 _GROUPS = (
     "layer_decay",
     "head_lr",

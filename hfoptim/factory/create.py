@@ -35,7 +35,7 @@ from hfoptim.registry.lookup import (
     option_names,
     resolve_options,
 )
-from hfoptim.registry.recommended import take_recommended
+from hfoptim.registry.recommended import say_taken, take_recommended
 
 if TYPE_CHECKING:
     from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay
@@ -121,7 +121,7 @@ def create_optimizer_v2(
         options["momentum"] = momentum
     options, taken = take_recommended(opt, {**options, **_without_unused(opt, kwargs, known)})
     if taken is not None:
-        logger.warning("%s takes the recommended lr=%g for task=%r: %s", opt, taken.lr, taken.task, taken)
+        logger.warning(say_taken(opt, taken))
     options = resolve_options(opt, options)
     said = {"layer_decay": layer_decay, "group_matcher": group_matcher, "mup": mup}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})

@@ -70,6 +70,11 @@ def take_recommended(name: str, options: Mapping[str, Any]) -> tuple[dict[str, A
     raise ValueError(f"lr='recommended': what is known for {name} and task={task!r} goes with {needed}; give that too")
 
 
+def say_taken(name: str, taken: Recommendation) -> str:
+    """What the log says of a learning rate that stands for `lr="recommended"`."""
+    return f"{name} takes the recommended lr={taken.lr:g} for task={taken.task!r}: {taken}"
+
+
 def say_if_far(name: str, lr: float | None, options: Mapping[str, Any]) -> str | None:
     """A warning of a learning rate that is more than 30 times larger or smaller than what anybody trains with.
 

@@ -14,6 +14,7 @@ from hfoptim import registry
 from hfoptim.factory import grouped
 from hfoptim.optimizers.adam_mini import AdamMini
 from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
+from hfoptim.registry.recommended import say_taken
 from hfoptim.trainer import advice, private
 from hfoptim.trainer.build import Resolved, chosen_kwargs
 from hfoptim.trainer.groups import Places, made_by
@@ -155,7 +156,7 @@ def _say_what_was_not_taken(resolved: Resolved, args: Any) -> None:
         logger.warning("%s=%r is not used: %s has no such option", unused, getattr(args, unused), name)
     taken = resolved.choice.recommended
     if taken is not None:
-        logger.warning("%s takes the recommended lr=%g for task=%r: %s", name, taken.lr, taken.task, taken)
+        logger.warning(say_taken(name, taken))
     if not resolved.lr_given:
         _say_whose_lr(resolved, args)
     patterns = resolved.choice.grouping.param_options.values()
