@@ -16,13 +16,14 @@ DEFAULT_OPTIMIZERS = ("adamw", "adafactor", "lion", "sgd")
 # Three rates per optimizer, half a decade apart, around the value at which it trains the default model best: an
 # optimizer must not win because its rival was given a poor learning rate.
 DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
-    "adam": (1e-3, 3e-3, 1e-2),
-    "adam_weight_decay": (1e-3, 3e-3, 1e-2),
-    "adamw": (1e-3, 3e-3, 1e-2),
+    **dict.fromkeys(("adam", "adam_weight_decay", "adamw", "adamw_schedule_free", "ademamix"), (1e-3, 3e-3, 1e-2)),
     **dict.fromkeys(("adafactor", "cadafactor"), (1e-3, 3e-3, 1e-2)),
+    **dict.fromkeys(("distributed_shampoo", "mars", "soap"), (1e-3, 3e-3, 1e-2)),
+    "kron": (3e-4, 1e-3, 3e-3),
     "lion": (3e-4, 1e-3, 3e-3),
     "momentum": (0.1, 0.3, 1.0),
     **dict.fromkeys(("muon", "nmuon", "adamuon", "nadamuon"), (3e-3, 1e-2, 3e-2)),
+    "prodigy": (0.1, 0.3, 1.0),
     "sgd": (0.1, 0.3, 1.0),
 }
 
