@@ -113,7 +113,7 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
     for name, kept in zip(plan.rule.state, plan.storage, strict=True):
         if name not in state:
             for key, init in storage.inits(kept, plan.rule, name).items():
-                state[key] = dtensor.new_state(init, param, dtype)
+                state[key] = dtensor.new_state(init, param, dtype, dtensor.at_owner(plan.rule, param))
             if plan.rule.state[name].placed:
                 state[name].fill_(position)
             if plan.rule.state[name].drawn:

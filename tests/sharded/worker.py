@@ -39,6 +39,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import hfoptim
 from hfoptim.engine import MATRIX, TENSOR, rms, rule, scalar, zeros, zeros_without
+from hfoptim.engine.distributed.dtensor import at_owner, cuts
 
 # Parts of unequal sizes, an empty part, kernels, a stack; the scalar is replicated, FSDP2 does not take it.
 NAMES = (
@@ -141,7 +142,14 @@ def follow(entry: Any, variant: Any, model: nn.Module, steps: int, **options: An
         for key, value in want.items():
             assert got[key].shape == value.shape, (name, key)
             torch.testing.assert_close(here(got[key]), here(like(value, got[key])), rtol=1e-9, atol=1e-12)
+        if at_owner(ours.rule_for(param, group_of(ours, param)), param):
+            # Preconditioners, too: what one rank steps, no other has whole.
+            assert all(cuts(value) for value in got.values() if value.ndim), name
     return counts
+
+
+def group_of(optimizer: Any, param: Tensor) -> dict[str, Any]:
+    return next(group for group in optimizer.param_groups if any(p is param for p in group["params"]))
 
 
 # CPU-seconds of this process by optimizer, since the last task.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
-from hfoptim.engine.rule import Rule
+from hfoptim.engine.rule import Rule, Scope
 from hfoptim.engine.storage import Storage
 
 if TYPE_CHECKING:
@@ -116,18 +116,48 @@ def start(param: Any) -> int:
 # -- state -----------------------------------------------------------------------------------------------------------
 
 
-def new_state(init: Init, param: Any, dtype: torch.dtype) -> Tensor:
-    """A state's first value: sharded like the parameter where it has the parameter's dimensions, else on every rank."""
+def at_owner(rule: Rule, param: Any) -> bool:
+    """Whether a matrix rule steps this parameter on one rank: it is divided within its matrices, by one group."""
+    return rule.scope is Scope.MATRIX and within_matrices(rule, param) and len(groups_of(param)) == 1
+
+
+def within_matrices(rule: Rule, param: Any) -> bool:
+    """Whether a parameter is divided otherwise than between the matrices that a rule sees in it."""
+    divided = cuts(param)
+    if not divided:
+        return False
+    return max(divided) >= -rule.dims or (rule.shape is not None and tuple(rule.shape(param.shape)) != param.shape)
+
+
+def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -> Tensor:
+    """A state's first value: sharded like the parameter where it has the parameter's dimensions, else on every rank.
+
+    Args:
+        init: how the state begins.
+        param: its parameter.
+        dtype: the dtype of what is exact.
+        owned: whether one rank steps the parameter: then others need nothing of what has other dimensions, such as the
+            preconditioners of a matrix, and each keeps a part of its rows.
+    """
     if not is_dtensor(param):
         return init(param, dtype)
-    placements = state_placements(init, param)
+    placements = state_placements(init, param, owned)
     if placements is None:
         return init(stand_in(param), dtype)
     shape = state_shape(init, param.shape)
+    if _followed_by(init, param, shape) != placements:
+        return _dtensor(_own_rows(init(stand_in(param), dtype), param), param, placements, shape)
     part = init(param.to_local(), dtype)
     if part.numel() == 0:
         part = part.new_empty(_part_shape(shape, param, placements))
     return _dtensor(part, param, placements, shape)
+
+
+def _own_rows(whole: Tensor, param: Any) -> Tensor:
+    """This rank's rows of a tensor, in the group that divides a parameter."""
+    (group,) = groups_of(param)
+    ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+    return whole.narrow(0, *span(len(whole), ranks, rank)).clone()
 
 
 def stand_in(param: Any) -> Tensor:
@@ -142,16 +172,36 @@ def state_shape(init: Init, shape: Sequence[int]) -> torch.Size:
     return init(torch.empty(shape, device="meta"), torch.float32).shape
 
 
-def state_placements(init: Init, param: Any) -> tuple[Placement, ...] | None:
-    """How the state of a parameter is sharded; None: a plain tensor, the same on every rank."""
+def state_placements(init: Init, param: Any, owned: bool = False) -> tuple[Placement, ...] | None:
+    """How the state of a parameter is sharded; None: a plain tensor, the same on every rank.
+
+    Args:
+        init: how the state begins.
+        param: its parameter.
+        owned: as in `new_state`.
+    """
     if not is_dtensor(param):
         return None
     if all(placement.is_replicate() for placement in param.placements):
         return param.placements if state_shape(init, param.shape) == param.shape else None
-    # A matrix for one side of a square parameter has the parameter's shape, and none of its dimensions.
     shape = state_shape(init, param.shape)
-    placements = tuple(_followed(init, param, shape, placement) for placement in param.placements)
-    return None if all(placement.is_replicate() for placement in placements) else placements
+    placements = _followed_by(init, param, shape)
+    if not all(placement.is_replicate() for placement in placements):
+        return placements
+    return _by_rows(param) if owned and shape else None
+
+
+def _followed_by(init: Init, param: DTensor, shape: torch.Size) -> tuple[Placement, ...]:
+    """The placements of a state that is sharded in what it has of the parameter's dimensions."""
+    # A matrix for one side of a square parameter has the parameter's shape, and none of its dimensions.
+    return tuple(_followed(init, param, shape, placement) for placement in param.placements)
+
+
+def _by_rows(param: DTensor) -> tuple[Placement, ...]:
+    """Rows divided among the ranks that divide a parameter."""
+    from torch.distributed.tensor import Shard
+
+    return tuple(placement if placement.is_replicate() else Shard(0) for placement in param.placements)
 
 
 def _followed(init: Init, param: DTensor, shape: torch.Size, placement: Any) -> Placement:
@@ -224,15 +274,16 @@ def here(value: Tensor, like: Any) -> Tensor:
     return part_of(value, like.device_mesh, like.placements) if is_dtensor(like) else value
 
 
-def placed(value: Any, param: Any, init: Init) -> Tensor:
+def placed(value: Any, param: Any, init: Init, owned: bool = False) -> Tensor:
     """A loaded state tensor, of the right shape, as `new_state` would have made it.
 
     Args:
         value: a DTensor, of this mesh or another, or a plain tensor that holds all of it on every rank.
         param: its parameter.
         init: how the state begins.
+        owned: as in `new_state`.
     """
-    placements = state_placements(init, param)
+    placements = state_placements(init, param, owned)
     if is_dtensor(value) and placements is not None and value.device_mesh == param.device_mesh:
         return value if value.placements == placements else value.redistribute(placements=placements)
     value = whole_of(value).to(param.device)
@@ -252,7 +303,8 @@ def converted(kept: Storage, rule: Rule, name: str, state: Mapping[str, Any], pa
         state = {**state, **{key: whole_of(state[key]) for key in present.names(name)}}
     new = storage.converted(kept, rule, name, state, stand_in(param))
     inits = storage.inits(kept, rule, name)
-    return {key: placed(value, param, inits[key]) for key, value in new.items()}
+    owned = at_owner(rule, param)
+    return {key: placed(value, param, inits[key], owned) for key, value in new.items()}
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------

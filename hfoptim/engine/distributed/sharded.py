@@ -29,6 +29,7 @@ from hfoptim.engine.distributed.dtensor import (
     part_of,
     span,
     whole_of,
+    within_matrices,
 )
 from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
 from hfoptim.engine.plan import Plan
@@ -59,8 +60,7 @@ def takes(plan: Plan, row: TensorSlots) -> bool:
         return True
     if plan.scope is Scope.MATRIX and not plan.reduces:
         # Such rules work on the last dimensions: a stack may be divided between matrices.
-        shape, shaped = row.param.shape, plan.rule.shape
-        return max(divided) >= -plan.rule.dims or (shaped is not None and tuple(shaped(shape)) != shape)
+        return within_matrices(plan.rule, row.param)
     return plan.scope is not Scope.ELEMENT
 
 
