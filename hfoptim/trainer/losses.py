@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hfoptim.engine import RuleOptimizer, unwrap, unwrap_all
-from hfoptim.trainer import private
-from hfoptim.wrappers import SAM
+from hfoptim.trainer import private, second_pass
+from hfoptim.wrappers import SAM, SVRG
 
 
 class TellLoss(TrainerCallback):
@@ -34,12 +34,18 @@ def attend(trainer: Any, optimizer: Any) -> None:
 def _telling(trainer: Any, step: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
     """`training_step`: what it returns is the loss as `backward` was called on it, without a scale of float16."""
     loss = step(*args, **kwargs)
-    for inner in _told(trainer.optimizer):
+    for inner in _told(trainer):
         inner.add_loss(loss)
     return loss
 
 
-def _told(optimizer: Any) -> list[RuleOptimizer]:
-    """Those that are to be told; a second pass of SAM tells the one inside of it the loss at the worst point nearby."""
-    sam = unwrap(optimizer, SAM)
-    return unwrap_all(optimizer, RuleOptimizer) if sam is None or not sam.second_is_due else []
+def _told(trainer: Any) -> list[RuleOptimizer]:
+    """Those that are to be told.
+
+    A second pass of SAM tells the one inside of it the loss at the worst point nearby. That of the step is the first
+    pass's with SVRG, whatever the snapshot's.
+    """
+    sam, svrg = unwrap(trainer.optimizer, SAM), unwrap(trainer.optimizer, SVRG)
+    if (sam is not None and sam.second_is_due) or (svrg is not None and second_pass.happens_in(trainer)):
+        return []
+    return unwrap_all(trainer.optimizer, RuleOptimizer)

@@ -53,6 +53,7 @@ __all__ = [
     "remove_schedule_function",
     "replace",
     "trainer_in_charge",
+    "windows_of_epoch",
 ]
 
 # The methods of a Trainer that write the model or the optimizer to disk (4.57 and 5.x); push_to_hub calls the first.
@@ -138,6 +139,35 @@ def clip_gradients(trainer: Any, model: Any) -> None:
     owner, name = clipping_method(trainer)
     clip = functools.partial(getattr(type(owner), name), owner)
     clip(model) if owner is trainer else clip(model.parameters(), trainer.args.max_grad_norm)
+
+
+def windows_of_epoch(trainer: Any, epoch: int) -> Iterator[tuple[list[Any], Any]]:
+    """The micro-batches of each step of an epoch, as a trainer takes them, from a dataloader of their own.
+
+    The Trainer's loop (4.57 and 5.x) sets `current_gradient_accumulation_steps`, which `training_step` divides by, and
+    Accelerate keeps every dataloader that it has prepared.
+
+    Args:
+        trainer: the trainer.
+        epoch: its number, from 0: which order a shuffled dataset comes in.
+
+    Yields:
+        A step's micro-batches, and what `training_step` gets as the number of items in them.
+    """
+    kept = getattr(trainer.accelerator, "_dataloaders", [])
+    before, accumulated = len(kept), getattr(trainer, "current_gradient_accumulation_steps", None)
+    loader = trainer.get_train_dataloader()
+    del kept[before:]
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    batches = iter(loader)
+    each = trainer.args.gradient_accumulation_steps
+    try:
+        while (found := trainer.get_batch_samples(batches, each, trainer.args.device))[0]:
+            trainer.current_gradient_accumulation_steps = len(found[0])
+            yield found
+    finally:
+        trainer.current_gradient_accumulation_steps = accumulated
 
 
 def attention_kind(model: Any) -> str | None:

@@ -1,10 +1,11 @@
-"""A second gradient in a Trainer: a step's batches once more, gradients with a graph, labels of the model's own."""
+"""A second gradient in a Trainer: a step's batches once more, those of all steps, gradients with a graph."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
+from hfoptim.engine.checks import integer
 from hfoptim.engine.inputs import mean_over_ranks
 from hfoptim.optimizers.mars import Mars
 from hfoptim.optimizers.sophia import SophiaG
@@ -29,7 +31,7 @@ from hfoptim.wrappers import SVRG, TwoPoints
 
 
 class SecondPass(TrainerCallback):
-    """Gives an optimizer in a Trainer the second gradient that its steps need: SAM, LBFGS, Adahessian, Sophia, MARS.
+    """Gives an optimizer in a Trainer the other gradients its steps need: SAM, SVRG, LBFGS, Adahessian, Sophia, MARS.
 
         Trainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[SecondPass()])
 
@@ -37,6 +39,9 @@ class SecondPass(TrainerCallback):
 
     - SAM, LBFGS: `step` gets a closure that goes through all micro-batches of the step once more, with the random
       numbers of the first time (dropout is the same), and clips as the Trainer does.
+    - SVRG: likewise, and a snapshot at the beginning of each epoch, or every `snapshot_every` steps: the gradient of
+      each step of that epoch at the weights there are then, clipped as the steps' are, and the mean of all. The batches
+      come from a dataloader of its own in the order of the epoch, and random numbers go on as without.
     - MARS with is_approx=False: likewise, for the gradient at the weights before the last step. The one at the present
       weights is kept meanwhile, and not computed again.
     - Adahessian, SophiaH: at the steps that estimate the Hessian, each micro-batch's gradient gets a graph, its part of
@@ -46,16 +51,44 @@ class SecondPass(TrainerCallback):
 
     Losses, norms and schedules are those of the first pass.
 
+    Args:
+        snapshot_every: steps of the optimizer from one of SVRG's snapshots to the next, at least 1; None (default): an
+            epoch.
+
     Raises:
-        ValueError: at the start of the training: SVRG; fp16, DeepSpeed, FSDP of version 1, several GPUs in one process,
-            parallelism that splits a model or a sequence; `max_grad_norm` with LBFGS; torch.compile, flash attention,
-            reentrant checkpointing and FSDP for a Hessian; models that have no labels for SophiaG.
+        TypeError: `snapshot_every` is not a whole number.
+        ValueError: it is less than 1. At the start of the training: fp16, DeepSpeed, FSDP of version 1, several GPUs in
+            one process, parallelism that splits a model or a sequence; `max_grad_norm` with LBFGS; torch.compile, flash
+            attention, reentrant checkpointing and FSDP for a Hessian; models that have no labels for SophiaG; training
+            data without a length for SVRG, or `snapshot_every` without SVRG.
     """
+
+    def __init__(self, snapshot_every: int | None = None) -> None:
+        self.snapshot_every = None if snapshot_every is None else integer("snapshot_every", snapshot_every, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = private.trainer_in_charge()
         _end(trainer)  # a training that was broken off
         _begin(trainer)
+        svrg = unwrap(trainer.optimizer, SVRG)
+        if svrg is not None:
+            _steps_of_an_epoch(args, kwargs.get("train_dataloader"))
+        elif self.snapshot_every is not None:
+            raise ValueError(
+                f"snapshot_every={self.snapshot_every!r} is about SVRG's snapshots, and the optimizer is no SVRG; "
+                f"leave it out"
+            )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = private.trainer_in_charge()
+        svrg = unwrap(trainer.optimizer, SVRG)
+        if svrg is None or trainer not in _windows:
+            return
+        steps = _steps_of_an_epoch(args, kwargs.get("train_dataloader"))
+        # A training that begins with the state of another optimizer has none yet.
+        first = not any(group["svrg_taken"] for group in svrg.param_groups)
+        if first or state.global_step % (self.snapshot_every or steps) == 0:
+            _take_snapshot(trainer, svrg, state.global_step // steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _end(private.trainer_in_charge())
@@ -73,6 +106,12 @@ def attend(trainer: Any, optimizer: Any) -> None:
         trainer.add_callback(SecondPass())
 
 
+def happens_in(trainer: Any) -> bool:
+    """Whether a trainer's `training_step` is called for a second gradient, or a snapshot, at the moment."""
+    window = _windows.get(trainer)
+    return window is not None and window.again
+
+
 # -- what excludes it -------------------------------------------------------------------------------------------------
 
 
@@ -81,7 +120,7 @@ class _Needs:
     """What the optimizers of a trainer need.
 
     Args:
-        closure: those that evaluate the loss again in their step: SAM, LBFGS, or SVRG, which is refused.
+        closure: those that evaluate the loss again in their step: SAM, SVRG, LBFGS.
         exact: those that do it at the weights before the last step: MARS.
         graph: those that take curvature from the gradients' graph.
         labels: those that take it from gradients for sampled labels.
@@ -100,7 +139,7 @@ class _Needs:
         return any(isinstance(each, LBFGS) for each in self.closure)
 
     @property
-    def only_sam(self) -> bool:
+    def only_points(self) -> bool:
         return not (self.lbfgs or self.exact or self.graph or self.labels)
 
     @property
@@ -127,11 +166,6 @@ def check_arguments(optimizer: Any, args: Any) -> None:
     needs = _needs(optimizer)
     if not needs:
         return
-    if unwrap(optimizer, SVRG) is not None:
-        raise ValueError(
-            "SVRG takes the gradient of all batches at every snapshot, which a Trainer does not compute; train in a "
-            "loop of your own, which calls snapshot(closure)"
-        )
     if args.fp16:
         raise ValueError(
             f"fp16=True scales the loss by a factor that changes, and {needs.name} needs two gradients of one loss in "
@@ -164,9 +198,9 @@ def _refuse(trainer: Any, needs: _Needs) -> None:
         )
     if getattr(trainer.accelerator, "parallelism_config", None) is not None:
         raise ValueError(f"{name} works with data parallelism only, but the Trainer has a parallelism_config")
-    if trainer.is_fsdp_enabled and not (needs.only_sam and trainer.accelerator.is_fsdp2):
-        sharded = "FSDP of version 1" if needs.only_sam else "FSDP"
-        raise ValueError(f"{sharded} cuts parameters in a way that {name} does not take; use DDP or, for SAM, FSDP2")
+    if trainer.is_fsdp_enabled and not (needs.only_points and trainer.accelerator.is_fsdp2):
+        sharded = "FSDP of version 1" if needs.only_points else "FSDP"
+        raise ValueError(f"{sharded} cuts parameters in a way that {name} does not take; use DDP or, for SAM and SVRG, FSDP2")
     if needs.graph:
         kind = private.attention_kind(trainer.model)
         if kind not in (None, "eager", "sdpa"):
@@ -204,7 +238,7 @@ class _Window:
         batches: the micro-batches so far.
         loss: the sum of their losses, as `backward` was called on them.
         takes_closure: whether the step goes through them once more, and is taken with the gradients of that.
-        again: whether that is happening.
+        again: whether that is happening, or a snapshot is being taken.
         shifted: whether the loss leaves out the first label of each row; None: not known yet.
         handles: what takes the hooks from the optimizer.
     """
@@ -342,9 +376,67 @@ def _evaluate(trainer: Any, optimizer: Any) -> Tensor:
         for batch in batches:
             batch.random.restore()
             total = total + trainer.training_step(batch.model, copy.copy(batch.inputs), *batch.rest, **batch.named)
-    if trainer.args.max_grad_norm is not None and trainer.args.max_grad_norm > 0:
-        private.clip_gradients(trainer, batch.model)
+    _clip(trainer, batch.model)
     return total
+
+
+def _clip(trainer: Any, model: Any) -> None:
+    if trainer.args.max_grad_norm is not None and trainer.args.max_grad_norm > 0:
+        private.clip_gradients(trainer, model)
+
+
+# -- the batches of all steps -----------------------------------------------------------------------------------------
+
+
+def _steps_of_an_epoch(args: Any, loader: Any) -> int:
+    """How many steps an epoch has.
+
+    Raises:
+        ValueError: nobody knows.
+    """
+    try:
+        batches: int = len(loader)
+    except TypeError:
+        raise ValueError(
+            "SVRG takes the gradient of all batches at every snapshot, and the training data has no length; give a "
+            "dataset with one"
+        ) from None
+    return max(1, math.ceil(batches / int(args.gradient_accumulation_steps)))
+
+
+def _take_snapshot(trainer: Any, svrg: SVRG, epoch: int) -> None:
+    """Have the weights and the mean of the gradients of an epoch's steps taken as SVRG's snapshot."""
+    window, after = _windows[trainer], RandomNumbers.now(trainer.args.device)
+    window.again = True
+    try:
+        svrg.snapshot(functools.partial(_mean_gradient, trainer, epoch))
+    finally:
+        window.again = False
+        after.restore()
+
+
+def _mean_gradient(trainer: Any, epoch: int) -> None:
+    """Leave the mean of the gradients of all steps of an epoch at the weights that there are now."""
+    optimizer, model = _hooked(trainer.optimizer), trainer.model_wrapped
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    sums: dict[Tensor, Tensor] = {}
+    steps = 0
+    for batches, rest in private.windows_of_epoch(trainer, epoch):
+        optimizer.zero_grad()
+        steps += 1
+        for number, inputs in enumerate(batches, 1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else trainer.accelerator.no_sync(model):
+                trainer.training_step(model, inputs, rest)
+        _clip(trainer, model)
+        for param in params:
+            if param.grad is not None:
+                # Of a thousand steps the last bits of bfloat16 would be lost.
+                grad = param.grad.detach().to(torch.promote_types(param.grad.dtype, torch.float32))
+                sums[param] = sums[param].add_(grad) if param in sums else grad.clone()
+    optimizer.zero_grad()
+    for param, total in sums.items():
+        param.grad = total.div_(steps).to(param.dtype)
 
 
 # -- a graph ----------------------------------------------------------------------------------------------------------

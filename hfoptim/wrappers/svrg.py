@@ -43,8 +43,8 @@ class SVRG(TwoPoints):
     parameter that had no gradient in any batch of the snapshot keeps the gradients it has.
 
     Memory: two tensors for each parameter, p' and G, and two more during a step. By name: `svrg_adamw`, with the
-    options `svrg_coefficient` and `svrg_snapshots`, which lie in the parameter groups. torch.amp.GradScaler and the
-    Trainer, which has no gradient of all batches, cannot be used.
+    options `svrg_coefficient` and `svrg_snapshots`, which lie in the parameter groups. In a Trainer the callback
+    `SecondPass` takes the snapshots. torch.amp.GradScaler cannot be used.
 
     Args:
         optimizer: any torch optimizer that evaluates no model in its step.

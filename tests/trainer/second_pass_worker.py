@@ -1,6 +1,7 @@
 """Trainings with optimizers that need a second gradient, each next to a plain loop over the steps' big batches.
 
-On one process: `measure(case)`. On several: torchrun this file with a folder, which gets one JSON for each process.
+On one process: `measure(case)`. On several: torchrun this file with "ddp" or "fsdp2" and a folder, which gets one JSON
+for each process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
@@ -29,18 +32,20 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 import hfoptim
 from hfoptim import OptimizerCallback
 from hfoptim.engine import unwrap
+from hfoptim.trainer import SecondPass
 
 LENGTH, VOCABULARY, ROWS = 8, 16, 10  # in batches of 2 and windows of 2: the last window is a partial one
 
 
 @dataclass
 class Case:
-    """One training: of which optimizer, with which options, clipped at what, in bfloat16's autocast or in float64."""
+    """One training: which optimizer, its options, clipped at what, in bfloat16's autocast or float64, its snapshots."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     clip: float = 0.0
     autocast: bool = False
+    snapshot_every: int | None = None
 
 
 CASES = {
@@ -54,6 +59,10 @@ CASES = {
     "wsam_sgd": Case("wsam_sgd", {"lr": 0.5, "rho": 0.2, "wsam_gamma": 0.7}),
     "looksam_sgd clipped": Case("looksam_sgd", {"lr": 0.5, "rho": 0.2, "looksam_k": 2}, clip=0.1),
     "friendlysam_sgd clipped": Case("friendlysam_sgd", {"lr": 0.5, "rho": 0.2}, clip=0.1),
+    "svrg_sgd": Case("svrg_sgd", {"lr": 0.5, "momentum": 0.9}, snapshot_every=2),
+    "svrg_sgd clipped": Case("svrg_sgd", {"lr": 0.5, "svrg_snapshots": 3}, clip=0.1),
+    "svrg_sgd autocast": Case("svrg_sgd", {"lr": 0.1}, autocast=True),
+    "svrg_momo": Case("svrg_momo", {"lr": 1.0, "svrg_coefficient": 1.0}),
     "adahessian": Case("adahessian", {"lr": 1e-2, "eps": 1e-3, "n_samples": 2}),
     "sophiah clipped": Case("sophiah", {"lr": 1e-1, "update_period": 2, "eps": 1e-3}, clip=0.1),
     "sam_adahessian": Case("sam_adahessian", {"lr": 1e-2, "eps": 1e-3, "rho": 0.2}),
@@ -85,13 +94,30 @@ def make_data() -> list[dict[str, torch.Tensor]]:
 
 
 class Windows(Trainer):
-    """Notes the batches of each step."""
+    """Notes the batches of each step, which come before those of its snapshot."""
 
-    windows: list[list[dict[str, torch.Tensor]]]
+    windows: dict[int, list[dict[str, torch.Tensor]]]
+    sharded = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """With FSDP2, which Accelerate takes for the processes of GPUs alone; torch has it on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        if self.sharded:
+            plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                auto_wrap_policy="transformer_based_wrap",
+                transformer_cls_names_to_wrap=["GPT2Block"],
+                cpu_ram_efficient_loading=False,
+            )
+            state = self.accelerator.state
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
-        self.windows.append([{name: value.clone() for name, value in batch.items()} for batch in batches])
+        own = [{name: value.clone() for name, value in batch.items()} for batch in batches]
+        self.windows.setdefault(self.state.global_step, own)
         return batches, items
 
 
@@ -103,22 +129,42 @@ class Losses(TrainerCallback):
         self.losses += [logs["loss"]] if "loss" in logs else []
 
 
-def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str, torch.Tensor]) -> float:
-    """One step with the batch as a whole, as its author would write it."""
+def by_hand(
+    case: Case,
+    model: GPT2LMHeadModel,
+    optimizer: Any,
+    batch: dict[str, torch.Tensor],
+    epoch: list[dict[str, torch.Tensor]] | None,
+) -> float:
+    """One step with the batch as a whole, as its author would write it; before it a snapshot with all of an epoch."""
 
-    def forward() -> torch.Tensor:
+    def clip() -> None:
+        if case.clip:
+            clip_grad_norm_(model.parameters(), case.clip)
+
+    def forward(inputs: dict[str, torch.Tensor] = batch) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast), sdpa_kernel(SDPBackend.MATH):
-            return model(**batch).loss
+            return model(**inputs).loss
+
+    if epoch is not None:
+        grads = []
+        for other in epoch:
+            optimizer.zero_grad()
+            forward(other).backward()
+            clip()
+            grads.append([param.grad for param in model.parameters()])
+
+        def whole() -> None:
+            for param, *parts in zip(model.parameters(), *grads, strict=True):
+                param.grad = sum(parts) / len(parts)
+
+        optimizer.snapshot(whole)
 
     def backward(graph: bool = False) -> torch.Tensor:
         optimizer.zero_grad()
         loss = forward()
         loss.backward(create_graph=graph)
         return loss.detach()
-
-    def clip() -> None:
-        if case.clip:
-            clip_grad_norm_(model.parameters(), case.clip)
 
     if case.name == "lbfgs":
         return float(optimizer.step(backward))
@@ -130,6 +176,16 @@ def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str,
             return loss
 
         return float(optimizer.step(clipped))
+    if isinstance(optimizer, hfoptim.SVRG):
+        loss = backward()
+        clip()
+        optimizer.optimizer.add_loss(loss) if case.name == "svrg_momo" else None
+        if optimizer.second_is_due:
+            optimizer.first_step(zero_grad=True)
+            backward()
+            clip()
+        optimizer.second_step(zero_grad=True)
+        return loss.item()
     loss = backward(case.name in ("adahessian", "sophiah"))
     if isinstance(optimizer, hfoptim.SAM) and optimizer.second_is_due:
         clip()
@@ -157,8 +213,8 @@ def by_hand(case: Case, model: GPT2LMHeadModel, optimizer: Any, batch: dict[str,
     return loss.item()
 
 
-def measure(case: Case, folder: str, epochs: int = 2) -> dict[str, Any]:
-    """Train with a Trainer and by hand."""
+def measure(case: Case, folder: str, epochs: int = 2, sharded: bool = False) -> dict[str, Any]:
+    """Train with a Trainer, which shards the model by FSDP2 or not, and by hand."""
     model, world = make_model(case), int(os.environ.get("WORLD_SIZE", 1))
     reference, start = copy.deepcopy(model), [param.detach().clone() for param in model.parameters()]
     args = TrainingArguments(
@@ -178,16 +234,19 @@ def measure(case: Case, folder: str, epochs: int = 2) -> dict[str, Any]:
     )
     losses = Losses()
     callbacks = [OptimizerCallback(case.name, **case.options), losses]
-    trainer = Windows(model, args, train_dataset=make_data(), callbacks=callbacks)
-    trainer.windows = []
+    callbacks += [SecondPass(case.snapshot_every)] if case.snapshot_every else []
+    kind = type("Sharded", (Windows,), {"sharded": sharded})
+    trainer = kind(model, args, train_dataset=make_data(), callbacks=callbacks)
+    trainer.windows = {}
     with mock.patch.object(torch.distributions.Categorical, "sample", lambda self: drawn(self.logits)):
         trainer.train()
-    windows = [window for window in trainer.windows if window]
+    windows = [window for window in trainer.windows.values() if window]
     if world > 1:
         everyones: list[Any] = [None] * world
         dist.all_gather_object(everyones, windows)
         windows = [[batch for part in parts for batch in part] for parts in zip(*everyones, strict=True)]
     names = {param: name for name, param in model.named_parameters()}
+    assert all(isinstance(param, DTensor) is sharded for param in names)
     theirs = dict(reference.named_parameters())
     groups = [[theirs[names[param]] for param in g["params"]] for g in unwrap(trainer.optimizer).param_groups]
     params: Any = [{"params": group, "weight_decay": 0.0} for group in groups if group]
@@ -196,11 +255,14 @@ def measure(case: Case, folder: str, epochs: int = 2) -> dict[str, Any]:
     reference.train()
     found = []
     world_of_one = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK") if name in os.environ}
-    for window in windows:
-        batch = {name: torch.cat([part[name] for part in window]) for name in window[0]}
-        found.append(by_hand(case, reference, optimizer, batch))
+    batches = [{name: torch.cat([part[name] for part in window]) for name in window[0]} for window in windows]
+    of_epoch = len(batches) // epochs
+    for step, batch in enumerate(batches):
+        due = case.name.startswith("svrg") and step % (case.snapshot_every or of_epoch) == 0
+        first = step // of_epoch * of_epoch
+        found.append(by_hand(case, reference, optimizer, batch, batches[first : first + of_epoch] if due else None))
     os.environ.update(world_of_one)
-    ends = [param.detach() for param in model.parameters()]
+    ends = [full(param.detach()) for param in model.parameters()]
     return {
         "steps": len(found),
         "difference": largest(ends, [param.detach() for param in reference.parameters()]),
@@ -212,13 +274,17 @@ def measure(case: Case, folder: str, epochs: int = 2) -> dict[str, Any]:
     }
 
 
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def largest(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    found = {name: measure(CASES[name], str(folder), epochs=1) for name in sys.argv[2:]}
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    found = {name: measure(CASES[name], str(folder), epochs=1, sharded=kind == "fsdp2") for name in sys.argv[3:]}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     gc.collect()  # a living DDP module can make gloo hang
     dist.destroy_process_group()

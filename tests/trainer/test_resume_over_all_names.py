@@ -58,12 +58,12 @@ FORMS = {
 def train(names, make_trainer, model, text, tmp_path):
     """Trains, from the start with a checkpoint on the way or from that checkpoint, by name or with the callback."""
 
-    def run(name, options=None, *, resume, callback, dtype=torch.float32, schedule="cosine", **given):
+    def run(name, options=None, *, resume, callback, dtype=torch.float32, schedule="cosine", callbacks=(), **given):
         # A resumed training begins with other weights than the one it continues.
         network = model(seed=int(resume)).to(dtype)
         own = {"model": network, "train_dataset": text[:12]}
         given = {**USUAL, "output_dir": str(tmp_path / "run"), **given}
-        extra = [] if resume else [SaveAt(BREAK)]
+        extra = [*callbacks] if resume else [*callbacks, SaveAt(BREAK)]
         if callback:
             kwargs = given.pop("lr_scheduler_kwargs", None)
             extra.append(OptimizerCallback(name, schedule=schedule, schedule_kwargs=kwargs, **(options or {})))

@@ -11,11 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ranks import run_ranks
+from resuming import same_end
 from second_pass_worker import CASES, measure
 from test_resume_over_all_names import resumes_exactly, train  # noqa: F401
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hfoptim
+from hfoptim.engine import unwrap
 from hfoptim.trainer import OptimizerCallback, SecondPass, second_pass
 
 # By its name in this transformers.
@@ -38,12 +40,16 @@ def test_the_weights_are_those_of_a_plain_loop(name, tmp_path):
     assert found["losses"] < (5e-3 if CASES[name].autocast else 1e-4)  # 4.57 rounds what it logs
 
 
-def test_on_two_processes(tmp_path):
-    worker, names = (
-        Path(__file__).with_name("second_pass_worker.py"),
-        ("sam_sgd", "adahessian", "lbfgs search", "sophiag"),
-    )
-    run_ranks(worker, str(tmp_path), *names, ranks=2, output=tmp_path, timeout=300)
+ON_TWO = {
+    "ddp": ("sam_sgd", "svrg_sgd clipped", "adahessian", "lbfgs search", "sophiag"),
+    "fsdp2": ("sam_sgd", "sam_adamw clipped", "looksam_sgd clipped", "svrg_sgd clipped"),
+}
+
+
+@pytest.mark.parametrize("kind", ON_TWO)
+def test_on_two_processes(kind, tmp_path):
+    worker, names = Path(__file__).with_name("second_pass_worker.py"), ON_TWO[kind]
+    run_ranks(worker, kind, str(tmp_path), *names, ranks=2, output=tmp_path, timeout=300)
     ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank-*.json"))]
     assert len(ranks) == 2
     for name in names:
@@ -58,6 +64,7 @@ def test_on_two_processes(tmp_path):
         "sam_adamw",
         "looksam_adamw",
         "friendlysam_adamw",
+        "svrg_adamw",
         "adahessian",
         "lbfgs",
         "sophiag",
@@ -73,6 +80,42 @@ def test_a_resumed_training_is_the_same(resumes_exactly, name):  # noqa: F811
     options["lookahead_sophiah"] = {"update_period": 3, "lookahead_k": 3}
     clip = {"max_grad_norm": 0.0} if name == "lbfgs" else {}
     resumes_exactly(name, options.get(name), learning_rate=1e-2, by_callback=(name == "sam_adamw",), **clip)
+
+
+@pytest.mark.parametrize("every", [None, 4, 5])
+def test_a_training_with_svrg_resumed_between_and_at_snapshots(train, every):  # noqa: F811
+    # The checkpoint is of step 4, and an epoch has 3.
+    ends = []
+    for resume in (False, True):
+        callbacks = [SecondPass(snapshot_every=every)]
+        ends.append(train("svrg_sgd", {"svrg_snapshots": 3}, resume=resume, callback=True, callbacks=callbacks))
+    same_end(*ends)
+    taken = {group["svrg_taken"] for group in unwrap(ends[0].optimizer).param_groups}
+    assert taken == {{None: 3, 4: 2, 5: 2}[every]}
+
+
+def test_svrgs_pass_over_all_data_leaves_the_others_data_and_random_numbers(make_trainer):
+    # A coefficient of 0: snapshots are taken, and gradients are as they are.
+    ends = []
+    for name in ("svrg_sgd", "sgd"):
+        options = {"svrg_coefficient": 0.0} if name == "svrg_sgd" else {}
+        given = {"gradient_accumulation_steps": 2, "max_steps": 5}
+        trainer = make_trainer(OptimizerCallback(name, lr=1e-2, **options), **given)
+        trainer.train()
+        assert len(trainer.accelerator._dataloaders) == 1
+        ends.append((trainer.model.state_dict(), [e["loss"] for e in trainer.state.log_history if "loss" in e]))
+    assert ends[0][1] == ends[1][1]
+    assert all(map(torch.equal, ends[0][0].values(), ends[1][0].values()))
+
+
+def test_with_svrg_the_inner_optimizer_is_told_the_first_loss(make_trainer, monkeypatch):
+    told = []
+    add_loss = hfoptim.AliG.add_loss
+    monkeypatch.setattr(hfoptim.AliG, "add_loss", lambda self, loss: (told.append(float(loss)), add_loss(self, loss)))
+    trainer = make_trainer(OptimizerCallback("svrg_alig"), max_steps=3, gradient_accumulation_steps=2)
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [one + two for one, two in zip(told[::2], told[1::2], strict=True)] == pytest.approx(logged, abs=1e-3)
 
 
 class Masks(TrainerCallback):
@@ -166,7 +209,7 @@ def test_nothing_is_left_on_the_optimizer_after_the_training(make_trainer, name)
         ("lbfgs", {}, r"max_grad_norm=1.0 shortens gradients.* LBFGS .*give max_grad_norm=0"),
         ("adahessian", {"torch_compile": True}, r"torch_compile=True makes .* Adahessian"),
         ("sam_adamw", {"deepspeed": "ds.json"}, r"DeepSpeed takes its steps with one gradient, and SAMAdam needs two"),
-        ("svrg_adamw", {}, r"SVRG takes the gradient of all batches .* which a Trainer does not compute"),
+        ("svrg_sgd", {"fp16": True}, r"fp16=True scales the loss .* SVRGSGD"),
     ],
 )
 def test_arguments_that_exclude_it_are_refused_before_the_training(names, arguments, model, text, name, given, words):
@@ -204,6 +247,23 @@ def test_models_that_exclude_it_are_refused_when_the_training_starts(make_traine
     trainer.create_optimizer_and_scheduler(4)
     with pytest.raises(ValueError, match=words):
         second_pass._refuse(trainer, second_pass._needs(trainer.optimizer))
+
+
+def test_svrg_needs_data_with_a_length(make_trainer, text):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(list(text) * 9)
+
+    trainer = make_trainer(OptimizerCallback("svrg_sgd", lr=1e-3), own={"train_dataset": Endless()}, max_steps=2)
+    with pytest.raises(ValueError, match=r"SVRG takes the gradient of all batches .* has no length"):
+        trainer.train()
+
+
+def test_snapshots_are_of_svrg_alone(make_trainer):
+    with pytest.raises(ValueError, match=r"snapshot_every=0"):
+        SecondPass(snapshot_every=0)
+    with pytest.raises(ValueError, match=r"snapshot_every=3 is about SVRG's snapshots"):
+        make_trainer(OptimizerCallback("sam_sgd", lr=1e-3), SecondPass(snapshot_every=3)).train()
 
 
 def test_labels_that_are_no_classes_are_refused_for_sophiag(make_trainer):
@@ -248,6 +308,41 @@ def test_the_graph_is_freed_after_each_micro_batch(make_trainer):
     trainer.train()
     assert looking.graphs
     assert not any(looking.graphs)
+
+
+def test_in_accelerate_svrg_takes_its_snapshots_from_the_prepared_dataloader():
+    """The recipe of docs/wrappers.md with two micro-batches a step, next to a plain loop over the steps' batches."""
+    ends = []
+    data = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for parts in (2, 1):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 2).double()
+        optimizer = hfoptim.SVRG(hfoptim.AdamW(net.parameters(), lr=1e-2), snapshots=3)
+        loader = torch.utils.data.DataLoader(data, batch_size=4 // parts)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+        if parts > 1:
+            net, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+
+        def backward(batch, share, net=net, accelerator=accelerator, plain=parts == 1):
+            loss = net(batch).square().mean() * share
+            loss.backward() if plain else accelerator.backward(loss * accelerator.gradient_accumulation_steps)
+            return loss.detach()
+
+        for _ in range(3):
+            svrg = unwrap(optimizer, hfoptim.SVRG)
+            svrg.snapshot(lambda loader=loader, backward=backward: [backward(each, 1 / len(loader)) for each in loader])
+            batches = list(loader)
+            for start in range(0, len(batches), parts):
+
+                def closure(own=batches[start : start + parts], svrg=svrg, backward=backward, parts=parts):
+                    svrg.zero_grad()
+                    return sum(backward(each, 1 / parts) for each in own)
+
+                optimizer.step(closure)
+                optimizer.zero_grad()
+        ends.append([param.detach() for param in net.parameters()])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_in_accelerate_the_closure_goes_through_all_micro_batches():
