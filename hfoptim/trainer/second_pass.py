@@ -200,7 +200,9 @@ def _refuse(trainer: Any, needs: _Needs) -> None:
         raise ValueError(f"{name} works with data parallelism only, but the Trainer has a parallelism_config")
     if trainer.is_fsdp_enabled and not (needs.only_points and trainer.accelerator.is_fsdp2):
         sharded = "FSDP of version 1" if needs.only_points else "FSDP"
-        raise ValueError(f"{sharded} cuts parameters in a way that {name} does not take; use DDP or, for SAM and SVRG, FSDP2")
+        raise ValueError(
+            f"{sharded} cuts parameters in a way that {name} does not take; use DDP or, for SAM and SVRG, FSDP2"
+        )
     if needs.graph:
         kind = private.attention_kind(trainer.model)
         if kind not in (None, "eager", "sdpa"):
