@@ -106,6 +106,12 @@ def compare(
         list[str] | None,
         typer.Option(help="Seed of weights and data order; repeatable or comma-separated. (default: 0)"),
     ] = None,
+    tune_first: Annotated[
+        bool,
+        typer.Option(
+            "--tune-first", help="Try all rates with the first seed; run the other seeds at the best rate alone."
+        ),
+    ] = False,
     checkpoint_steps: Annotated[
         int | None, typer.Option(help="Steps between checkpoints of a run, 0 for none. (default: a quarter of it)")
     ] = None,
@@ -131,6 +137,7 @@ def compare(
         "seq_len": seq_len,
         "schedule": schedule,
         "seeds": seed or None,
+        "tune_first": tune_first or None,
         "checkpoint_steps": checkpoint_steps,
     }
     try:

@@ -615,6 +615,40 @@ def test_a_rate_counts_only_if_every_seed_finished(tmp_path: Path) -> None:
     assert len(results.missing()) == 2
 
 
+def test_rates_chosen_with_the_first_seed(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:
+    """The other seeds run at the best rate alone; an interrupted comparison goes on like that."""
+    options = {**tiny, "optimizers": ["lion", "sgd"], "lr_grid": ["lion=1e-3,1e-5", "sgd=0.1,1e9"], "seeds": "1,2,3"}
+    config = CompareConfig.from_options(**options, tune_first=True)
+    results = compare(config, tmp_path / "out", console=console)
+    assert results.complete
+    assert len(results.runs) == config.runs == 8
+    later = [run.key for run in results.runs if run.seed != 1]
+    assert later == [("lion", 1e-3, 2), ("sgd", 0.1, 2), ("lion", 1e-3, 3), ("sgd", 0.1, 3)]
+    assert "[8/8] sgd, lr 0.1, seed 3" in console.export_text(clear=False)
+    results.runs = [run for run in results.runs if run.seed != 3]
+    results.save()
+    again = compare(config, tmp_path / "out", resume=True, console=console)
+    assert [run.key for run in again.runs] == [run.key for run in results.runs] + later[2:]
+
+
+def test_a_rate_of_the_first_seed_must_not_diverge_with_others(tmp_path: Path) -> None:
+    records = [run_of("sgd", 1.0, 2.0), run_of("sgd", 3.0, 1.0), run_of("sgd", 9.0, None, "failed")]
+    results = results_of(tmp_path, *records, sgd=(1.0, 3.0, 9.0))
+    results.config = replace(results.config, seeds=(0, 1), tune_first=True)
+    assert results.missing() == [("sgd", 9.0, 0)]
+    results.add(run_of("sgd", 9.0, 3.0))
+    assert results.missing() == [("sgd", 3.0, 1)]
+    results.add(run_of("sgd", 3.0, None, "diverged", seed=1))
+    assert results.missing() == [("sgd", 1.0, 1)]
+    results.add(run_of("sgd", 1.0, 0.5, seed=1))
+    (line,) = results.summaries()
+    assert line.best is not None
+    assert (line.best.lr, line.best.eval_loss, results.complete) == (1.0, 1.25, True)
+    assert "diverged at lr 3 (1 of 1 seeds)" not in line.notes
+    with pytest.raises(CompareError, match="--tune-first is about the other seeds"):
+        replace(results.config, seeds=(0,))
+
+
 @pytest.mark.parametrize(
     ("seeds", "said"), [("0,x", "0, x: no whole"), ([], "names no seed"), ("1.5", "1.5: no whole")]
 )
@@ -729,7 +763,7 @@ def test_folder_that_cannot_be_made(tiny: dict[str, Any], tmp_path: Path, consol
 def test_resume_takes_the_options_of_the_folder(tmp_path: Path) -> None:
     stored = results_of(tmp_path, sgd=(1.0, 2.0), lion=(1e-3,))
     stored.save()
-    nothing: dict[str, Any] = {"optimizers": None, "lr_grid": None, "steps": None, "seeds": None}
+    nothing: dict[str, Any] = {"optimizers": None, "lr_grid": None, "steps": None, "seeds": None, "tune_first": None}
     assert resumed_config(tmp_path, nothing) == stored.config
     assert resumed_config(tmp_path, {**nothing, "steps": 3, "optimizers": ["SGD,lion"]}) == stored.config
     with pytest.raises(CompareError, match="steps: 3 against 9"):

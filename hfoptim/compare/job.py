@@ -199,13 +199,10 @@ def _run_missing(
 ) -> None:
     from hfoptim.compare.runs import train
 
-    missing = results.missing()
-    total = len(list(results.planned()))
-    checkpoints = results.folder / CHECKPOINTS
-    with report.Display(
-        console, total - len(missing), total, results.config.steps, len(results.config.seeds)
-    ) as display:
-        for optimizer, lr, seed in missing:
+    checkpoints, total = results.folder / CHECKPOINTS, results.config.runs
+    done = sum(run.status != FAILED for run in results.runs)
+    with report.Display(console, done, total, results.config.steps, len(results.config.seeds)) as display:
+        for optimizer, lr, seed in _one_by_one(results):
             display.start(optimizer, lr, seed)
             folder = checkpoints / f"{optimizer}-{lr:g}-{seed}"
             try:
@@ -217,6 +214,14 @@ def _run_missing(
             display.finish(run)
     with contextlib.suppress(OSError):
         os.rmdir(checkpoints)
+
+
+def _one_by_one(results: Results) -> Iterator[tuple[str, float, int]]:
+    """The runs still to be made, each once: which rates other seeds run with, the first ones tell."""
+    tried: set[tuple[str, float, int]] = set()
+    while missing := [key for key in results.missing() if key not in tried]:
+        tried.add(missing[0])
+        yield missing[0]
 
 
 def _say(console: Console, *lines: str) -> None:

@@ -82,12 +82,12 @@ class Display:
 def heading(results: Results) -> list[str]:
     """Lines that say what is compared on what."""
     config, data, model = results.config, results.data, results.model
-    count = len(list(results.planned()))
     seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
+    seeds += ", rates chosen with the first" if config.tune_first else ""
     return [
         f"text: {data['name']}, {data['train_tokens']:,} tokens to train on, {data['held_out_tokens']:,} held out",
         f"model: {model['name']}, {model['parameters']:,} parameters, on {results.environment['device']}",
-        f"{count} runs of {config.steps} steps of {config.batch_size} x {config.seq_len} tokens, "
+        f"{config.runs} runs of {config.steps} steps of {config.batch_size} x {config.seq_len} tokens, "
         f"schedule {config.schedule}, {seeds}",
     ]
 

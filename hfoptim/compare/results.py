@@ -103,8 +103,8 @@ class Summary:
 
     Args:
         optimizer: Name of the registry.
-        best: The learning rate with the lowest mean eval loss, of those that finished with every seed run so far; None
-            without one.
+        best: The learning rate with the lowest mean eval loss, of those that finished with every seed run so far; with
+            `tune_first`, the lowest with the first seed. None without one.
         notes: What the reader must know to judge the line.
     """
 
@@ -192,11 +192,38 @@ class Results:
         self.save()
 
     def planned(self) -> Iterator[tuple[str, float, int]]:
-        """Optimizer, learning rate and seed of every run of the comparison, in order: a whole table for each seed."""
+        """Optimizer, learning rate and seed of every run, in order: a whole table for each seed.
+
+        With `tune_first` a later seed has the best rate alone, from when all rates have been tried with the first.
+        """
         for seed in self.config.seeds:
             for optimizer in self.config.optimizers:
-                for lr in self.config.lr_grid[optimizer]:
+                for lr in self._rates_for(optimizer, seed):
                     yield optimizer, lr, seed
+
+    def _rates_for(self, optimizer: str, seed: int) -> tuple[float, ...]:
+        grid, first = self.config.lr_grid[optimizer], self.config.seeds[0]
+        if seed == first or not self.config.tune_first:
+            return grid
+        done = {run.lr for run in self.runs if (run.optimizer, run.seed) == (optimizer, first) and run.status != FAILED}
+        rate = self._rate_of_first(optimizer)
+        return () if rate is None or done != set(grid) else (rate,)
+
+    def _rate_of_first(self, optimizer: str) -> float | None:
+        """The best rate with the first seed, but for those at which another diverged."""
+        runs = [run for run in self.runs if run.optimizer == optimizer]
+        diverged = {run.lr for run in runs if run.status == DIVERGED}
+        firsts = [run for run in runs if run.seed == self.config.seeds[0] and run.status == FINISHED]
+        best = min((run for run in firsts if run.lr not in diverged), key=eval_loss, default=None)
+        return None if best is None else best.lr
+
+    def _best(self, optimizer: str) -> Point | None:
+        """The optimizer at the rate by which it is judged."""
+        points = self.points(optimizer)
+        if self.config.tune_first:
+            rate = self._rate_of_first(optimizer)
+            points = [point for point in points if point.lr == rate]
+        return min(points, key=lambda point: point.eval_loss, default=None)
 
     def missing(self) -> list[tuple[str, float, int]]:
         """The runs still to be made; failed ones are tried again."""
@@ -222,12 +249,12 @@ class Results:
     def _summary(self, optimizer: str) -> Summary:
         from hfoptim.registry.lookup import get_optimizer_info
 
-        best = min(self.points(optimizer), key=lambda point: point.eval_loss, default=None)
+        best = self._best(optimizer)
         runs = [run for run in self.runs if run.optimizer == optimizer]
         seen = {run.key for run in runs}
         kinds = {status: [run.key for run in runs if run.status == status] for status in (DIVERGED, FAILED)}
         kinds["not run yet"] = [key for key in self.missing() if key[0] == optimizer and key not in seen]
-        notes = [f"{kind} at lr {self._rates(keys)}" for kind, keys in kinds.items() if keys]
+        notes = [f"{kind} at lr {self._rates(keys, optimizer)}" for kind, keys in kinds.items() if keys]
         if get_optimizer_info(optimizer).needs is not None:
             notes.append("a step takes more than one backward pass, or one with a graph: look at the wall time")
         if best is not None:
@@ -241,11 +268,13 @@ class Results:
                 notes.append(f"best at the lower edge of its grid: a smaller lr than {best.lr:g} may do better")
         return Summary(optimizer, best, notes)
 
-    def _rates(self, keys: Iterable[tuple[str, float, int]]) -> str:
-        """Learning rates as text, each with how many of the seeds it stands for where it is not all of them."""
+    def _rates(self, keys: Iterable[tuple[str, float, int]], optimizer: str) -> str:
+        """Learning rates as text, each with how many of its seeds it stands for where it is not all of them."""
         counts = Counter(lr for _, lr, _ in keys)
-        of = len(self.config.seeds)
-        return ", ".join(f"{lr:g}" + (f" ({n} of {of} seeds)" if n < of else "") for lr, n in sorted(counts.items()))
+        seeds = Counter(lr for name, lr, _ in self.planned() if name == optimizer)
+        return ", ".join(
+            f"{lr:g}" + (f" ({n} of {seeds[lr]} seeds)" if n < seeds[lr] else "") for lr, n in sorted(counts.items())
+        )
 
 
 def eval_loss(run: RunRecord) -> float:
