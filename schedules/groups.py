@@ -50,12 +50,18 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def check_groups(optimizer: Optimizer, known: int) -> None:
-    """Raise a ValueError if the optimizer has another number of param groups than a schedule was made for."""
+def check_groups(optimizer: Optimizer, known: int, way_out: str = "") -> None:
+    """Raise a ValueError if the optimizer has another number of param groups than a schedule was made for.
+
+    Args:
+        optimizer: the optimizer.
+        known: the number of groups that the schedule was made for.
+        way_out (default ""): what else the schedule offers; the end of the message.
+    """
     if len(optimizer.param_groups) != known:
         raise ValueError(
             f"the optimizer has {len(optimizer.param_groups)} param groups, its schedule was made for {known}: make "
-            "the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was"
+            f"the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was{way_out}"
         )
 
 

@@ -24,6 +24,7 @@ from .groups import (
     in_force,
     marked,
     plain_lr,
+    set_lr,
     set_lrs,
 )
 from .shapes import DECAYS
@@ -105,7 +106,7 @@ class ScheduleLR(FollowsCurves, LambdaLR):
         self.base_lrs = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.base_lrs]
 
     def _check(self) -> None:
-        check_groups(self.optimizer, len(self.base_lrs))
+        check_groups(self.optimizer, len(self.base_lrs), "; take_on() lets new groups follow this one")
 
     def _followed(self) -> None:
         if not STEP_UPDATES:
@@ -128,6 +129,32 @@ class ScheduleLR(FollowsCurves, LambdaLR):
         set_lrs(self.optimizer, self.lr_at(step))
         self._last_lr = copy_lrs(self.optimizer)
         self.hyperparameters.go_to(self.optimizer, self.last_epoch)
+
+    def take_on(self) -> None:
+        """Let the groups that were added to the optimizer since follow the curve, too, from the current step on.
+
+        As with the groups before them, the ``initial_lr`` of such a group, else its ``lr``, is what the curve
+        multiplies; the optimizer has the product at once. Nothing changes where no group was added. What else follows
+        curves (:func:`schedules.schedule_hyperparameter`) does so in the groups that it was asked for. The
+        ``state_dict`` knows the new groups: a resumed run adds them and takes them on before it loads.
+
+        Raises:
+            ValueError: the optimizer has fewer groups than before, or a new one has no lr or one below the floor of the
+                curve. Nothing is changed then.
+        """
+        known, groups = len(self.base_lrs), self.optimizer.param_groups
+        if len(groups) < known:
+            check_groups(self.optimizer, known)
+        check_optimizer(self.optimizer)
+        new = [plain_lr(group.get("initial_lr", group["lr"])) for group in groups[known:]]
+        base_lrs = [*self.base_lrs, *(lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in new)]
+        bound = self._bind(with_changes(self.curve, self.changes), base_lrs)
+        now = _lrs_at(max(0, self.last_epoch), base_lrs[known:], bound[known:])
+        for group, initial, lr in zip(groups[known:], base_lrs[known:], now, strict=True):
+            group["initial_lr"], group["lr"] = initial, plain_lr(group["lr"])
+            set_lr(group, lr)
+        self.base_lrs, self.lr_lambdas = base_lrs, bound
+        self._last_lr = [*self.get_last_lr(), *copy_lrs(self.optimizer)[known:]]
 
     def anneal(self, num_steps: int, shape: str = "1-sqrt", to: float = 0.0) -> None:
         """Leave the curve at the current step and fall to ``to`` times the current lr in ``num_steps`` steps.

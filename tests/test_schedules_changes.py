@@ -30,7 +30,7 @@ def advance(schedule: Any, steps: int) -> list[list[float]]:
     """The learning rates that so many steps are taken with, from the current one on."""
     lrs = []
     for _ in range(steps):
-        lrs.append([group["lr"] for group in schedule.optimizer.param_groups])
+        lrs.append([float(group["lr"]) for group in schedule.optimizer.param_groups])
         schedule.optimizer.step()
         schedule.step()
     return lrs
@@ -195,3 +195,61 @@ def test_a_member_of_a_sequence_changes_by_itself() -> None:
         optimizer.step()
         whole.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.1]
+
+
+# -- groups that come later ----------------------------------------------------------------------------------------------
+
+
+def add(schedule: Any, **group: Any) -> None:
+    schedule.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], **group})
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_groups_that_come_later_follow_the_curve_from_their_own_lr(tensor: bool) -> None:
+    schedule, whole = cosine_schedule(), scheduler("cosine", make(*LRS, 0.3, 0.7), 10, 100)
+    before = advance(schedule, 40)
+    add(schedule, lr=torch.tensor(0.3, dtype=torch.float64) if tensor else 0.3)
+    add(schedule, lr=5.0, initial_lr=0.7)  # a group that has been scheduled elsewhere
+    with pytest.raises(ValueError, match=r"take_on\(\) lets new groups follow"):
+        schedule.step()
+    schedule.take_on()
+    assert schedule.get_last_lr() == whole.lr_at(40)
+    after = advance(schedule, 80)
+    assert [lrs[:2] for lrs in before + after] == advance(cosine_schedule(), 120)
+    assert after == [whole.lr_at(step) for step in range(40, 120)]
+    assert isinstance(schedule.optimizer.param_groups[2]["lr"], torch.Tensor) == tensor
+    state = schedule.state_dict()
+    schedule.take_on()  # of no group
+    assert schedule.state_dict() == state
+
+
+def test_a_resumed_run_adds_the_groups_before_it_loads() -> None:
+    schedule = cosine_schedule()
+    advance(schedule, 40)
+    add(schedule, lr=0.3)
+    schedule.take_on()
+    schedule.extend(150)
+    advance(schedule, 5)
+    state = saved_and_read(schedule.state_dict())
+    resumed = cosine_schedule()
+    with pytest.raises(ValueError, match="the state has 3 param groups"):
+        resumed.load_state_dict(state)
+    add(resumed, lr=1.0)
+    resumed.take_on()
+    resumed.load_state_dict(state)
+    assert advance(resumed, 120) == advance(schedule, 120)
+
+
+def test_a_group_that_cannot_be_taken_on_changes_nothing() -> None:
+    schedule = scheduler("cosine_with_min_lr", make(*LRS), 10, 100, {"min_lr": 0.02})
+    advance(schedule, 40)
+    state = schedule.state_dict()
+    add(schedule, lr=0.3)
+    add(schedule, lr=0.01)
+    with pytest.raises(ValueError, match=r"0\.02.*0\.01"):
+        schedule.take_on()
+    assert schedule.state_dict() == {**state, "lr_in_force": False}
+    assert [group["lr"] for group in schedule.optimizer.param_groups[2:]] == [0.3, 0.01]
+    del schedule.optimizer.param_groups[1:]
+    with pytest.raises(ValueError, match="has 1 param groups, its schedule was made for 2"):
+        schedule.take_on()
