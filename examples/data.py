@@ -1,19 +1,26 @@
 """What the examples share: a text that comes with Python, cut into sequences of bytes, and a tiny GPT-2."""
 
 import pydoc_data.topics
+from collections.abc import Callable
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 LENGTH = 64  # bytes in a sequence; the end of each chapter is shorter
 IGNORED = -100  # labels that the loss leaves out
 
 
-def load_sequences() -> list[dict[str, Tensor]]:
-    """Python's language reference as sequences of at most 64 bytes."""
+def load_texts() -> list[str]:
+    """Python's language reference, by chapters."""
+    return list(pydoc_data.topics.topics.values())
+
+
+def load_sequences(change: Callable[[str], str] = str) -> list[dict[str, Tensor]]:
+    """Python's language reference, changed or as it is, as sequences of at most 64 bytes."""
     sequences = []
-    for chapter in pydoc_data.topics.topics.values():
+    for chapter in map(change, load_texts()):
         data = torch.tensor(list(chapter.encode()), dtype=torch.int64)
         for tokens in data.split(LENGTH):
             if len(tokens) > 1:
@@ -35,6 +42,15 @@ def collate(sequences: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def count_tokens(batch: dict[str, Tensor]) -> Tensor:
     """Number of tokens that the batch's loss is the mean of."""
     return (batch["labels"] != IGNORED).sum()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose 256 tokens are the bytes, for trainers that want one; the byte 0 pads and ends."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=alphabet[0], eos_token=alphabet[0])
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:

@@ -61,7 +61,8 @@ def check_groups(optimizer: Optimizer, known: int, way_out: str = "") -> None:
     if len(optimizer.param_groups) != known:
         raise ValueError(
             f"the optimizer has {len(optimizer.param_groups)} param groups, its schedule was made for {known}: make "
-            f"the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was{way_out}"
+            "the schedule after the last add_param_group; go_to(step) takes a new one to where the old one was"
+            f"{way_out}"
         )
 
 

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "examples" / "README.md").read_text()
 COMMANDS = re.findall(r"\| `((?:python|accelerate) [^`]*)` \|$", README, re.MULTILINE)
 RUN_CLM = [command for command in COMMANDS if "run_clm.py" in command]
+ADAPTERS = [command for command in COMMANDS if "peft_adapters.py" in command]
+ELSEWHERE = [command for command in COMMANDS if re.search("lightning|trl|sentence_transformers", command)]
 OPTIMIZERS = {  # by a word of the command
     "trainer_callback.py": "lion.Lion",
     "nesterov": "sgd.SGD",
@@ -80,7 +82,7 @@ def test_the_readme_names_every_example() -> None:
     [
         pytest.param(command, marks=pytest.mark.slow if command.startswith("accelerate launch --cpu") else [])
         for command in COMMANDS
-        if command not in RUN_CLM
+        if command not in (*RUN_CLM, *ADAPTERS, *ELSEWHERE)  # the last are tried in tests/integrations
     ],
 )
 def test_example(command: str, as_it_stands: bool, tmp_path: Path) -> None:
@@ -93,6 +95,18 @@ def test_example(command: str, as_it_stands: bool, tmp_path: Path) -> None:
     assert last < 3.6
     if "accelerate" in command:
         assert f"{2 if '--num_processes 2' in command else 1} process(es)" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "optimizer"), zip(ADAPTERS, ("adam.Adam", "lora_fa.LoraFAOptimizer"), strict=True))
+def test_adapters(command: str, optimizer: str, tmp_path: Path) -> None:
+    match = re.search(
+        r"^hfoptim\.optimizers\.([\w.]+): loss ([\d.]+) -> ([\d.]+)$", run(command, tmp_path), re.MULTILINE
+    )
+    assert match
+    assert match[1] == optimizer
+    assert 5.7 < float(match[2]) < 6.3  # of small letters' model on capitals
+    assert float(match[3]) < 5.1
 
 
 def test_a_wrong_name_on_the_command_line_is_answered_with_the_right_one(tmp_path: Path) -> None:

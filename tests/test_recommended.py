@@ -145,3 +145,69 @@ def test_in_words():
         "https://x.org"
     )
     assert math.isclose(Recommendation("lora", 1e-4, "https://x.org", "a model").high, 1e-4)
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+WAYS = {
+    "create": lambda name, **options: hfoptim.create_optimizer_v2(model(), name, **options),
+    "build": lambda name, **options: hfoptim.OPTIMIZERS.build({"type": name, **options}, model().parameters()),
+    "config": lambda name, **options: hfoptim.from_config({"optimizer": {"type": name, **options}}, model()),
+    "groups": lambda name, **options: hfoptim.from_config(
+        {"optimizer": {"type": name, **options}, "groups": {"layer_decay": 0.9}}, model()
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rate_that_is_far_is_warned_of_once_outside_of_a_trainer(way, caplog, monkeypatch):
+    monkeypatch.setattr("hfoptim.registry.recommended._said", set())
+    for lr in (1e-3, "1e-3", torch.tensor(1e-3)):
+        WAYS[way]("lion", lr=lr)
+    for name in ("lion", "prodigy"):
+        WAYS[way](name)
+    assert not caplog.records
+    for _ in range(2):
+        WAYS[way]("lion", lr=1e-2)
+    (record,) = caplog.records
+    assert "lr=0.01 is 50 times larger than 0.0002" in record.getMessage()
+    assert "from 2e-06 to 0.001" in record.getMessage()
+    WAYS[way]("lion", lr=2e-2)
+    WAYS[way]("torch_sgd", lr=5e-5)
+    WAYS[way]("sam_sgd", lr=5e-5)
+    assert [each.getMessage().split(", which is what ")[1].split()[0] for each in caplog.records] == [
+        *("lion", "lion", "torch_sgd", "sam_sgd")
+    ]
+
+
+def test_a_wrong_rate_is_the_optimizers_to_refuse(caplog):
+    for lr, error in ((-1.0, ValueError), ("fast", TypeError), (math.nan, ValueError)):
+        with pytest.raises(error, match="lr"):
+            hfoptim.create_optimizer_v2(model(), "lion", lr=lr)
+    assert not caplog.records
+
+
+def test_a_configuration_asks_for_a_recommended_rate(caplog):
+    asked = {"type": "Lion", "lr": "recommended", "task": "pretrain", "weight_decay": 0.1}
+    made = hfoptim.from_config({"optimizer": asked, "paramwise_cfg": {"bias_lr_mult": 2.0}}, model()).optimizer
+    assert {group["lr"] for group in made.param_groups} == {2e-4, 4e-4}
+    assert hfoptim.OPTIMIZERS.build(asked, model().parameters()).defaults["lr"] == 2e-4
+    assert all("lion takes the recommended lr=0.0002" in record.getMessage() for record in caplog.records)
+    with pytest.raises(ValueError, match="task='pretrain' says which learning rate to take"):
+        hfoptim.OPTIMIZERS.build({**asked, "lr": 1e-4}, model().parameters())
+
+
+def test_names_of_other_packages_have_those_of_the_same_equations():
+    assert recommendations("bnb_lion8bit") == recommendations("bnb_paged_lion") == recommendations("lion")
+    assert recommendations("ds_onebit_adam") == recommendations("adam")
+    assert recommendations("ao_adamw4bit") == recommendations("adamw")
+    assert recommendations("bnb_lars8bit") == ()  # nor have ours
+    # torch's Muon scales its updates as the author's does, ours by name as AdamW's.
+    assert take_recommended("torch_muon", {"lr": "recommended", "task": "pretrain"})[0] == {"lr": 0.02}
+    made = hfoptim.create_optimizer_v2(model(), "torch_adamw", lr="recommended", task="lora")
+    assert type(made) is torch.optim.AdamW
+    assert made.defaults["lr"] == 2e-4
+    out = CliRunner().invoke(app, ["info", "torch_adamw"], env={"COLUMNS": "200"}).stdout
+    assert "https://github.com/artidoro/qlora" in out

@@ -197,7 +197,7 @@ def test_a_member_of_a_sequence_changes_by_itself() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.1]
 
 
-# -- groups that come later ----------------------------------------------------------------------------------------------
+# -- groups that come later --------------------------------------------------------------------------------------------
 
 
 def add(schedule: Any, **group: Any) -> None:

@@ -35,7 +35,7 @@ from hfoptim.registry.lookup import (
     option_names,
     resolve_options,
 )
-from hfoptim.registry.recommended import say_taken, take_recommended
+from hfoptim.registry.recommended import say_taken, take_recommended, warn_if_far
 
 if TYPE_CHECKING:
     from hfoptim.optimizers.adam_weight_decay import AdamWeightDecay
@@ -75,7 +75,8 @@ def create_optimizer_v2(
         model_or_params: a model, or parameters, named parameters or parameter groups, which are used as they are.
         opt (default "sgd"): the optimizer's name.
         lr (None): learning rate; None takes the optimizer's own default, "recommended" what a source trains with for
-            `task` ("finetune", which is the default, "pretrain" or "lora"), see `hfoptim info`; the log says which.
+            `task` ("finetune", which is the default, "pretrain" or "lora"), see `hfoptim info`; the log says which. It
+            warns once of one that is 30 times outside of what all sources train with.
         weight_decay (0.0): weight decay.
         momentum (None): for optimizers that have one, ignored by others. None takes the default of the name:
             0.9 for "sgd", "momentum" and timm's other names.
@@ -123,6 +124,7 @@ def create_optimizer_v2(
     if taken is not None:
         logger.warning(say_taken(opt, taken))
     options = resolve_options(opt, options)
+    warn_if_far(opt, options)
     said = {"layer_decay": layer_decay, "group_matcher": group_matcher, "mup": mup}
     grouping, _ = take_grouping(opt, {"head_lr": head_lr, "param_options": param_options, **said})
     layer_decay = grouping.layer_decay

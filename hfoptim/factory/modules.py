@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -20,6 +21,9 @@ from hfoptim.registry.lookup import (
     get_optimizer_info,
     resolve_options,
 )
+from hfoptim.registry.recommended import say_taken, take_recommended, warn_if_far
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=type[Optimizer])
 
@@ -82,7 +86,7 @@ class OptimizerRegistry:
 
         Args:
             cfg: `type` (or Hydra's `_target_`), and the optimizer's options; a dict, or a node of OmegaConf or
-                MMEngine.
+                MMEngine. `lr="recommended"`, with `task`, is as in `create_optimizer_v2`.
             params: parameters, named parameters or parameter groups; they may also be in `cfg`, as `params`.
 
         Raises:
@@ -168,7 +172,10 @@ class Chosen:
                 f"the configuration of an optimizer names none, got {kind!r}; write dict(type='AdamW', lr=1e-4)"
             )
         if name is not None:
+            options, taken = take_recommended(name, options)
             check_options(name, options)
+            if taken is not None:
+                logger.warning(say_taken(name, taken))
         return cls(name, found, {**bound, **options})
 
     def make(self, params: Any) -> Optimizer:
@@ -177,6 +184,7 @@ class Chosen:
         if self.name is None:
             return create(params, **self.options)
         resolved = resolve_options(self.name, self.options)
+        warn_if_far(self.name, resolved)
         return create(complete_groups(self.name, params, resolved), **resolved)
 
 

@@ -11,9 +11,9 @@ from weakref import WeakSet
 import torch
 from transformers import Trainer
 
-from hfoptim import registry, schedules
+from hfoptim import schedules
 from hfoptim.engine import RuleOptimizer, unwrap_all
-from hfoptim.registry.recommended import say_if_far
+from hfoptim.registry.recommended import in_force, say_if_far
 from hfoptim.trainer import private
 from hfoptim.trainer.build import Resolved
 from hfoptim.wrappers import ScheduleFree
@@ -74,7 +74,7 @@ def attend_rates(trainer: Any, resolved: Resolved, args: Any) -> None:
         _told.add(trainer)
     for each in (resolved, *resolved.others.values()):
         if each.lr_given and not getattr(each.made, "lr_is_factor", False):  # the optimizer itself warns of those
-            options = {**registry.option_defaults(each.choice.name), **each.kwargs}
+            options = in_force(each.choice.name, each.kwargs)
             warning = say_if_far(each.choice.name, each.lr, options)
             if warning is not None:
                 logger.warning(warning)

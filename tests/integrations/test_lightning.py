@@ -12,7 +12,7 @@ from torch import nn
 import hfoptim
 import schedules
 from hfoptim import SAM
-from hfoptim.engine import RuleOptimizer, unwrap
+from hfoptim.engine import RuleOptimizer, unwrap, unwrap_all
 
 lightning = pytest.importorskip("lightning", reason="make test-trainers has it")
 
@@ -113,6 +113,11 @@ def halves(optimizer, closure):
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
+# How many epochs it takes until the head's bias moves, of optimizers that gather gradients first, or step by nothing.
+WAITING = {"adashift": 3, "radam_schedule_free": 2}
+OPTIONS = {"sara": {"threshold": 1.0, "lr": 1e-2}}  # all weights are near zero by that
+
+
 # sparse_adam takes no dense gradients.
 @pytest.mark.parametrize(
     "name", [*hfoptim.list_optimizers(exclude_filters=["sparse_adam"]), "lookahead_adamw", "sam_sgd"]
@@ -121,18 +126,21 @@ def test_every_name_steps_as_in_a_loop_of_ones_own(name):
     info = hfoptim.get_optimizer_info(name)
 
     def make(net):
-        return hfoptim.create_optimizer_v2(net, name)
+        return hfoptim.create_optimizer_v2(net, name, **OPTIONS.get(name, {}))
 
     ours, theirs = Net(make, info.second_order), Net(make, info.second_order)
     start = weights(ours)
-    trainer = fit(ours, epochs=1)
+    epochs = WAITING.get(name, 1)
+    trainer = fit(ours, epochs=epochs)
     optimizer = make(theirs)
-    step = optimizer.step if name == "lbfgs" else None
+    # Lightning tells the loss by the closure.
+    needs_loss = any(each.needs_loss for each in unwrap_all(optimizer, RuleOptimizer))
+    step = optimizer.step if name == "lbfgs" or needs_loss else None
     if name == "sam_sgd":
         step = lambda closure: halves(optimizer, closure)  # noqa: E731
-    plain(theirs, optimizer, 1, step)
+    plain(theirs, optimizer, epochs, step)
     assert_equal(weights(ours), weights(theirs))
-    assert trainer.global_step == BATCHES
+    assert trainer.global_step == epochs * BATCHES
     assert not torch.equal(start["head.bias"], ours.head.bias)
 
 
@@ -356,6 +364,69 @@ def test_modes_of_schedule_free_are_switched_through_lightnings_wrapper(tmp_path
     optimizer.eval()
     assert_equal(ours.seen, weights(theirs))
     resumed_equals_whole(schedule_free, tmp_path, ScheduleFree, validate=True, num_sanity_val_steps=0)
+
+
+# -- groups that come later --------------------------------------------------------------------------------------------
+
+
+class Tuned(Net):
+    """A head first, a backbone from epoch 1 on."""
+
+    def __init__(self, make):
+        super().__init__(make)
+        self.backbone = self.body
+
+
+class ScheduledFinetuning(lightning.pytorch.callbacks.BackboneFinetuning):  # type: ignore[name-defined]
+    def finetune_function(self, module, epoch, optimizer):
+        if epoch == self.unfreeze_backbone_at_epoch:
+            super().finetune_function(module, epoch, optimizer)
+            module.lr_schedulers().take_on()
+        elif epoch > self.unfreeze_backbone_at_epoch:
+            self.make_trainable(module.backbone)
+
+
+def head_alone(net):
+    optimizer = hfoptim.create_optimizer_v2(net.head.parameters(), "lion", lr=1e-2)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": curve("cosine")(optimizer), "interval": "step"}}
+
+
+def test_a_backbone_joins_the_schedule_when_it_is_unfrozen(tmp_path):
+    ours, theirs = Tuned(head_alone), Net(head_alone)
+    start = weights(theirs)
+    fit(ours, epochs=4, callbacks=[ScheduledFinetuning(1, backbone_initial_lr=2e-3)])
+    made = head_alone(theirs)
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+
+    def step(closure):
+        optimizer.step(closure)
+        schedule.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+
+    plain(theirs, optimizer, 1, step)
+    assert torch.equal(start["body.0.weight"], theirs.body[0].weight)
+    optimizer.add_param_group({"params": list(theirs.body.parameters()), "lr": 2e-3})
+    schedule.take_on()
+    plain(theirs, optimizer, 3, step)
+    assert ours.rates == rates
+    assert all(low == pytest.approx(0.2 * high, rel=1e-12) for high, low in rates[BATCHES:])
+    assert_equal({name: value for name, value in weights(ours).items() if "backbone" not in name}, weights(theirs))
+    assert not torch.equal(start["body.0.weight"], theirs.body[0].weight)
+
+
+def test_a_run_whose_backbone_has_joined_goes_on_from_a_checkpoint(tmp_path):
+    def callbacks():
+        return [ScheduledFinetuning(1, backbone_initial_lr=2e-3)]
+
+    whole = Tuned(head_alone)
+    fit(whole, epochs=4, callbacks=callbacks())
+    first = Tuned(head_alone)
+    fit(first, epochs=2, callbacks=callbacks()).save_checkpoint(tmp_path / "half.ckpt")
+    second = Tuned(head_alone)
+    fit(second, tmp_path / "half.ckpt", epochs=4, callbacks=callbacks())
+    assert second.rates == whole.rates[2 * BATCHES :]
+    assert_equal(weights(second), weights(whole))
 
 
 class Released(Net):

@@ -15,7 +15,7 @@ peft = pytest.importorskip("peft", reason="make test-trainers has it")
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hfoptim.trainer import OptimizerCallback
 
@@ -82,6 +82,11 @@ def llama():
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, bos_token_id=2, eos_token_id=3, **sizes))
 
 
+def rewarded(completions, **_):
+    """How many different words a completion has."""
+    return [float(len(set(completion.split()))) for completion in completions]
+
+
 def make_trainer(tokenizer, path, callback, task, adapter, **given):
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM") if adapter else None
     own = {"processing_class": tokenizer, "peft_config": config, "callbacks": [callback] if callback else []}
@@ -89,6 +94,12 @@ def make_trainer(tokenizer, path, callback, task, adapter, **given):
     if task == "sft":
         data = Dataset.from_dict({"text": ["a cat sat on the mat", "the dog ran far"] * 4})
         return SFTTrainer(llama(), make_args(SFTConfig, path, **given), train_dataset=data, **own)
+    if task == "grpo":
+        data = Dataset.from_dict({"prompt": ["a cat", "the dog"] * 4})
+        sampling = {"num_generations": 4, "max_completion_length": 4, "learning_rate": 1e-2}
+        given = {key: value for key, value in {**sampling, **given}.items() if key != "max_length"}
+        args = make_args(GRPOConfig, path, **given)
+        return GRPOTrainer(llama(), rewarded, args, train_dataset=data, **own)
     pairs = {"prompt": ["a cat", "the dog"], "chosen": [" sat on", " ran far"], "rejected": [" far", " mat"]}
     data = Dataset.from_dict({key: 4 * values for key, values in pairs.items()})
     reference = None if adapter else llama()
@@ -96,11 +107,12 @@ def make_trainer(tokenizer, path, callback, task, adapter, **given):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("task", ["sft", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "dpo", "grpo"])
 @pytest.mark.parametrize("name", ["lion", "muon", "adamw_schedule_free", "adafactor"])
 def test_training(tokenizer, tmp_path, messages, name, task, adapter):
     given = {} if name == "adafactor" else {"learning_rate": 1e-2}
-    trainer = make_trainer(tokenizer, tmp_path, OptimizerCallback(name), task, adapter, **given)
+    options = {"use_muon": True} if name == "muon" and adapter else {}  # else no matrix would be left to it
+    trainer = make_trainer(tokenizer, tmp_path, OptimizerCallback(name, **options), task, adapter, **given)
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
