@@ -178,7 +178,9 @@ def totals_of(
             continue
         bucket, groups = item.probed(placed(numbers, item.bucket)), item.groups
         if item.whole:
-            for found, left in sharded.evaluate(bucket, probe.fn, item.backend.evaluate):
+            # Clipping by units comes before the sums, and may need all parts of a tensor.
+            over_ranks = probe.of_tensors or item.bucket.plan.changes_by_reductions
+            for found, left in sharded.evaluate(bucket, probe.fn, item.backend.evaluate, over_ranks):
                 values = {named(item.group, name): torch.stack(each).sum() for name, each in found.items()}
                 add_sums(sums.setdefault(left, {}), values)
             continue

@@ -101,6 +101,11 @@ class Plan:
         of_tensor = (self.clipped, self.orthogonal, self.sphere)
         return self.caution or bool(self.centralized) or any(dims is not None for dims in of_tensor)
 
+    @property
+    def changes_by_reductions(self) -> bool:
+        """Whether a gradient, before a rule or probe sees it, is changed by a mean or a norm over entries of it."""
+        return bool(self.centralized) or self.clipped is not None or self.orthogonal is not None
+
     def slots(self, tensors: Iterable[Any]) -> TensorSlots:
         """The slots with these tensors, which are in the order of `TensorSlots.tensors`."""
         param, grad, *kept = tensors

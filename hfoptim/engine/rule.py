@@ -150,10 +150,13 @@ class Probe:
             be taken part by part. `grad` has its sign (`maximize`) and its coupled decay already, `state` is that
             before the step.
         per_step: `(t, group) -> {name: number}`, what `fn` sees as `h`.
+        of_tensors: whether `fn` takes reductions over a tensor before it sums, such as a deviation to divide by, so
+            that the parts of a sharded tensor need each other.
     """
 
     fn: Function
     per_step: PerStep = _nothing
+    of_tensors: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,6 +117,7 @@ from hfoptim.optimizers.qhm import QHM as QHM
 from hfoptim.optimizers.qhm import QHAdam as QHAdam
 from hfoptim.optimizers.racs import RACS as RACS
 from hfoptim.optimizers.radam import RAdam as RAdam
+from hfoptim.optimizers.ranger21 import Ranger21Base as Ranger21Base
 from hfoptim.optimizers.rmsprop import RMSprop as RMSprop
 from hfoptim.optimizers.rmsprop import RMSpropTF as RMSpropTF
 from hfoptim.optimizers.rose import ROSE as ROSE
@@ -292,6 +293,7 @@ __all__ = [
     "RAdamScheduleFree",
     "RMSprop",
     "RMSpropTF",
+    "Ranger21Base",
     "Rprop",
     "SGDSaI",
     "SGDScheduleFree",

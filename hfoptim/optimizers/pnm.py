@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,41 +11,24 @@ from torch import Tensor
 from hfoptim.engine import Decay, Group, Name, RuleOptimizer, Scalars, hyper
 from hfoptim.engine.checks import betas as rates
 from hfoptim.engine.checks import entries, number
-from hfoptim.engine.rule import ELEMENT, Rule, add_scaled, ema, nonnegative, rule, zeros
+from hfoptim.engine.rule import ELEMENT, Rule, ema, nonnegative, rule, zeros
 from hfoptim.optimizers.shared.moments import corrected, with_largest
-
-
-def _turns(t: int, beta1: float, mix: float) -> Scalars:
-    """What the gradient weighs in either momentum, and they in the step: one moves at odd steps, one at even ones."""
-    odd, alpha, noise = t % 2 == 1, 1.0 - beta1 * beta1, math.hypot(1.0 + mix, mix)
-    ahead, behind = (1.0 + mix) / noise, -mix / noise
-    return {
-        "alpha_odd": alpha if odd else 0.0,
-        "alpha_even": 0.0 if odd else alpha,
-        "weight_odd": ahead if odd else behind,
-        "weight_even": behind if odd else ahead,
-    }
-
-
-def _momenta(grad: Any, odd: Any, even: Any, h: Any) -> tuple[Any, Any, Any]:
-    """The step, and both momenta with the gradient in one of them."""
-    odd, even = ema(odd, grad, h.alpha_odd), ema(even, grad, h.alpha_even)
-    return add_scaled(odd * h.weight_odd, even, h.weight_even), odd, even
+from hfoptim.optimizers.shared.two_momenta import turns, two_momenta
 
 
 def _per_step(t: int, group: Group) -> Scalars:
-    return _turns(t, *group["betas"])
+    return turns(t, *group["betas"])
 
 
 @rule(ELEMENT, per_step=_per_step, pos_momentum=zeros, neg_momentum=zeros)
 def pnm(grad: Any, param: Any, pos_momentum: Any, neg_momentum: Any, h: Any) -> tuple[Any, Any, Any]:
     """The momentum of every other gradient, less that of those between."""
-    return _momenta(grad, pos_momentum, neg_momentum, h)
+    return two_momenta(grad, pos_momentum, neg_momentum, h)
 
 
 def _ada_per_step(t: int, group: Group) -> Scalars:
     beta1, beta2, mix = group["betas"]
-    return {**corrected(t, {**group, "betas": (beta1, beta2)}), **_turns(t, beta1, mix)}
+    return {**corrected(t, {**group, "betas": (beta1, beta2)}), **turns(t, beta1, mix)}
 
 
 @cache
@@ -55,7 +37,7 @@ def adapnm(amsgrad: bool) -> Rule:
 
     def fn(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, neg_exp_avg: Any, *args: Any) -> tuple[Any, ...]:
         *state, h = args
-        step, exp_avg, neg_exp_avg = _momenta(grad, exp_avg, neg_exp_avg, h)
+        step, exp_avg, neg_exp_avg = two_momenta(grad, exp_avg, neg_exp_avg, h)
         exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
         largest, kept = with_largest(exp_avg_sq, state)
         return (step / (largest.sqrt() + h.eps), exp_avg, exp_avg_sq, neg_exp_avg, *kept)

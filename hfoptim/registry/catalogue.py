@@ -180,6 +180,14 @@ COMPOSED = (
         },
         where="hfoptim.registry",
     ),
+    OptimInfo(
+        "ranger21",
+        lambda: around(Lookahead, _loaded("hfoptim.optimizers.ranger21", "Ranger21Base")),
+        "positive-negative momentum, stable decay, norm loss and clipped gradients, with Lookahead around it",
+        "https://arxiv.org/abs/2106.13731",
+        {"gradient_centralization": True, "adaptive_clip": 0.01, "lookahead_k": 5},
+        where="hfoptim.registry",
+    ),
 )
 
 

@@ -16,3 +16,7 @@ def test_rules_of_every_kind_and_every_precision(tmp_path: Path) -> None:
         assert rules["cubed"] == {}
         assert set(found["several_meshes"]) == {"allreduce_"}
         assert found["precisions"] == 10
+        assert {name: set(counts) for name, counts in found["sums_of_changed"].items()} == {
+            "adai": {"allreduce_"},
+            "ranger21_base": {"allreduce_"},
+        }

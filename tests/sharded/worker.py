@@ -579,12 +579,28 @@ def changed_gradients(mesh: DeviceMesh) -> None:
                 torch.testing.assert_close(full(other.detach()), mine.detach(), rtol=TOLERANCE, atol=1e-12)
 
 
+def sums_of_changed_gradients(mesh: DeviceMesh) -> dict[str, dict[str, int]]:
+    """Sums over all tensors are of gradients that norms of whole tensors have clipped, or divided."""
+    cases = {"adai": {"adaptive_clip": 0.3}, "ranger21_base": {"adaptive_clip": 0.3, "weight_decay": 0.5}}
+    found = {}
+    for entry in DENSE:
+        if entry.name in cases:
+            variant = Variant(cases[entry.name], alone=False)
+            found[entry.name] = follow(entry, variant, sharded_model(mesh, ("vector", "matrix", "conv")), 3)
+    return found
+
+
 def kinds(folder: Path, few: bool) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     partial_gradients(mesh)
     making_state(mesh)
     changed_gradients(mesh)
-    return {"rules": custom_rules(mesh), "several_meshes": several_meshes(mesh), "precisions": precisions(mesh)}
+    return {
+        "rules": custom_rules(mesh),
+        "several_meshes": several_meshes(mesh),
+        "precisions": precisions(mesh),
+        "sums_of_changed": sums_of_changed_gradients(mesh),
+    }
 
 
 # -- training --------------------------------------------------------------------------------------------------------

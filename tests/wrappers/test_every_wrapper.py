@@ -100,6 +100,25 @@ def test_ranger_follows_pytorch_optimizer():
     assert (flattened(mine) - flattened(other)).abs().max() < 1e-12 * way
 
 
+def test_ranger21_follows_pytorch_optimizer():
+    names = ("vector", "matrix", "conv")
+    mine, other = parameters(names, torch.float64), parameters(names, torch.float64)
+    theirs = peers.load("pytorch_optimizer.Ranger21")(
+        other.values(), num_iterations=1000, lr=1e-2, weight_decay=0.1, disable_lr_scheduler=True, foreach=False
+    )
+    info = hfoptim.get_optimizer_info("ranger21")
+    ours = info.opt_class(list(mine.values()), **info.defaults, lr=1e-2, weight_decay=0.1)
+    start = values(mine)
+    for t in range(1, 31):
+        feed(mine, t, follow=other)
+        feed(other, t)
+        ours.step()
+        theirs.step()
+    way = (flattened(mine) - torch.cat([start[name].flatten() for name in mine])).abs().max()
+    assert way > 1e-2
+    assert (flattened(mine) - flattened(other)).abs().max() < 1e-10 * way
+
+
 def test_a_wrapper_around_a_wrapper_is_whole_in_copies():
     params = parameters(NAMES)
     cls = around(EMA, around(Lookahead, hfoptim.Lion))
