@@ -1,9 +1,10 @@
 """Run a training script with hfoptim's names enabled, the script itself unchanged.
 
-    python -m hfoptim [--token-weights] SCRIPT [ARGS]
-    accelerate launch -m hfoptim [--token-weights] SCRIPT [ARGS]
+    python -m hfoptim [--token-weights] [--replace] SCRIPT [ARGS]
+    accelerate launch -m hfoptim [--token-weights] [--replace] SCRIPT [ARGS]
 
-With --token-weights every Trainer that the script makes has the callback `hfoptim.TokenWeights`.
+With --token-weights every Trainer that the script makes has the callback `hfoptim.TokenWeights`. With --replace ours
+stand for transformers' own optimizers that need a package each, as by `hfoptim.enable(replace=True)`.
 
 The script sees what it would see under `python SCRIPT [ARGS]`. In particular transformers is not imported before it
 does so itself, because scripts set environment variables such as HF_HOME before that: the names are enabled at that
@@ -13,6 +14,7 @@ moment. A mistake in an argument of hfoptim's ends it with the message and exit 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import runpy
 import sys
@@ -21,13 +23,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-USAGE = """usage: python -m hfoptim [--token-weights] SCRIPT [ARGS]
-       python -m hfoptim [--token-weights] -m MODULE [ARGS]
+USAGE = """usage: python -m hfoptim [--token-weights] [--replace] SCRIPT [ARGS]
+       python -m hfoptim [--token-weights] [--replace] -m MODULE [ARGS]
 
 Runs a training script with the optimizers and schedules of hfoptim known to transformers by name:
     python -m hfoptim run_clm.py --optim lion --lr_scheduler_type inverse_sqrt ...
 With --token-weights, accumulated micro-batches count by their tokens (hfoptim.TokenWeights):
     python -m hfoptim --token-weights run_summarization.py --gradient_accumulation_steps 4 ...
+With --replace, galore_*, apollo_*, lomo, adalomo, grokadamw, schedule_free_* and stable_adamw are hfoptim's:
+    python -m hfoptim --replace run_clm.py --optim galore_adamw --optim_target_modules all-linear ...
 
 For the other commands (compare, list, info) there is the command `hfoptim`."""
 
@@ -41,10 +45,11 @@ class EnableOnImport(MetaPathFinder):
 
     Args:
         token_weights (default False): give every Trainer the callback `TokenWeights`, too.
+        replace (False): as in `hfoptim.enable`.
     """
 
-    def __init__(self, token_weights: bool = False) -> None:
-        self._token_weights = token_weights
+    def __init__(self, token_weights: bool = False, replace: bool = False) -> None:
+        self._token_weights, self._replace = token_weights, replace
         self._searching = False
 
     def install(self) -> None:
@@ -78,15 +83,15 @@ class EnableOnImport(MetaPathFinder):
     def _enable(self) -> None:
         from hfoptim.trainer import TokenWeights, enable, private
 
-        enable()
+        enable(replace=self._replace)
         if self._token_weights:
             private.in_every_trainer(TokenWeights)
 
 
 def main(argv: list[str]) -> None:
     """Run the script or module that `argv` names with the rest of it as its arguments."""
-    token_weights = argv[:1] == ["--token-weights"]
-    argv = argv[1:] if token_weights else argv
+    flags = list(itertools.takewhile(("--token-weights", "--replace").__contains__, argv))
+    argv = argv[len(flags) :]
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -98,7 +103,7 @@ def main(argv: list[str]) -> None:
         _fail(f"unknown option {argv[0]!r}; options of the script come after the script")
     if argv[0] != "-m" and not os.path.isfile(argv[0]):
         _fail(f"no such script: {argv[0]!r} (in {os.getcwd()})")
-    EnableOnImport(token_weights).install()
+    EnableOnImport("--token-weights" in flags, "--replace" in flags).install()
     try:
         _run(argv)
     except (ImportError, TypeError, ValueError) as error:

@@ -59,6 +59,67 @@ def test_state_is_predicted_to_the_byte(name, form):
     assert all(p.device.type == "cpu" and p.shape == old.shape for p, old in zip(params, before, strict=True))
 
 
+def height(function):
+    """The most bytes that torch allocates at once while a function runs, beyond what there was before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def wide_model(dtype=torch.float32):
+    # An embedding, matrices of three shapes, each longer than what a stack may have of them, and small ones, which lie in
+    # a stack together.
+    made = nn.ModuleDict({"wte": nn.Embedding(1024, 256)})
+    for index in range(2):
+        made[f"h_{index}"] = nn.ModuleDict(
+            {
+                "up": nn.Linear(256, 1536),
+                "down": nn.Linear(1536, 256),
+                "gate": nn.Linear(256, 256),
+                "low": nn.Linear(256, 64),
+            }
+        )
+    return made.to(dtype)
+
+
+ALL = [pytest.param(name, form, marks=pytest.mark.slow) for name in OPTIMIZERS for form in FORMATS]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("galore_adamw", "8bit"), *(each for each in ALL if each.values != ("galore_adamw", "8bit"))],
+)
+def test_the_peak_of_a_step_is_predicted_to_five_percent(name, form):
+    dtype, options = FORMATS[form]
+    made = wide_model(dtype)
+    found = hfoptim.predict_memory(made, name, device="cpu", **options)
+    optimizer = hfoptim.create_optimizer_v2(made, name, **options)
+    for param in made.parameters():
+        param.grad = torch.full_like(param, 1e-3)
+    optimizer.step()
+    optimizer.step()
+    rest = found.peak - found.step
+    measured = rest + height(optimizer.step)
+    assert found.peak == pytest.approx(measured, rel=0.05)
+    if name in ("galore_adamw", "muon"):
+        assert measured > 1.02 * rest
+
+
+def test_where_no_step_can_be_foretold_an_upper_bound_is_said():
+    made = wide_model()
+    on_cpu = hfoptim.predict_memory(made, "muon", device="cpu")
+    bound = hfoptim.predict_memory(made, "muon", device="cuda")
+    sharded = hfoptim.predict_memory(made, "muon", device="cpu", ranks=2, strategy="fsdp")
+    assert bound.step == 9 * 4 * sum(p.numel() for n, p in made.named_parameters() if p.ndim == 2 and n[0] == "h")
+    assert on_cpu.step < sharded.step < bound.step
+    assert all(param.grad is None for param in made.parameters())
+
+
 def test_ranks():
     made = model()
     alone = hfoptim.predict_memory(made, "adamw")

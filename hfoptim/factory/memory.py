@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hfoptim.engine import RuleOptimizer, checks, unwrap_all
 from hfoptim.engine.backends.matrix import ARRAYS, STACK
@@ -80,9 +83,12 @@ def predict_memory(
     """Say how much memory a step will take for a model, which may be on the device "meta" and stays as it is.
 
     State is what the optimizer itself makes for parameters of these shapes, byte for byte. The step itself is what
-    rules of matrices keep of a stack of them, and rules with sums along rows of a tensor whose state is in codes; all
-    others are taken by generated kernels, which keep next to nothing, unless `foreach=True` or `fused=False` asks for
-    others. Each parameter's counter of steps, 4 bytes on the host, is left out.
+    rules of matrices keep of a stack of them, for which steps are taken on the device "meta", and rules with sums along
+    rows of a tensor whose state is in codes; all others are taken by generated kernels, which keep next to nothing,
+    unless `foreach=True` or `fused=False` asks for others. Where no step can be taken there, on GPUs for Muon and its
+    like, and with "fsdp", the step of matrices is an upper bound, nine arrays of a stack. What a library needs besides
+    for decomposing a matrix, in the steps that do so, is not in it. Each parameter's counter of steps, 4 bytes on the
+    host, is left out.
 
     Args:
         model: the model, whose parameters have the dtype that they are trained in.
@@ -118,29 +124,111 @@ def predict_memory(
             )
         trained = [(each, group, p) for each in inner for group in each.param_groups for p in group["params"]]
         state: dict[str, int] = {}
-        matrices, decoded = [0], 0
+        matrices: dict[Any, _Alike] = {}
+        decoded = 0
         for each, group, param in trained:
             own = each.first_state(param, group)
             for name, value in own.items():
                 state[name] = state.get(name, 0) + _size(value)
             scope = each.rule_for(param, group).scope
             if scope is Scope.MATRIX:
-                matrices.append(param.numel())
+                key = (id(each), id(group), param.shape, param.dtype, *(value.shape for value in own.values()))
+                largest = max(value.numel() for value in (param, *own.values()))
+                matrices.setdefault(key, _Alike(each, largest, bool(group["caution"]), [])).params.append(param)
             elif scope is Scope.TENSOR and _has_no_kernel(param, own):
                 arrays = DECODED + (2 if param.element_size() == 2 else 0)
                 decoded = max(decoded, param.numel() * arrays * torch.float32.itemsize)
         sizes = [_size(param) for _, _, param in trained]
         released = any(group["gradient_release"] for _, group, _ in trained)
         gradients = max(sizes) if released else sum(sizes)
-        stack = max(STACK.get(device, STACK["default"]), *matrices) if max(matrices) else 0
         return MemoryPrediction(
             sum(map(_size, params.values())),
             gradients,
             gradients if strategy == "ddp" and ranks > 1 else 0,
             {name: size for name, size in state.items() if name != "step"},
-            max(decoded, min(stack, sum(matrices)) * ARRAYS * torch.float32.itemsize),
+            max(decoded, _of_matrices([*matrices.values()], device, strategy == "fsdp")),
             sum(param.numel() for _, _, param in trained),
         )
+
+
+class _Alike(NamedTuple):
+    """Matrices of one group that a stack can be made of.
+
+    Args:
+        optimizer: whose they are.
+        entries: of the largest tensor of each, of its state too.
+        alone: whether each is stepped by itself.
+        params: the matrices, on the device "meta" but for their parts with FSDP2.
+    """
+
+    optimizer: RuleOptimizer
+    entries: int
+    alone: bool
+    params: list[Tensor]
+
+
+def _of_matrices(matrices: Sequence[_Alike], device: str, sharded: bool) -> int:
+    """What the step of matrices keeps at its height, in bytes: of the stack that needs most, or an upper bound."""
+    limit = STACK.get(device, STACK["default"])
+    found: list[int | None] = []
+    for alike in matrices:
+        # On GPUs generated kernels take what is around the products of these, all matrices together.
+        foreseen = not sharded and (device == "cpu" or not alike.optimizer.hidden_matrices)
+        count = 1 if alike.alone else max(1, limit // alike.entries)
+        found.append(_height(alike.optimizer, alike.params[:count]) if foreseen else None)
+    known = [each for each in found if each is not None]
+    if len(known) == len(found):
+        return max(known, default=0)
+    stack = max(limit, *(alike.params[0].numel() for alike in matrices))
+    total = sum(alike.params[0].numel() * len(alike.params) for alike in matrices)
+    return min(stack, total) * ARRAYS * torch.float32.itemsize
+
+
+def _height(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> int | None:
+    """What a step of these parameters alone keeps at its height; None where it cannot be taken on the device "meta"."""
+    for param in params:
+        param.grad = torch.empty_like(param)
+    try:
+        optimizer.step()  # makes the state
+        with _Alive() as alive:
+            optimizer.step()
+    except (NotImplementedError, RuntimeError):  # it reads a number, or has to be told the loss
+        return None
+    finally:
+        for param in params:
+            param.grad = None
+    return alive.most
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, and how many of them are alive at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            self._see(given, made=False)
+        result = func(*args, **(kwargs or {}))
+        for given in tree_leaves(result):
+            self._see(given, made=True)
+        self.most = max(self.most, self.now)
+        return result
+
+    def _see(self, value: Any, made: bool) -> None:
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes() if made else 0
+            self.now += self._known[key]
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._known.pop(key)
 
 
 def _size(tensor: Tensor) -> int:

@@ -237,6 +237,8 @@ def test_a_script_is_found_from_the_current_folder(tmp_path, launch, monkeypatch
         (["-m"], "-m needs the name of a module"),
         (["--token-weights"], "no script given"),
         (["--token-weights", "-m"], "-m needs the name of a module"),
+        (["--replace", "--token-weights"], "no script given"),
+        (["--replaced", "script.py"], "unknown option '--replaced'"),
     ],
 )
 def test_wrong_use_is_explained(launch, capsys, command, words):
@@ -291,6 +293,21 @@ def test_token_weights_of_a_script_as_it_is(launch, accumulating):
     assert sys.argv == [accumulating, *OPTIONS]
 
 
+@pytest.mark.parametrize("flags", [["--replace"], ["--replace", "--token-weights"], ["--token-weights", "--replace"]])
+def test_ours_in_the_place_of_transformers_own_for_a_script_as_it_is(launch, accumulating, messages, flags):
+    options = [*OPTIONS[:-1], "grokadamw", "--optim_args", "lamb=1.5"]  # theirs needs the package grokadamw
+    with pytest.raises(SystemExit) as stopped:
+        launch([*flags, accumulating, *options])
+    weighed = "--token-weights" in flags or int(transformers.__version__.split(".")[0]) < 5
+    assert (stopped.value.code == pytest.approx(1.0, abs=1e-3)) == weighed
+    assert sys.argv == [accumulating, *options]
+
+
+def test_without_the_flag_they_are_transformers_own(launch, accumulating):
+    with pytest.raises(ValueError, match="pip install grokadamw"):
+        launch([accumulating, *OPTIONS[:-1], "grokadamw"])
+
+
 @pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) < 5, reason="T5's forward takes no **kwargs before transformers 5"
 )
@@ -330,4 +347,4 @@ def test_other_mistakes_keep_their_traceback(tmp_path, launch, monkeypatch):
 
 def test_help(launch, capsys):
     launch(["--help"])
-    assert "usage: python -m hfoptim [--token-weights] SCRIPT [ARGS]" in capsys.readouterr().out
+    assert "usage: python -m hfoptim [--token-weights] [--replace] SCRIPT [ARGS]" in capsys.readouterr().out

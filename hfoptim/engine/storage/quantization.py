@@ -59,13 +59,13 @@ def dequantize(storage: Storage, codes: Tensor, scale: Tensor, columns: int) -> 
 def _nearest(storage: Storage, shares: Tensor) -> Tensor:
     """For each share the number of midpoints below it, as int32."""
     kind = (storage.bits, storage.signed, shares.device)
-    if shares.device.type != "cpu":
+    if shares.device.type not in ("cpu", "meta"):  # on the latter memory is foretold, which is more this way
         return torch.bucketize(shares, midpoints(*kind), out_int32=True)
     # Several times faster than a search, of which a CPU mispredicts every branch.
     upper = (shares.view(torch.int32).flatten() >> 16).bitwise_and_(0xFFFF)
     codes = least_codes(*kind).index_select(0, upper)
     above = torch.nn.functional.pad(midpoints(*kind), (0, 1), value=torch.inf).index_select(0, codes)
-    return codes.add_(shares.flatten() > above).view(shares.shape)
+    return codes.add_((shares.flatten() > above).int()).view(shares.shape)
 
 
 def _stochastic(storage: Storage, shares: Tensor, seed: int, start: int) -> Tensor:

@@ -151,8 +151,9 @@ class NewtonSchulz(NamedTuple):
     almost: bool = False
 
     def __call__(self, matrix: Tensor, eps: Any) -> Tensor:
-        # Where nothing is given bfloat16, but on a CPU, and for float64, nothing less than the matrix has.
-        kept = matrix.device.type == "cpu" or matrix.dtype is torch.float64
+        # Where nothing is given bfloat16, but on a CPU (and "meta", on which its memory is foretold), and for float64,
+        # nothing less than the matrix has.
+        kept = matrix.device.type in ("cpu", "meta") or matrix.dtype is torch.float64
         dtype = self.dtype or (matrix.dtype if kept else torch.bfloat16)
         return orthogonalized(matrix, self.coefficients, eps, dtype, self.safety_factor, self.almost)
 
