@@ -72,8 +72,7 @@ def height(function):
 
 
 def wide_model(dtype=torch.float32):
-    # An embedding, matrices of three shapes, each longer than what a stack may have of them, and small ones, which lie in
-    # a stack together.
+    # An embedding, matrices that each are more than a stack may have, and small ones, which lie in a stack together.
     made = nn.ModuleDict({"wte": nn.Embedding(1024, 256)})
     for index in range(2):
         made[f"h_{index}"] = nn.ModuleDict(

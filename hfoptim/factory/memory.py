@@ -186,11 +186,12 @@ def _of_matrices(matrices: Sequence[_Alike], device: str, sharded: bool) -> int:
 
 def _height(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> int | None:
     """What a step of these parameters alone keeps at its height; None where it cannot be taken on the device "meta"."""
+    alive = _Alive()
     for param in params:
         param.grad = torch.empty_like(param)
     try:
         optimizer.step()  # makes the state
-        with _Alive() as alive:
+        with alive:
             optimizer.step()
     except (NotImplementedError, RuntimeError):  # it reads a number, or has to be told the loss
         return None
@@ -204,8 +205,9 @@ class _Alive(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, and how many of them are alive at most."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.most: int = 0
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
