@@ -23,6 +23,25 @@ _LEAST_FACTOR = 1e-2
 _BETWEEN = ("hfoptim", "schedules", "torch", "accelerate", "transformers")
 
 
+def shape_in_model(name: str, param: Tensor) -> torch.Size:
+    """The shape that a parameter has in its model, by which it is sorted: also where only a part of it is here.
+
+    Args:
+        name: its name.
+        param: the parameter.
+
+    Raises:
+        ValueError: FSDP1 has flattened it, and keeps to itself what it was.
+    """
+    if hasattr(param, "_fsdp_flattened"):
+        raise ValueError(
+            f"{name}: FullyShardedDataParallel (FSDP1) has flattened the parameters, and their shapes decide here "
+            f"which get weight decay, or which are matrices; train with FSDP2 (fully_shard), or give parameter groups"
+        )
+    shape: torch.Size = getattr(param, "ds_shape", param.shape)  # as DeepSpeed's zero.Init keeps it
+    return shape
+
+
 def plain(value: Any) -> Any:
     """`value` as an int, a float or a str of Python's own, if that is what it stands for; anything else as it is.
 

@@ -25,8 +25,7 @@ from hfoptim.engine.bucket_step import (
     totals_of,
 )
 from hfoptim.engine.checkpoints import loading
-from hfoptim.engine.distributed import dtensor, sharded
-from hfoptim.engine.distributed.flattened import is_flattened
+from hfoptim.engine.distributed import dtensor, flattened, sharded
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
 from hfoptim.engine.rule import Group, Rule, Scope, clone
@@ -119,6 +118,10 @@ class EngineOptimizer(Optimizer):
     _curvature: dict[Tensor, Tensor] | None = None
     # Notes what rules say about the steps, while somebody asks.
     report: Report | None = None
+    # The optimizers around this one, the innermost first.
+    around: tuple[Any, ...] = ()
+    # The parameters it was given, which others may have replaced since.
+    _given: flattened.Given | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -141,6 +144,11 @@ class EngineOptimizer(Optimizer):
         """Which of its ways the optimizer has of taking a parameter, in words; empty where it has one for all."""
         return ""
 
+    @property
+    def goes_by_names(self) -> bool:
+        """Whether some of its parameters are stepped in a way that their names decide."""
+        return False
+
     def partner_of(self, param: Tensor, group: Group) -> Tensor:
         """The other parameter that the rule of one is to know of (`Rule.partner`)."""
         raise NotImplementedError
@@ -151,7 +159,7 @@ class EngineOptimizer(Optimizer):
 
     def first_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """The state that the first step makes for a parameter, which may be on the device "meta"; none is kept."""
-        return ensure_state(self._plan(param, group, backends.eager(group)), param, {}, 0, 0)
+        return ensure_state(self.plan_for(param, group), param, {}, 0, 0)
 
     @property
     def run_state(self) -> RunState:
@@ -207,7 +215,7 @@ class EngineOptimizer(Optimizer):
         chosen = units + [name for name in ("orthograd", "hyperball") if group[name]]
         if not chosen:
             return
-        if is_flattened([group]):
+        if flattened.is_flattened([group]):
             raise ValueError(
                 f"{chosen[0]} looks at rows or the whole of parameters, which FullyShardedDataParallel (FSDP1) has "
                 f"flattened; take fully_shard (FSDP2), or leave it out"
@@ -245,10 +253,10 @@ class EngineOptimizer(Optimizer):
             self._names = {
                 member: (each["param_names"], name)
                 for each in (*self.param_groups, group)
-                if "param_names" in each
+                if "param_names" in each and len(each["params"]) == len(each["param_names"])  # else it is flattened
                 for member, name in zip(each["params"], each["param_names"], strict=True)
             }
-        return self._names[param][1]
+        return self._names.get(param, (None, None))[1]
 
     def own_default(self, name: str) -> Any:
         """The default of a hyper-parameter in the class's signature; what it starts from, where it is no argument."""
@@ -279,6 +287,9 @@ class EngineOptimizer(Optimizer):
                 # The lr that the group starts with, as a number of its own: a schedule may change a tensor in place.
                 param_group["max_lr"] = checks.number("lr", param_group["lr"])
                 self.check_group(param_group)
+            known = self._parameters_given()
+            known.add(param_group)
+            flattened.refuse(self, [param_group], known)
             self.check_added(param_group)
             self._check_units(param_group)
         except Exception:
@@ -296,6 +307,13 @@ class EngineOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 if name != "differentiable":  # torch's, in the defaults of every optimizer
                     group.setdefault(name, value)
+        self._parameters_given()
+
+    def _parameters_given(self) -> flattened.Given:
+        """The parameters that it was given; of a copy, those that it has when it is made."""
+        if self._given is None:
+            self._given = flattened.Given(self.param_groups)
+        return self._given
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs, as `torch.load(weights_only=True)` reads it.
@@ -431,12 +449,14 @@ class EngineOptimizer(Optimizer):
         inputs.refuse_capture([param for _, param, _ in entries[:1]], name)
         loss = self._mean_loss() if self.needs_loss else None
         if self.curvature is not None:
+            flattened.refuse(self, self.param_groups, self._parameters_given())
             added, self._curvature = self._curvature, None
             self.curvature.prepare(name, entries, self.param_groups, self.state, added)
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
         last, self._last_step = self._last_step, None
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
+            flattened.refuse(self, self.param_groups, self._parameters_given())
             last, work = None, self._collect(entries)
         inputs.meet_partners(work, self.state, self.partner_of)
         self._advance(work, loss)
@@ -504,8 +524,13 @@ class EngineOptimizer(Optimizer):
             )
         return inputs.mean_over_ranks(loss.to(self.param_groups[0]["params"][0].device))
 
+    @property
+    def changing_options(self) -> frozenset[str]:
+        """Entries of a group that change from step to step."""
+        return self.per_step_options | self.run_state.init.keys()
+
     def _options_now(self) -> list[list[Any]]:
-        return bucket_cache.options_of(self.param_groups, self.per_step_options | self.run_state.init.keys())
+        return bucket_cache.options_of(self.param_groups, self.changing_options)
 
     def _run(self, work: list[BucketStep]) -> None:
         for item in work:
@@ -605,6 +630,10 @@ class EngineOptimizer(Optimizer):
                 work[key] = BucketStep(group, int(count) + 1, backend, Bucket(plan), groups, whole, sparse)
             work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
+
+    def plan_for(self, param: Tensor, group: dict[str, Any]) -> Plan:
+        """The plan of a step of one parameter, which may be on the device "meta", by the eager backends."""
+        return self._plan(param, group, backends.eager(group))
 
     def _plan(self, param: Tensor, group: dict[str, Any], tried: tuple[Backend, ...]) -> Plan:
         # A kernel for zero decay would be a second compilation; a multiplication by zero in a fused one costs nothing.

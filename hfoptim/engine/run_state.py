@@ -113,7 +113,8 @@ class RunState:
                 return {}
             seen = {name: number(totals[name]) for name in self.totals}
         if not self.shared:
-            return {id(group): _put(self._advanced(group, seen, loss), [group]) for group in groups}
+            # DeepSpeed steps one group at a time, and leaves the others without parameters meanwhile.
+            return {id(group): _put(self._advanced(group, seen, loss), [group]) for group in groups if group["params"]}
         rates = [float(group["lr"]) for group in groups if group["lr"] is not None]
         found = _put(self._advanced({**groups[0], "lr": max(rates, default=None)}, seen, loss), groups)
         return dict.fromkeys(map(id, groups), found)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hfoptim.engine.checks import flag, learning_rate, number, warn
+from hfoptim.engine.checks import flag, learning_rate, number, shape_in_model, warn
 from hfoptim.engine.parameter_names import bare_names_of, unwrapped
 from hfoptim.param_groups.selection import ParamGroups
 
@@ -164,7 +164,7 @@ def _by_kind(short: str, param: Any, module: nn.Module, parent: Any, values: Map
         "norm_decay_mult": norm,
         "bias_decay_mult": bias and not deformable,
         "dwconv_decay_mult": depthwise,
-        "flat_decay_mult": param.ndim == 1 and not deformable,
+        "flat_decay_mult": len(shape_in_model(short, param)) == 1 and not deformable,
     }
     decides = next((name for name, is_one in kinds.items() if is_one and name in values), None)
     return options if decides is None else {**options, "weight_decay": values[decides]}

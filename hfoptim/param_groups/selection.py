@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from hfoptim.engine.checks import number, strings
+from hfoptim.engine.checks import number, shape_in_model, strings
 from hfoptim.engine.parameter_names import bare, bare_names_of, matched, unwrapped
 from hfoptim.param_groups.group_matcher import GroupMatcher
 from hfoptim.param_groups.layers import layer_places
@@ -82,7 +82,8 @@ def decayed_names(model: nn.Module, no_weight_decay_list: Iterable[str] = (), ex
     return {
         name
         for name, param in model.named_parameters()
-        if id(param) not in exempt and not (exclude_1d and (param.ndim <= 1 or name.endswith("bias")))
+        if id(param) not in exempt
+        and not (exclude_1d and (name.endswith("bias") or len(shape_in_model(name, param)) <= 1))
     }
 
 
@@ -282,7 +283,8 @@ def reasons_against(model: nn.Module) -> dict[str, str]:
         if isinstance(head, nn.Module):
             found.update(dict.fromkeys(map(id, head.parameters()), "makes the logits"))
     by_name = {
-        name: why_not_hidden(name, param.shape) or found.get(id(param)) for name, param in model.named_parameters()
+        name: why_not_hidden(name, shape_in_model(name, param)) or found.get(id(param))
+        for name, param in model.named_parameters()
     }
     return {name: reason for name, reason in by_name.items() if reason is not None}
 
@@ -321,7 +323,8 @@ def split_hidden_matrices(
         for name, param in group["params"]:
             hidden = id(param) not in fallback and name not in against
             # Experts are fewer than each has rows; XLNet's (width, heads, size of a head) is one matrix.
-            stacked = param.ndim == 3 and id(param) not in kernels and param.shape[0] <= min(param.shape[1:])
+            shape = shape_in_model(name, param)
+            stacked = len(shape) == 3 and id(param) not in kernels and shape[0] <= min(shape[1:])
             division = divided_as.get(id(param)) if hidden and group.get("split") is None else None
             parts.setdefault((hidden, hidden and stacked, division), []).append((name, param))
         # Matrices first, undivided ones before others, everything else last.

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from hfoptim.engine.checks import flag, number, strings
+from hfoptim.engine.checks import flag, number, shape_in_model, strings
 from hfoptim.engine.parameter_names import bare_names_of, unwrapped
 from hfoptim.param_groups.group_matcher import matched_layers
 from hfoptim.param_groups.selection import ParamGroups, matching
@@ -59,7 +59,7 @@ def param_groups_weight_decay(
     found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, param in model.named_parameters():
         if param.requires_grad:
-            vector = weight_decay_exclude_1d and (param.ndim <= 1 or name.endswith(".bias"))
+            vector = weight_decay_exclude_1d and (name.endswith(".bias") or len(shape_in_model(name, param)) <= 1)
             decayed = decay > 0.0 and not vector and id(param) not in undecayed
             found.setdefault((id(param) in fallback, decayed), []).append(param)
     return [
@@ -142,7 +142,8 @@ def param_groups_layer_decay(
         if no_opt_scale and scale < no_opt_scale:
             param.requires_grad_(False)
             continue
-        decayed = not (weight_decay_exclude_1d and param.ndim <= 1) and id(param) not in undecayed
+        vector = weight_decay_exclude_1d and len(shape_in_model(name, param)) <= 1
+        decayed = not vector and id(param) not in undecayed
         is_fallback = id(param) in fallback
         options: dict[str, Any] = {"lr_scale": scale, "weight_decay": decay if decayed else 0.0}
         group = groups.setdefault((layer, decayed, is_fallback), {**options, "params": []})

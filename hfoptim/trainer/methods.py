@@ -14,7 +14,18 @@ from typing import Any, Protocol
 
 from transformers import Trainer, TrainerCallback
 
-from hfoptim.trainer import advice, checkpoints, coverage, groups, losses, modes, private, release, second_pass
+from hfoptim.trainer import (
+    advice,
+    checkpoints,
+    coverage,
+    flattening,
+    groups,
+    losses,
+    modes,
+    private,
+    release,
+    second_pass,
+)
 
 MAKER, SCHEDULE = "_hfoptim_maker", "_hfoptim_schedule"
 
@@ -75,6 +86,7 @@ class Attending(TrainerCallback):
 
 
 def _attend(trainer: Any, optimizer: Any, num_training_steps: int) -> None:
+    flattening.attend(trainer, optimizer)
     maker = maker_of(trainer)
     if maker is not None:
         checkpoints.attend(trainer)

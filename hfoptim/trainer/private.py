@@ -170,6 +170,12 @@ def windows_of_epoch(trainer: Any, epoch: int) -> Iterator[tuple[list[Any], Any]
         trainer.current_gradient_accumulation_steps = accumulated
 
 
+def zero_stage(trainer: Any) -> int:
+    """The stage of DeepSpeed's ZeRO that a trainer uses; 0 without."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None) if trainer.is_deepspeed_enabled else None
+    return int(getattr(plugin, "zero_stage", 0) or 0)
+
+
 def attention_kind(model: Any) -> str | None:
     """How a model of transformers computes attention (4.57 and 5.x); None for other models."""
     return getattr(getattr(model, "config", None), "_attn_implementation", None)

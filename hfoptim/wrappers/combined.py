@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from hfoptim.engine import checks
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import ordered_groups
 from hfoptim.engine.checkpoints.hooks import hooked_load, hooked_state_dict
+from hfoptim.engine.distributed import flattened
 from hfoptim.wrappers.closures import evaluate, refuse_those_with_closures
+from hfoptim.wrappers.wrapper import known_around
 
 
 class CombinedOptimizer(Optimizer):
@@ -60,6 +63,14 @@ class CombinedOptimizer(Optimizer):
         # Not Optimizer.__init__, which would make groups and state of its own.
         self.__setstate__({"optimizers": members, "_owners": []})
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        known_around(self)
+
+    def why_not_flattened(self, steps_once: bool) -> str:
+        """Why the optimizers do not step flattened parameters; empty if they do."""
+        return "" if steps_once else "is one of several optimizers, which are stepped together"
+
     # -- what is the optimizers' ----------------------------------------------------------------------------------
 
     @property
@@ -69,6 +80,10 @@ class CombinedOptimizer(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if len(groups) < len(self._owners) and "deepspeed" in sys.modules:
+            raise ValueError(
+                flattened.message(type(self).__name__, "steps several optimizers together", flattened.ZERO)
+            )
         for member, own in zip(self.optimizers, self._divided(groups), strict=True):
             member.param_groups = own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class GrokFast(Wrapper):
         lr / (1 + lamb), and with the root of the second moment limited from below by eps, in place of eps added to it.
     """
 
+    by_entries = True
     by_name = {
         "grokfast_alpha": 0.98,
         "grokfast_lamb": 2.0,
@@ -107,6 +109,13 @@ class GrokFast(Wrapper):
         group["grokfast_window_size"] = integer("grokfast_window_size", group["grokfast_window_size"], 1)
         flag("grokfast_warmup", group["grokfast_warmup"])
 
+    def why_not_flattened(self, steps_once: bool) -> str:
+        if not steps_once:
+            return (
+                f"is inside of {type(self).__name__}, which changes gradients in memory that is used for others again"
+            )
+        return super().why_not_flattened(steps_once)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Amplify the slow part of the gradients, and take one step of the inner optimizer.
 
@@ -121,7 +130,8 @@ class GrokFast(Wrapper):
         self._filter()
         self._inner.step()
         if not self.only_made_state("grokfast_step"):
-            for group in self.param_groups:
+            # DeepSpeed steps one group at a time, and leaves the others without parameters meanwhile.
+            for group in filter(itemgetter("params"), self.param_groups):
                 group["grokfast_step"] += 1
         return loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class Lookahead(Wrapper):
         optimizer's alone; torch_optimizer synchronises after the first step already. A checkpoint of timm's loads.
     """
 
+    by_entries = True
     by_name = {"lookahead_k": 6, "lookahead_alpha": 0.5, "lookahead_pullback_momentum": "none"}
     counters = {"lookahead_step": 0}
     keeps = {SLOW: True, SLOW_MOMENTUM: False}
@@ -86,7 +88,8 @@ class Lookahead(Wrapper):
         loss = self._inner.step(closure)
         if self.only_made_state("lookahead_step"):
             return loss
-        for group in self.param_groups:
+        # DeepSpeed steps one group at a time, and leaves the others without parameters meanwhile.
+        for group in filter(itemgetter("params"), self.param_groups):
             group["lookahead_step"] += 1
             if group["lookahead_step"] % group["lookahead_k"] == 0:
                 self._synchronise(group)

@@ -26,6 +26,7 @@ class TwoModes(Wrapper):
     `check_training` before a step.
     """
 
+    by_entries = True
     counters: ClassVar[Mapping[str, Any]] = {"train_mode": True}
     keeps: ClassVar[Mapping[str, bool]] = {TRAINED: True}
 

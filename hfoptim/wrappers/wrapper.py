@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from hfoptim.engine import checks, clone, storage, unmasked, unwrap
+from hfoptim.engine import RuleOptimizer, checks, clone, modes, storage, unmasked, unwrap, unwrap_all
 from hfoptim.engine.ambient import lasting, leave_undisturbed
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.checkpoints.correspondence import described, ordered_groups
@@ -46,6 +46,9 @@ class Wrapper(Optimizer):
     # One of these, and of which groups in a state_dict it must be there.
     expects: ClassVar[tuple[str, Callable[[Mapping[str, Any]], bool]] | None] = None
 
+    # Whether what it does to an entry depends on that entry alone, so that it is the same in flattened parts.
+    by_entries: ClassVar[bool] = False
+
     # Not under the name `optimizer`: there Lightning's wrapper, whose class imitates this one, has this one.
     _inner: Optimizer
     own: dict[str, Any]
@@ -69,10 +72,14 @@ class Wrapper(Optimizer):
         own = self._own_of({**optimizer.param_groups[0], **own}, {**self.counters, **own})
         checked = [self._own_of(group, own) for group in optimizer.param_groups]
         # Not Optimizer.__init__, which would make groups and state of its own.
-        super().__setstate__({"_inner": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
+        self.__setstate__({"_inner": optimizer, "own": own, "kept": {name: {} for name in self.keeps}})
         for group, entries in zip(self.param_groups, checked, strict=True):
             group.update(entries)
         self.begin()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        known_around(self)
 
     def begin(self) -> None:
         """What is to be done once the wrapper is made, before the first gradient."""
@@ -144,6 +151,18 @@ class Wrapper(Optimizer):
         for group in self.param_groups:
             for name, value in self.own.items():
                 group.setdefault(name, value)
+
+    def why_not_flattened(self, steps_once: bool) -> str:
+        """What the wrapper does that is not the same in flattened parameters; empty if nothing is.
+
+        Args:
+            steps_once: whether one step is of all parts, on the weights of the model.
+        """
+        if not self.by_entries:
+            return f"is inside of {type(self).__name__}, which looks at whole parameters or at all of them"
+        if not steps_once and modes.has_two(self):
+            return f"is inside of {type(self).__name__}, whose weights to evaluate would not reach the model"
+        return ""
 
     def refuse_differing(self) -> None:
         """Raise a ValueError if groups disagree in an option of the wrapper's, which is one for all of them."""
@@ -275,6 +294,14 @@ class Wrapper(Optimizer):
         if name in self.keeps_exact:
             value = value.to(storage.exact_dtype(param.dtype))
         return dtensor.placed(value.to(param.dtype) if self.keeps[name] else value, param, clone)
+
+
+def known_around(outer: Optimizer) -> None:
+    """Let the optimizers of the engine inside of another one know of it."""
+    inside = getattr(outer, "optimizers", None) or [getattr(outer, "optimizer", None)]
+    for inner in (found for each in inside if each is not None for found in unwrap_all(each, RuleOptimizer)):
+        if not any(other is outer for other in inner.around):
+            inner.around = (*inner.around, outer)
 
 
 def refuse_second_order(wrapper: Wrapper, optimizer: Optimizer) -> None:

@@ -51,6 +51,12 @@ class Adapters(RuleOptimizer):
                 f"AdamW does; prepare the model with peft.get_peft_model, and give model.named_parameters()"
             )
 
+    @property
+    def goes_by_names(self) -> bool:
+        """Whether it has factors of adapters, which it knows by their names."""
+        names = (name for group in self.param_groups for name in group.get("param_names", ()))
+        return any(_FACTOR.search(name) for name in names)
+
     def partner_of(self, param: Tensor, group: Group) -> Tensor:
         factor = self.factor_of(param, group)
         assert factor is not None

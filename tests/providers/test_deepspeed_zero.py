@@ -1,0 +1,47 @@
+"""Under DeepSpeed's ZeRO, on two processes: element-wise optimizers are those of one process, the others say no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import zero_worker
+from ranks import run_ranks
+
+pytest.importorskip("deepspeed")
+
+HERE = Path(__file__).resolve().parent
+
+# Name -> what its refusal says; None for what trains.
+NAMES = {
+    "adamw": None,
+    "lion": None,
+    "laprop": None,
+    "lookahead_adamw": None,
+    "lamb": "Lamb takes means or norms of whole tensors, and DeepSpeed ZeRO has flattened",
+    "muon": "Muon takes parameters by their names, their partners or their shapes, and DeepSpeed ZeRO has flattened",
+    "adafactor": "Adafactor takes means or norms of whole tensors, and DeepSpeed ZeRO has flattened",
+    "prodigy": "Prodigy carries numbers from step to step that are of all parameters, and DeepSpeed ZeRO",
+    "cadamw": "Adam has an option that takes means or norms of whole tensors, and DeepSpeed ZeRO",
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_in_a_trainer(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    worker = HERE / "zero_worker.py"
+    run_ranks(worker, str(tmp_path), str(stage), *NAMES, ranks=2, output=tmp_path, timeout=500)
+    for name, refusal in NAMES.items():
+        first, second = (torch.load(tmp_path / f"{name}.{rank}.pt") for rank in range(2))
+        if refusal is not None:
+            assert first == second
+            assert refusal in first
+            continue
+        want = zero_worker.train(name, tmp_path / "alone", 1, None)
+        start = dict(zero_worker.Regression().named_parameters())
+        for key, value in want.items():
+            assert torch.equal(first[key], second[key])
+            moved = (value - start[key]).abs().max()
+            assert moved > 0
+            assert (first[key] - value).abs().max() <= 1e-6 * moved, (name, key)
