@@ -86,9 +86,9 @@ def predict_memory(
     rules of matrices keep of a stack of them, for which steps are taken on the device "meta", and rules with sums along
     rows of a tensor whose state is in codes; all others are taken by generated kernels, which keep next to nothing,
     unless `foreach=True` or `fused=False` asks for others. Where no step can be taken there, on GPUs for Muon and
-    others of matrices inside a network, and with "fsdp", the step of matrices is an upper bound, nine arrays of a stack. What a library needs besides
-    for decomposing a matrix, in the steps that do so, is not in it. Each parameter's counter of steps, 4 bytes on the
-    host, is left out.
+    others of matrices inside a network, and with "fsdp", the step of matrices is an upper bound, nine arrays of a
+    stack. What a library needs besides for decomposing a matrix, in the steps that do so, is not in it. Each
+    parameter's counter of steps, 4 bytes on the host, is left out.
 
     Args:
         model: the model, whose parameters have the dtype that they are trained in.

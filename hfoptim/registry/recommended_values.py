@@ -24,12 +24,15 @@ _FREE = "https://github.com/facebookresearch/schedule_free"
 _GALORE = "https://github.com/jiaweizzhao/GaLore"
 _LOMO = "https://github.com/OpenLMLab/LOMO"
 _MARS = "https://github.com/AGI-Arena/MARS"
+_PEFT = "https://huggingface.co/docs/peft/developer_guides/lora"
 _PROJECTED = "https://github.com/zhuhanqing/APOLLO/tree/main/scripts"
+_REGRET = "https://huggingface.co/docs/trl/lora_without_regret"
 _SCION = "https://github.com/LIONS-EPFL/scion/tree/main/examples"
 _SOPHIA = "https://github.com/Liuhong99/Sophia"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/blob/main/hfdocs/source/training_script.mdx"
 _TORCH = "https://github.com/pytorch/examples"
 _TRANSFORMERS = "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules"
+_UNSLOTH = "https://unsloth.ai/docs/get-started/fine-tuning-llms-guide/lora-hyperparameters-guide"
 
 # Llama models of 124, 210 and 720 million parameters, and a mixture of experts, on FineWeb.
 _LLAMAS = "Llamas of 124M to 720M on FineWeb (EPFL)"
@@ -76,6 +79,7 @@ SETTINGS: Mapping[str, tuple[Recommendation | Same, ...]] = {
         pretrain(2e-4, f"{_TORCH}/blob/main/dcgan/main.py", "a GAN of images (PyTorch)", betas=(0.5, 0.999)),
         pretrain(5e-4, _APOLLO, "a transformer on WMT (Apollo's authors)", decay=1e-4, schedule="inverse_sqrt",
                  warmup="4000 steps"),
+        lora(5e-5, _PEFT, "LoRA+: the factors A; B learn 16 times as fast (PEFT)", low=5e-5, high=8e-4),
     ),
     "adam_atan2": (pretrain(1e-4, "https://github.com/lucidrains/adam-atan2-pytorch", "the reference's example"),),
     "adam_mini": (Same("adamw", "https://github.com/zyushun/Adam-mini"),),
@@ -104,6 +108,11 @@ SETTINGS: Mapping[str, tuple[Recommendation | Same, ...]] = {
         lora(2e-4, "https://github.com/microsoft/LoRA/tree/main/examples/NLG", "GPT-2 on E2E", decay=0.01,
              betas=(0.9, 0.999), schedule="linear", warmup="500 steps"),
         lora(5e-6, f"{_HANDBOOK}/zephyr-7b-beta/dpo", "Zephyr 7B, DPO, QLoRA", schedule="cosine", warmup="10 %"),
+        lora(2e-4, _UNSLOTH, "language models, LoRA and QLoRA; 5e-6 for DPO and GRPO (Unsloth)", low=5e-6, high=2e-4),
+        lora(2e-4, _REGRET, "Qwen 2.5 3B, SFT of all linear layers (TRL)"),
+        lora(1e-5, _REGRET, "SmolLM3 3B, GRPO, ten times what all weights are trained with (TRL)", low=1e-5, high=5e-5),
+        lora(1e-4, "https://huggingface.co/docs/diffusers/training/lora", "Stable Diffusion, text to image (diffusers)",
+             schedule="cosine"),
     ),
     "adamw_hf": (Same("adamw", _TRANSFORMERS),),
     "adamw_schedule_free": (
@@ -224,6 +233,9 @@ SETTINGS: Mapping[str, tuple[Recommendation | Same, ...]] = {
     "lomo": (
         finetune(0.03, f"{_LOMO}/blob/main/lomo/config/args_lomo.yaml", "Llamas of 7B to 65B", decay=0.0,
                  schedule="linear", warmup="10 %"),
+    ),
+    "lora_fa": (
+        lora(7e-5, _PEFT, "Llama 3 8B (PEFT)", schedule="cosine", warmup="100 steps"),
     ),
     "madgrad": (
         pretrain(1e-3, "https://github.com/facebookresearch/madgrad", _IMAGENET, low=2.5e-4, high=0.025),
