@@ -32,6 +32,7 @@ from hfoptim.optimizers.shared.kronecker import (
     Folding,
     add_gram,
     along,
+    chebyshev_inverse_root,
     inverse_root,
     newton_inverse_root,
 )
@@ -163,7 +164,7 @@ def _two_sides(shape: torch.Size) -> tuple[int, ...]:
 
 @cache
 def distributed_shampoo(
-    blocks: Blocks, sides: int, kinds: int, filtered: str, grafting: str | None, newton_steps: int = 0
+    blocks: Blocks, sides: int, kinds: int, filtered: str, grafting: str | None, method: str = "eigh", count_of: int = 0
 ) -> Rule:
     """The rule for parameters that are cut alike.
 
@@ -173,7 +174,8 @@ def distributed_shampoo(
         kinds: how many shapes the blocks have.
         filtered: "" for the gradient as it is, "once" for a moving average, "twice" for one with a beta3.
         grafting: a key of `_GRAFTED`, or None.
-        newton_steps: of Newton's iteration for the roots; 0 for eigendecompositions.
+        method: how roots are made, a choice of `root_method`.
+        count_of: its iterations, or the degree of its polynomial.
     """
     count, over = sides * kinds, tuple(range(-sides, 0))
     divided = _GRAFTED[grafting] is not None if grafting else False
@@ -183,8 +185,10 @@ def distributed_shampoo(
         return found
 
     def rooted(factor: Tensor, eps: float) -> Tensor:
-        if newton_steps:
-            return newton_inverse_root(factor, 2 * sides, eps, newton_steps)
+        if method == "newton_db":
+            return newton_inverse_root(factor, 2 * sides, eps, count_of)
+        if method == "chebyshev":
+            return chebyshev_inverse_root(factor, 2 * sides, eps, count_of)
         return inverse_root(factor, 2 * sides, eps)
 
     def fn(grad: Tensor, param: Tensor, *args: Any) -> tuple[Any, ...]:
@@ -224,7 +228,7 @@ def distributed_shampoo(
     }
     state |= {"filtered_grad": zeros} if filtered else {}
     state |= {"adagrad": nonnegative} if divided else {}
-    shape = _two_sides if newton_steps else None
+    shape = None if method == "eigh" else _two_sides
     return Rule(fn, MATRIX, state, _distributed_rates, shape=shape, dims=blocks.folding.ndim)
 
 
@@ -266,8 +270,13 @@ class DistributedShampoo(RuleOptimizer):
 
     of which Y becomes the root of L / s and Z that of its inverse; twice for a fourth root. These are products alone,
     which suits a GPU, where eigendecompositions are slow. Eigenvalues far below the largest (3e-4 of it with 10 steps)
-    count as larger than they are. A tensor of three and more dimensions is a matrix then, with a row for each entry of
-    the first one.
+    count as larger than they are. With "chebyshev" they are a polynomial of `chebyshev_degree` in L,
+
+        A = s^(-1 / 2k) sum of c_i T_i(2 L / s - 1),  c_i of Chebyshev's series of (x + epsilon)^(-1 / 2k) on [0, 1]
+
+    where epsilon is a share of s: half as many products as ten iterations of Newton's take, and further from the root
+    where eigenvalues are far below the largest. A tensor of three and more dimensions is a matrix then, with a row for
+    each entry of the first one.
 
     The class has the defaults of its authors; the name "distributed_shampoo" stands for those they show in place of
     AdamW: `betas=(0.9, 0.999)`, roots every 100 steps, `grafting="adam"` with `grafting_epsilon=1e-8`. Then lr and
@@ -286,8 +295,8 @@ class DistributedShampoo(RuleOptimizer):
         2602.02016; IST-DASLab/ISTA-DASLab-Optimizers, and pytorch_optimizer 4.1's DASH: they do not correct the bias of
         L and R, which counts against `epsilon` alone, have two factors for small matrices, too, and their s is twice an
         estimate of the largest eigenvalue by power iterations in bfloat16 from random vectors, where it is the 8th root
-        of the sum of 8th powers here. Of their other roots Chebyshev polynomials and coupled Newton are not here, nor
-        is their momentum of updates; by default they leave vectors to AdamW.
+        of the sum of 8th powers here, and their polynomials leave s^(-1 / 2k) to the grafting. Coupled Newton is not
+        here, nor is their momentum of updates; by default they leave vectors to AdamW.
     """
 
     names = (
@@ -330,14 +339,16 @@ class DistributedShampoo(RuleOptimizer):
     grafting: str | None = hyper(None, "whose size a block's update has", choices=tuple(_GRAFTED))
     grafting_beta2: float = hyper(0.999, "decay rate of v", below=1.0)
     grafting_epsilon: float = hyper(1e-10, "added to the root of v")
-    root_method: str = hyper("eigh", "how roots are made", choices=("eigh", "newton_db"), in_peers=False)
+    root_method: str = hyper("eigh", "how roots are made", choices=("eigh", "newton_db", "chebyshev"), in_peers=False)
     newton_steps: int = hyper(10, "iterations of Newton, Denman and Beavers", low=1, most=99, in_peers=False)
+    chebyshev_degree: int = hyper(20, "degree of Chebyshev's polynomial", low=2, most=999, in_peers=False)
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        size, newton = group["max_preconditioner_dim"], group["root_method"] == "newton_db"
-        seen = torch.Size(_two_sides(param.shape)) if newton else param.shape
+        size, method = group["max_preconditioner_dim"], group["root_method"]
+        seen = param.shape if method == "eigh" else torch.Size(_two_sides(param.shape))
         blocks = Blocks(Folding(len(seen), size, backwards=True), size)
         kinds = blocks.kinds(seen)
         filtered = "" if group["betas"][0] == 0.0 else "once" if group["beta3"] < 0.0 else "twice"
-        sides, steps = len(blocks.folding.sides(seen)), group["newton_steps"] if newton else 0
-        return distributed_shampoo(blocks, sides, len(kinds), filtered, group["grafting"], steps)
+        count = {"eigh": 0, "newton_db": group["newton_steps"], "chebyshev": group["chebyshev_degree"]}[method]
+        sides = len(blocks.folding.sides(seen))
+        return distributed_shampoo(blocks, sides, len(kinds), filtered, group["grafting"], method, count)

@@ -72,3 +72,17 @@ def test_roots_and_iterated_bases():
         basis, _order = iterated(matrix, basis)
     turned = basis.mT @ matrix @ basis
     torch.testing.assert_close(turned, torch.diag_embed(torch.linalg.eigvalsh(matrix).flip(-1)), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("root", [2, 4, 6])
+def test_chebyshevs_roots_come_near_the_exact_ones_by_degree(root):
+    """Eigenvalues from a twentieth of the largest on: the share that is wrong falls with the degree."""
+    basis = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    matrix = (basis * torch.linspace(0.15, 3.0, 9, dtype=torch.float64)) @ basis.mT
+    exact = kronecker.inverse_root(matrix, root, 1e-12)
+    wrong = [
+        float((kronecker.chebyshev_inverse_root(matrix, root, 1e-3, degree) - exact).norm() / exact.norm())
+        for degree in (2, 10, 40)
+    ]
+    assert wrong[0] > 2.0 * wrong[1] > 4.0 * wrong[2]
+    assert wrong[2] < 0.05

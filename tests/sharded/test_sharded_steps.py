@@ -64,6 +64,112 @@ COLLECTIVES = {
 }
 
 
+# Of every rule, over the few parameters: reductions share an all-reduce each, and so do all matrices the way to their
+# owners and back. What is not here is stepped part by part, without a word to other ranks.
+OF_EACH: list[tuple[dict[str, int], str]] = [
+    (
+        {"allreduce_": 1},
+        "adai-l2 adaiv2-damped adaiv2-decay adam-clipped adam_atan2-regenerating adam_weight_decay-clipnorm "
+        "adam_weight_decay-global_clipnorm adams-amsgrad adams-decay adan-caution adan-clipped adanorm-amsgrad "
+        "adanorm-decay adashift-max amos-momentum amos-plain avagrad-l2 dadapt_adagrad-plain dadapt_adam-plain "
+        "dadapt_adan-proximal dadapt_lion-decay dadapt_sgd-plain dog-decay dowg-decay gravity-decay grokadamw- "
+        "decay kourkoutas-plain lomo-clipped mars-adamw mars-amsgrad mars-lion nadamw-clipped nero-balanced nero- "
+        "free novograd-amsgrad novograd-decay prodigy-coupled prodigy-decoupled scion-rows stable_adamw-decay "
+        "swats-options swats-switching tiger-scaled",
+    ),
+    (
+        {"alltoall_base_": 4},
+        "adago-decay apollo_adamw-other apollo_adamw-projected conda-decay conda-full dion-half dion2-half "
+        "dion2-nordion2 fira-projected galore_adamw-other galore_adamw-projected klshampoo-default klsoap- "
+        "one_factor ldadamw-feedback ldadamw-svd mars_m-decay muon-adamuon muon-decay muon-normuon muon-rms "
+        "muonclip-decay muown-decay polargrad-decay racs-decay sinkgd-decay soap-default soap_muon-decay "
+        "spectralsphere-decay splus-decay",
+    ),
+    (
+        {"allreduce_": 6},
+        "adafactor-relative adafactor-warmup adafactor_torch-decay adalomo-plain adamp-nesterov adamp-projected "
+        "came-decay rose-stable sgdp-nesterov sgdp-projected",
+    ),
+    (
+        {"allreduce_": 2},
+        "adagc-decay kourkoutas-all lamb-unclipped lars-larc lars-momentum lars-plain prodigy_plus_schedule_free- "
+        "whole ranger21_base-plain rose-plain stablespam-resets",
+    ),
+    (
+        {"allreduce_": 3},
+        "adatam-decay aida-l2 apollo-constant fadam-decay fromage-default lamb-decay ldog-decay tam-decay",
+    ),
+    (
+        {"allreduce_": 4},
+        "adafactor-lr apollo-belief apollo-stable lamb-caution sgdsai-default sm3-average sm3-sum",
+    ),
+    (
+        {"alltoall_base_": 6},
+        "distributed_shampoo-adam kron-decay kron-diagonal psgd_pro-decay shampoo-decay shampoo-decoupled soap- merged",
+    ),
+    (
+        {"all_reduce": 6, "allreduce_": 2},
+        "adamc_schedule_free_plus-annealed alig-momentum alig-plain momo-plain momo_adam-proximal",
+    ),
+    (
+        {"alltoall_base_": 2},
+        "adamw_sn-matrices adamw_sn-sizes mars-shampoo splus-often",
+    ),
+    (
+        {"all_reduce": 6, "allreduce_": 1},
+        "emofact-decay emolynx-decay emonavi-decay emonavi-shadow",
+    ),
+    (
+        {"allreduce_": 7},
+        "adafactorbv-factored adalomo-clipped",
+    ),
+    (
+        {"allreduce_": 12},
+        "adamp-caution sgdp-caution",
+    ),
+    (
+        {"alltoall_base_": 8},
+        "distributed_shampoo-dash distributed_shampoo-plain",
+    ),
+    (
+        {"allreduce_": 1, "alltoall_base_": 4},
+        "scion-constrained scionlight-constrained",
+    ),
+    (
+        {"allreduce_": 15},
+        "adalite-decay",
+    ),
+    (
+        {"allreduce_": 1, "alltoall_base_": 2},
+        "adam_mini-decay",
+    ),
+    (
+        {"alltoall_base_": 12},
+        "demo-decay",
+    ),
+    (
+        {"allreduce_": 6, "alltoall_base_": 4},
+        "galore_adafactor-projected",
+    ),
+    (
+        {"allreduce_": 4, "alltoall_base_": 4},
+        "galore_adafactor-other",
+    ),
+    (
+        {"allreduce_": 29},
+        "ranger21_base-usual",
+    ),
+]
+
+
+def test_the_collectives_of_every_rule(steps: dict[str, Found], which: str) -> None:
+    if which != "few":
+        pytest.skip("the table is of the few parameters and options")
+    found = steps["every_optimizer"].ranks[0]["collectives"]
+    expected = {key: counts for counts, keys in OF_EACH for key in keys.split()}
+    assert {key: counts for key, counts in found.items() if counts} == expected
+
+
 def test_the_collectives_of_a_step_do_not_depend_on_the_number_of_parameters(
     steps: dict[str, Found], which: str
 ) -> None:

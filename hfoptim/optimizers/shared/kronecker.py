@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -234,6 +235,33 @@ def newton_inverse_root(matrix: Tensor, root: int, eps: float, steps: int) -> Te
     if root == 4:
         y, z = _denman_beavers(y, one, steps, inverse=True)
     return (z / scale ** (1.0 / root)).view_as(matrix)
+
+
+def chebyshev_inverse_root(matrix: Tensor, root: int, eps: float, degree: int) -> Tensor:
+    """About (A / s + eps)^(-1 / root) s^(-1 / root), s a bound of A's eigenvalues, by a polynomial in A.
+
+    Products alone: Clenshaw's recurrence B_k = 2 T B_(k+1) - B_(k+2) + c_k, T = 2 A / s - 1, up to T B_1 - B_2 + c_0.
+    """
+    one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    stack = _stack(matrix)
+    scale = eigenvalue_bound(stack)
+    turn = stack * (2.0 / scale) - one
+    *rest, before, last = chebyshev_coefficients(root, eps, degree)
+    later, found = last * one, 2.0 * last * turn + before * one
+    for number in range(len(rest) - 1, -1, -1):
+        product = torch.baddbmm(rest[number] * one, turn, found, alpha=2.0 if number else 1.0)
+        later, found = found, product.sub_(later)
+    return (found / scale ** (1.0 / root)).view_as(matrix)
+
+
+@cache
+def chebyshev_coefficients(root: int, eps: float, degree: int, points: int = 10_000) -> tuple[float, ...]:
+    """Chebyshev's series of (x + eps)^(-1 / root) for x in [0, 1], cut after a degree; integrals as sums of points."""
+    angles = (torch.arange(points, dtype=torch.float64) + 0.5) * (math.pi / points)
+    values = (0.5 * angles.cos() + (0.5 + eps)) ** (-1.0 / root)
+    orders = torch.arange(degree + 1, dtype=torch.float64).unsqueeze(1)
+    first, *others = ((orders * angles).cos() @ values * (2.0 / points)).tolist()
+    return (first / 2.0, *others)
 
 
 def eigenvalue_bound(matrix: Tensor) -> Tensor:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import peers
+import torch
 from harness import SMALL
 from torch import Tensor
 
@@ -43,10 +45,28 @@ _DASH_NAMES = {
 }
 
 
+def _in_eigenvalues(matrix: Tensor, root: int, degree: int) -> Tensor:
+    """Chebyshev's root from eigenvalues, with coefficients by NumPy's Fourier transform of 10,000 points."""
+    values, vectors = torch.linalg.eigh(matrix)
+    bound = kronecker.eigenvalue_bound(matrix)[..., 0]
+    points, eps = 10_000, _DASH["epsilon"]
+    samples = (0.5 * np.cos((np.arange(points) + 0.5) * np.pi / points) + 0.5 + eps) ** (-1.0 / root)
+    transformed = np.fft.fft(np.concatenate([samples, samples[::-1]]))[: degree + 1]
+    series = (transformed * np.exp(-0.5j * np.pi * np.arange(degree + 1) / points)).real / points
+    series[0] /= 2.0
+    of_values = np.polynomial.chebyshev.chebval((2.0 * values / bound - 1.0).numpy(), series)
+    rooted = torch.from_numpy(of_values) * bound ** (-1.0 / root)
+    return (vectors * rooted.unsqueeze(-2)) @ vectors.mT
+
+
 def _dash(who: str, params: dict[str, Tensor], options: Options) -> Any:
     """pytorch_optimizer's, with our bound of the eigenvalues in place of one from random vectors."""
-    named = {_DASH_NAMES.get(name, name): value for name, value in options.items() if name != "grafting"}
+    degree = options.get("chebyshev_degree")
+    ours = ("grafting", "chebyshev_degree", *(["root_method"] if degree else []))
+    named = {_DASH_NAMES.get(name, name): value for name, value in options.items() if name not in ours}
     optimizer = peers.load(who)(list(params.values()), **named)
+    if degree:
+        optimizer.compute_inverse_root = lambda matrix, root, group: _in_eigenvalues(matrix, root, degree)
     optimizer.scale_matrix = lambda matrix, group: kronecker.eigenvalue_bound(matrix)
     return optimizer
 
@@ -146,6 +166,7 @@ DISTRIBUTED_SHAMPOO = Entry(
             [
                 {"lr": 1e-2, **_DASH, "betas": (0.9, 0.95), "grafting_beta2": 0.95, "weight_decay": 0.1},
                 {"lr": 1e-2, **_DASH, "betas": (0.0, 0.9), "newton_steps": 4, "start_preconditioning_step": 4},
+                {"lr": 1e-2, **_DASH, "betas": (0.9, 0.95), "root_method": "chebyshev", "chebyshev_degree": 12},
             ],
             make=_dash,
             layouts=tuple(name for name in _LAYOUTS if name != "scalar"),
@@ -162,6 +183,7 @@ DISTRIBUTED_SHAMPOO = Entry(
         "grafting_beta2": 1.0,
         "grafting_epsilon": -1e-8,
         "newton_steps": 0,
+        "chebyshev_degree": 1,
     },
     small_steps={"lr": 1e-4, "weight_decay": 0.1, "epsilon": 1e-2},
 )
