@@ -72,17 +72,17 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
         "adai-l2 adaiv2-damped adaiv2-decay adam-clipped adam_atan2-regenerating adam_weight_decay-clipnorm "
         "adam_weight_decay-global_clipnorm adams-amsgrad adams-decay adan-caution adan-clipped adanorm-amsgrad "
         "adanorm-decay adashift-max amos-momentum amos-plain avagrad-l2 dadapt_adagrad-plain dadapt_adam-plain "
-        "dadapt_adan-proximal dadapt_lion-decay dadapt_sgd-plain dog-decay dowg-decay gravity-decay grokadamw- "
-        "decay kourkoutas-plain lomo-clipped mars-adamw mars-amsgrad mars-lion nadamw-clipped nero-balanced nero- "
-        "free novograd-amsgrad novograd-decay prodigy-coupled prodigy-decoupled scion-rows stable_adamw-decay "
-        "swats-options swats-switching tiger-scaled",
+        "dadapt_adan-proximal dadapt_lion-decay dadapt_sgd-plain dog-decay dowg-decay gravity-decay "
+        "grokadamw-decay kourkoutas-plain lomo-clipped mars-adamw mars-amsgrad mars-lion nadamw-clipped "
+        "nero-balanced nero-free novograd-amsgrad novograd-decay prodigy-coupled prodigy-decoupled scion-rows "
+        "stable_adamw-decay swats-options swats-switching tiger-scaled",
     ),
     (
         {"alltoall_base_": 4},
         "adago-decay apollo_adamw-other apollo_adamw-projected conda-decay conda-full dion-half dion2-half "
-        "dion2-nordion2 fira-projected galore_adamw-other galore_adamw-projected klshampoo-default klsoap- "
-        "one_factor ldadamw-feedback ldadamw-svd mars_m-decay muon-adamuon muon-decay muon-normuon muon-rms "
-        "muonclip-decay muown-decay polargrad-decay racs-decay sinkgd-decay soap-default soap_muon-decay "
+        "dion2-nordion2 fira-projected galore_adamw-other galore_adamw-projected klshampoo-default "
+        "klsoap-one_factor ldadamw-feedback ldadamw-svd mars_m-decay muon-adamuon muon-decay muon-normuon "
+        "muon-rms muonclip-decay muown-decay polargrad-decay racs-decay sinkgd-decay soap-default soap_muon-decay "
         "spectralsphere-decay splus-decay",
     ),
     (
@@ -92,8 +92,8 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     ),
     (
         {"allreduce_": 2},
-        "adagc-decay kourkoutas-all lamb-unclipped lars-larc lars-momentum lars-plain prodigy_plus_schedule_free- "
-        "whole ranger21_base-plain rose-plain stablespam-resets",
+        "adagc-decay kourkoutas-all lamb-unclipped lars-larc lars-momentum lars-plain "
+        "prodigy_plus_schedule_free-whole ranger21_base-plain rose-plain stablespam-resets",
     ),
     (
         {"allreduce_": 3},
@@ -105,7 +105,7 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     ),
     (
         {"alltoall_base_": 6},
-        "distributed_shampoo-adam kron-decay kron-diagonal psgd_pro-decay shampoo-decay shampoo-decoupled soap- merged",
+        "distributed_shampoo-adam kron-decay kron-diagonal psgd_pro-decay shampoo-decay shampoo-decoupled soap-merged",
     ),
     (
         {"all_reduce": 6, "allreduce_": 2},
