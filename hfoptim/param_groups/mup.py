@@ -83,13 +83,16 @@ class MuP:
         """What the hyper-parameters of every parameter are multiplied by, by name."""
         shapes, width = self._shapes(model)
         depth = 1.0 if self.base_depth is None else _config(model, "num_hidden_layers", "base_depth") / self.base_depth
-        eps = 1.0 if self.base_depth is None else depth**-self.depth_alpha / width
+        eps = 1.0 if self.base_depth is None else 1.0 / width
         blocks = depth ** (self.depth_alpha - 1.0)
         short = bare_names_of(model)
         found = {}
         for name, shape in shapes.items():
             lr, decay = self._width_rule(shape)
-            found[name] = Scales(lr * blocks if _NUMBER.search(short[name]) else lr, decay, eps)
+            inside = _NUMBER.search(short[name])
+            found[name] = (
+                Scales(lr * blocks, decay, eps * depth**-self.depth_alpha) if inside else Scales(lr, decay, eps)
+            )
         return found
 
     def _width_rule(self, shape: _Shape) -> tuple[float, float]:
@@ -195,7 +198,7 @@ def param_groups_mup(
     With `output_multiplier` the head is as an embedding, which is what the package mup does (Table 8).
 
     CompleteP (`base_depth`), with d = blocks / base_depth: what is in blocks has lr d^(alpha - 1), which is lr with
-    alpha = 1, and eps is eps d^-alpha / m for all.
+    alpha = 1, and eps d^-alpha / m; all others have eps / m (Equation 40 of the paper).
 
     The rates are half of it. The model's own half: matrices inside the network begin with a variance in proportion to
     1 / m, the head with 1 / m^2 (or at zero; with `output_multiplier` as in the base model, and the outputs divided by
@@ -236,7 +239,7 @@ def param_groups_mup(
         raise ValueError("eps and base_depth go together: CompleteP scales the eps of the base model")
     scales = MuP(base, base_depth, rule, output_multiplier, depth_alpha).scales(model)
     decayed = decayed_names(model, no_weight_decay_list)
-    found: dict[tuple[float, float], dict[str, Any]] = {}
+    found: dict[tuple[float, float, float], dict[str, Any]] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
@@ -245,7 +248,7 @@ def param_groups_mup(
         group = {"params": [], "lr": rate * scale.lr, "weight_decay": own}
         group |= {} if scale.lr == 1.0 else {"lr_scale": scale.lr}
         group |= {} if eps is None else {"eps": number("eps", eps) * scale.eps}
-        found.setdefault((scale.lr, own), group)["params"].append((name, param))
+        found.setdefault((scale.lr, own, scale.eps), group)["params"].append((name, param))
     return [group for _, group in sorted(found.items(), key=lambda item: (item[0][0] != 1.0, item[0]))]
 
 

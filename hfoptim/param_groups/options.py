@@ -167,6 +167,7 @@ class Grouping:
             key = (
                 *(places[optimizer], rank, name in heads, -group.get("lr_scale", 1.0)),
                 -group.get("weight_decay", 0.0),
+                -(by_width[name].eps if by_width else 1.0),
             )
             found.setdefault(key, (optimizer, {"params": [], **group}))[1]["params"].append((name, param))
         divided: dict[str, ParamGroups] = {name: [] for name in bases}

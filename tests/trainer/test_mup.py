@@ -95,7 +95,7 @@ def test_a_width_says_the_same_as_a_base_model(make):
 
 
 def test_completep():
-    """As nanoGPT-mup's branch completep: lr, weight decay and eps of hidden weights, embeddings, norms and biases."""
+    """Lr, weight decay and eps of all kinds, as nanoGPT-mup has them since its eps are those of Equation 40."""
     model, m, d = gpt2(32, layers=6), 4.0, 3.0
     for alpha in (1.0, 0.5):
         groups = hfoptim.param_groups_mup(
@@ -105,7 +105,7 @@ def test_completep():
             inside, matrix = ".h." in name, dict(model.named_parameters())[name].ndim == 2
             assert lr == pytest.approx(1e-2 * (d ** (alpha - 1) if inside else 1) / (m if inside and matrix else 1))
             assert decay == pytest.approx((0.1 * m if inside else 0.1) if matrix else 0.0)
-            assert eps == pytest.approx(1e-8 / m * d**-alpha)
+            assert eps == pytest.approx(1e-8 / m * (d**-alpha if inside else 1))
 
 
 def test_by_name_and_in_the_trainer(make_trainer):
