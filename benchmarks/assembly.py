@@ -137,12 +137,14 @@ class Access:
         bytes: how many.
         own: whether the address goes by the thread: the data of an entry, not what all threads of a program read.
         lookup: whether it goes by what was read: an entry of a table that stays in the cache.
+        shared: whether it is of what all programs of a tensor read, and so hinted to stay in the cache.
     """
 
     store: bool
     bytes: int
     own: bool
     lookup: bool
+    shared: bool = False
 
 
 class Ptx(Listing):
@@ -186,14 +188,15 @@ class Ptx(Listing):
         assert address is not None
         registers = set(re.findall(r"%[a-z]+\d+", address.group(1)))
         size = int(found.group(2) or 1) * int(found.group(3)) // 8
-        return Access(found.group(1) == "st", size, bool(registers & thread), bool(registers & data))
+        shared = ".L1::evict_last" in one.op
+        return Access(found.group(1) == "st", size, bool(registers & thread), bool(registers & data), shared)
 
     def usual_accesses(self, aligned: bool) -> list[Access]:
         """The accesses of the usual way: of whole blocks of aligned memory, or of unaligned."""
 
         def wanted(one: Instruction) -> bool:
             access = self.access(one)
-            return access is not None and access.own and (access.bytes == 16) == aligned
+            return access is not None and access.own and not access.shared and (access.bytes == 16) == aligned
 
         return [access for one in self.usual(wanted) if (access := self.access(one)) is not None]
 

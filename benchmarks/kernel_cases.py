@@ -36,6 +36,7 @@ import hfoptim
 from hfoptim.engine import Scope
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.triton.rows import tile_of
+from hfoptim.engine.codegen.triton.writer import BLOCK
 from hfoptim.registry.lookup import option_names
 
 ARCHITECTURES = (80, 90)
@@ -145,14 +146,14 @@ def judged(case: Case, arch: int) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(case), "arch": arch}
     launches, scheduled = launches_of(case)
     row |= {"launches": [launch.name for launch in launches], "kernels": [], **scheduled}
-    numel = math.prod(SHAPES[case.shape])
     for launch in launches:
         code = _code(launch, arch)
         found: dict[str, Any] = {"kernel": launch.name, **code.needs()}
         # One program for each block; the others add up what these have left.
         if launch.grid > 1 and not launch.name.startswith("lines"):
-            # A program that takes a tile of rows and columns walks over its rows, so many columns at a time.
-            entries = row.get("tile") or numel / launch.grid
+            # A program that takes a tile of rows and columns walks over its rows, so many columns at a time; others
+            # take one block, or one after the other.
+            entries = row.get("tile") or BLOCK
             found |= code.moves(entries, case.aligned)
             if arch == INSTRUCTIONS:
                 found["instructions"] = code.instructions(entries, case.aligned)

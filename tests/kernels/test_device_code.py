@@ -42,7 +42,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "fp32": Limit(40),
     "fp64": Limit(56, registers=168),
-    "fp32, caution": Limit(48),
+    "fp32, caution": Limit(60),
     "fp32, bf16 state": Limit(82),
     "bf16, nearest": Limit(46),
     "bf16, Kahan": Limit(54),
@@ -63,12 +63,13 @@ WITHOUT_KERNEL = {"adalite": "a reduction from column to scalar"}
 # issue in the time that a byte takes.
 PER_BYTE = 10
 
-# Instructions per entry of the longest pass, as for AdamW.
+# Instructions per entry of the longest pass, as for AdamW: in programs that take one block. What such a program does
+# once (it adds up what others have left of a sum) is shared by the blocks of larger tensors.
 INSTRUCTIONS = {
     ("lion", "fp32"): 18,
-    ("lamb", "fp32"): 50,
-    ("lars", "fp32"): 18,
-    ("novograd", "fp32"): 16,
+    ("lamb", "fp32"): 56,
+    ("lars", "fp32"): 40,
+    ("novograd", "fp32"): 34,
     ("prodigy", "fp32"): 56,
     ("adafactor", "fp32"): 58,
     ("muon", "fp32"): 14,
@@ -98,25 +99,18 @@ TILE_VALUES = 1
 
 # Launches of a steady step of GPT-2's 148 tensors, at most.
 LAUNCHES = {
-    **{"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 3, "novograd": 3, "lamb": 6, "prodigy": 5, "adafactor": 9},
+    **{"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 2, "novograd": 2, "lamb": 4, "prodigy": 4, "adafactor": 7},
     # 75 of them products.
     **{"muon": 121, "adamuon": 164},
 }
 
-# Of the whole catalogue, those with more than was wanted (`wanted` in launches.py): sums over all tensors before the
-# step, matrices and vectors by kernels of their own, sums that follow sums.
+# Of the whole catalogue, those with more than was wanted (`wanted` in launches.py): a loss that is told in float32,
+# sums over all tensors and two that follow each other, matrices and vectors by kernels of their own.
 MORE_LAUNCHES = {
     **dict.fromkeys(["emofact", "emolynx", "emonavi"], 3),
-    **dict.fromkeys(
-        ["alig", "apollo", "dadapt_adagrad", "dadapt_adam", "dadapt_adan", "dadapt_lion", "fadam", "momo", "momo_adam"],
-        5,
-    ),
-    **dict.fromkeys(["prodigy", "sgdsai", "stablespam"], 5),
-    **dict.fromkeys(["adagc", "lamb", "lambc", "lambcd", "lambcw", "lambw"], 6),
-    **dict.fromkeys(["clamb", "clambw", "cmars"], 8),
-    **dict.fromkeys(["adafactor", "adafactor_torch", "adalomo", "cadafactorbv", "cadafactorbvc"], 9),
-    **dict.fromkeys(["cadamp", "came", "csgdp"], 12),
-    **dict.fromkeys(["cadafactor"], 13),
+    **dict.fromkeys(["clamb", "clambw", "cmars"], 5),
+    **dict.fromkeys(["cadafactor"], 9),
+    **dict.fromkeys(["came"], 10),
 }
 
 
@@ -194,7 +188,7 @@ def test_kernels_move_what_the_schedule_says_in_wide_accesses_without_spills(cac
     adamw = seen["adamw", "fp32", True]["kernels"][0]
     assert (adamw["read"], adamw["written"], adamw["widths"]) == (16.0, 12.0, [16])
     assert seen["adamw", "fp32", False]["kernels"][0]["widths"] == [4]
-    assert len(seen["lars", "fp32", True]["launches"]) == 3
+    assert len(seen["lars", "fp32", True]["launches"]) == 2
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import torch
 from rows import bucket_of, by_loop, copied
 
 import hfoptim
-from hfoptim.engine import ELEMENT, TENSOR, Probe, Rule, RuleOptimizer, backends, hyper
-from hfoptim.engine.backends import compiled
+from hfoptim.engine import ELEMENT, MATRIX, TENSOR, Probe, Rule, RuleOptimizer, State, backends, hyper
+from hfoptim.engine.backends import compiled, matrix
 from hfoptim.engine.backends.foreach import Foreach
 from hfoptim.engine.backends.loop import Loop
 from hfoptim.engine.codegen import build
@@ -149,3 +149,14 @@ def test_a_compiler_that_does_not_know_float16(monkeypatch):
     with pytest.warns(UserWarning, match="float16"):
         backends.KERNELS.step(bucket)
     assert torch.equal(bucket.rows[0].param, expected.rows[0].param)
+
+
+def test_a_state_that_parameters_of_other_sizes_have_not_is_none_of_a_kernel():
+    ragged = torch.Size((7, 5))
+
+    def blocks(param, dtype):
+        # As of the second kind of blocks, which only a ragged side has.
+        return [torch.zeros(2, 3, 3, dtype=dtype, device=param.device)][0 if param.shape == ragged else 1]
+
+    bucket = bucket_of(lambda g, p, b, h: (g * b.sum(), b), [tuple(ragged)], MATRIX, b=State(blocks))
+    assert not matrix._traceable(bucket)

@@ -25,6 +25,8 @@ from hfoptim.engine.tensor_slots import TensorSlots
 
 # Sizes of the sample's last dimension: whole blocks of entries and of codes; ragged ones; fewer than a block.
 _SIZES = (1024, 701, 1024, 3)
+# Of the first one where programs take runs of blocks, several each.
+_RUNS = 66 * 1024 + 5
 # Of a kernel that takes tiles of rows and columns, how many more of them than a tile has.
 _BEYOND = ((0, 0), (1, 3), (0, 0), (-1, -1))
 # How far a kernel's values may be from the loop's, as a share of the largest: nearly all of them by rounding within the
@@ -119,7 +121,8 @@ def _shapes(kernel: Kernel, like: torch.Size) -> Iterator[torch.Size]:
     """Shapes with the dimensions of size 1 that another has, and few entries."""
     small = [1 if size == 1 else 2 for size in like]
     long = [place for place, size in enumerate(small) if size > 1]
-    for last, beyond in zip(_SIZES, _BEYOND, strict=True):
+    runs = any("partials" in launch.arguments for launch in kernel.source.launches)
+    for last, beyond in zip((_RUNS if runs else _SIZES[0], *_SIZES[1:]), _BEYOND, strict=True):
         sizes = list(small)
         if kernel.program.flat and long:
             sizes[long[-1]] = last if len(long) > 1 else 2 * last

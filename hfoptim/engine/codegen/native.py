@@ -283,7 +283,10 @@ def labels(plan: Plan, row: TensorSlots, shapeless: bool = False) -> list[Shape]
         elif plan.rule.shape is None and len(shape) <= len(_SIZES):
             # Which dimensions a smaller state has shows on a parameter whose sizes all differ.
             stand_in = [1 if size == 1 else other for size, other in zip(shape, _SIZES, strict=False)]
-            made = init(torch.empty(stand_in, device="meta"), torch.float32).shape
+            try:
+                made = init(torch.empty(stand_in, device="meta"), torch.float32).shape
+            except IndexError as error:  # blocks of a kind that no parameter of these sizes has
+                raise Untraceable("it has a state that parameters of other sizes have not") from error
             if not {1, *stand_in}.issuperset(made):
                 raise Untraceable("it has a state with dimensions that are not the parameter's")
             out.append(tuple(None if size == 1 else stand_in.index(size) for size in made))

@@ -28,16 +28,24 @@ class CodedWriter(Writer):
     def cut(self, shape: tuple[int, int, int]) -> Cut:
         _, rows, columns = shape
         units = rows * -(-columns // self.code_block)
-        return Cut(rows * columns, -(-units // self.rows), more=(rows, columns, 0))
+        return self._in_runs(rows * columns, -(-units // self.rows), rows, columns)
 
-    def _place(self) -> Iterator[str]:
-        yield f"unit = (block - {self._column('first')}) * {self.rows}"
-        yield f"entries = {self._column('entries')}"
+    def _frame(self) -> Iterator[str]:
+        yield from super()._frame()
         yield f"columns = {self._column('columns')}"
 
-    def _whole(self) -> str:
+    def _blocks(self) -> str:
         size = self.code_block
-        return f"(columns % {size} == 0) & ((unit + {self.rows}) * {size} <= entries)"
+        return f"({self._column('height')} * ((columns + {size - 1}) // {size}) + {self.rows - 1}) // {self.rows}"
+
+    def _place(self, number: str) -> Iterator[str]:
+        yield f"unit = {number} * {self.rows}"
+
+    def _whole(self) -> list[str]:
+        return [*self._always_whole(), f"((unit + {self.rows}) * {self.code_block} <= entries)"]
+
+    def _always_whole(self) -> list[str]:
+        return [f"(columns % {self.code_block} == 0)"]
 
     def _tile(self, whole: bool) -> Iterator[str]:
         rows, size = self.rows, self.code_block

@@ -86,7 +86,7 @@ class Call(Rows):
                 self.tensors[position :: self._width] = [row.param for row in self.rows]
             memory.send([scalars[name] for name in kernel.names], self.drawn(seeds))
             found = torch.empty(len(kernel.results), dtype=getattr(torch, source.compute), device=device)
-            arguments = {**memory.tensors, "results": found, "rows": count}
+            arguments = {**memory.tensors, "results": found, "rows": count, "programs": memory.blocks}
             grids = {"block": memory.blocks, "row": count, "line": memory.lines, "all": 1}
             put_off = arithmetic is not None and len(source.totals) == len(kernel.results) > 0
             for launch in source.launches[: -1 if put_off else None]:
@@ -96,8 +96,9 @@ class Call(Rows):
                 given = [arguments[name] for name in launch.arguments]
                 start(getattr(kernel.step, launch.name), grids[launch.grid], given, launch.warps)
         if put_off:
-            own = memory.tensors["own"]
-            return {n: arithmetic.total(own, count, at) for n, at in zip(kernel.results, source.totals, strict=True)}
+            table, lines = ("partials", memory.blocks) if source.from_partials else ("own", count)
+            parts = memory.tensors[table], lines
+            return {n: arithmetic.total(*parts, at) for n, at in zip(kernel.results, source.totals, strict=True)}
         return dict(zip(kernel.results, found, strict=True))
 
     def _stacks(self, position: int) -> list[Tensor]:

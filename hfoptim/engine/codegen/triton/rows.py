@@ -52,21 +52,26 @@ class RowWriter(Writer):
         self.warps = 8  # 8 entries for each thread: twice as many do not fit its registers
         # A state of a batch is read before anything is stored, and kept for all who ask later.
         self.batch = {i: place for place, i in enumerate(i for i in self.live if self.kinds[i] == "batch")}
-        phases = range(program.phases)
-        self.most = max([1, *(len(self.sums(phase, "scalar", "batch")) for phase in phases)])
-        self.column_sums = max(len(self.sums(phase, "column")) for phase in phases)
+        self.column_sums = max(len(self.sums(phase, "column")) for phase in range(program.phases))
 
     def cut(self, shape: tuple[int, int, int]) -> Cut:
         batches, height, columns = shape
         tiles = -(-height // self.down)
         of_columns = len(self.column) + self.column_sums * tiles
         kept = batches * (columns * of_columns + len(self.batch) + height * len(self.row))
-        return Cut(math.prod(shape), batches * tiles, batches * -(-columns // PART), kept, (height, columns, tiles))
+        return Cut(math.prod(shape), batches * tiles, batches * -(-columns // PART), kept, (height, columns, tiles, 1))
 
     def _phase(self, phase: int) -> Iterator[str]:
         yield from super()._phase(phase)
         if self._has_lines(phase):
             yield from self._function(f"lines{phase}", "line", self._lines(phase), warps=8)
+
+    def _factors(self) -> dict[int, int | None]:
+        factors = super()._factors()
+        return {} if any(factor is not None for factor in factors.values()) else factors
+
+    def _folded(self, phase: int) -> bool:
+        return not self._has_lines(phase) and super()._folded(phase)
 
     def _ends(self, phase: int) -> bool:
         return super()._ends(phase) or (self._has_lines(phase) and bool(self._now(phase)))
@@ -126,7 +131,7 @@ class RowWriter(Writer):
     def _scalars_for(self, users: Iterable[int], phase: int) -> Iterator[str]:
         """Definitions of the scalars that nodes of other kinds read."""
         read = sorted({a for i in users for a in self.nodes[i].args if self.kinds[a] == "scalar"})
-        yield from self._reals(read, self.own if phase == 0 else ())
+        yield from self._reals(read, phase)
 
     # -- passes over memory -------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class RowWriter(Writer):
         # In the usual way places in a tile are counted in 32 bits, for which there are registers enough.
         most = (1 << 31) // self.down - self.along
         fitting = f"(columns % {self.along} == 0) & (columns <= {most}) & (top + {self.down} <= height)"
-        yield f"if {fitting}{self._aligned(used)}:"
+        yield f"if {' & '.join([fitting, *self._aligned(used)])}:"
         yield from ("    " + line for line in self._walks(phase, small, whole=True))
         yield "else:"
         yield from ("    " + line for line in self._walks(phase, small, whole=False))
@@ -216,16 +221,15 @@ class RowWriter(Writer):
                 yield f"tl.store({self._row_place(i)}, (v{i} + tl.zeros_like(down)).to({self.real}), mask=there)"
         for store in self._stores((phase,), "row"):
             yield self._keep(store, "line", "there")
-        for place, i in enumerate(self._partial(phase)):
+        for i in self._partial(phase):
             source = self.nodes[i].args[0]
             if self.kinds[source] == "row":
                 total = self._reduced(i, f"tl.where(there, v{source}, {self._empty(i)})")
             else:
                 total = self._reduced(i, f"a{i}")
-            yield f"tl.store(partials + block * {self.most} + {place}, {total}.to(tl.float64))"
+            yield f"tl.store(partials + block * {self.most} + {self._partial_place(i)}, {total}.to(tl.float64))"
 
     def _partial(self, phase: int) -> list[int]:
-        """Reductions of which a tile leaves a number, in the order of `partials`."""
         return [*self.sums(phase, "scalar"), *self.sums(phase, "batch")]
 
     def _row_value(self, i: int) -> str:
@@ -341,7 +345,7 @@ class RowWriter(Writer):
             return
         empty = self._empty(i)
         if self.kinds[i] == "batch":
-            place = self._partial(self.times[i][0] - 1).index(i)
+            place = self._partial_place(i)
             size, step = f"({BATCH_PARTS},)", BATCH_PARTS
             yield f"at = tl.arange(0, {BATCH_PARTS})"
             there = f"partials + ({self._column('first')} + batch * tiles + k + at) * {self.most} + {place}"

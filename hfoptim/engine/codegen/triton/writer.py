@@ -2,9 +2,10 @@
 
 A launch costs as much as some hundred thousand entries, so it must not be paid per tensor: each function steps all
 tensors of a bucket. One of its programs takes one block of one tensor, which it finds through a map and a table of
-addresses. Passes over memory follow each other as the schedule has them; between two of them one launch, a program per
-tensor, adds up what the blocks have left. Every sum has its own place and its own order: nothing is atomic, so that a
-step gives the same bits every time.
+addresses; where sums are taken, a run of blocks. Passes over memory follow each other as the schedule has them. What
+the programs of one have left of a sum, every program of the next adds up for itself, which saves the launch in between:
+runs are as long as it takes for that to be little. Every sum has its own place and its own order: nothing is atomic, so
+that a step gives the same bits every time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from hfoptim.engine.codegen.schedule import Program, Store, Time
 from hfoptim.engine.codegen.trace import REDUCTIONS, Node
 from hfoptim.engine.operators import BOOLEAN, OPERATORS
 
-# Entries of a block, which one program takes; of partial sums that a program adds up at a time.
+# Entries of a block, which one program takes. Of partial sums those that a program adds up at a time, one that does
+# nothing else and one of a pass.
 BLOCK = 1024
 SUMS = 2048
+PARTS = 256
+# Of a tensor of n blocks a program takes about sqrt(n) / RUN, where sums are taken. Each of the RUN sqrt(n) programs
+# then reads as many partial sums, RUN^2 for each of its blocks: half a byte per entry, out of the cache.
+RUN = 8
 
 # Triton's types of the functions' arguments. `results` has that of the rule's arithmetic.
 TYPES = {
@@ -33,18 +39,21 @@ TYPES = {
     "owner": "*i32",  # per block: its row
     "values": "*fp64",  # the scalars, then one seed per row
     "lines": "*i32",  # per part of the columns of a batch: its row of the table
-    "partials": "*fp64",  # per block: its part of each sum
+    "partials": "*fp64",  # per program that takes a block, or a run of them: its part of each sum
     "vectors": "*fp32",  # per row of the table: values of its columns, batches and rows, and what blocks add to columns
     "own": "*fp64",  # per row: its own scalars
     "books": "*fp32",  # of each code its values, then the midpoints between them
     "cells": "*u8",  # of each code the least code by the upper bits of a value
     "results": "*fp32",  # a probe's sums
     "rows": "i32",  # how many
+    "programs": "i32",  # how many take a block, or a run of them
 }
-# What a row of the table has behind its addresses: entries; number of its first block, and how many there are; the
-# first of its `lines`; where its `vectors` begin; rows of a batch; columns, those of coded state where there is any;
-# blocks of a batch.
-COLUMNS = ("entries", "first", "blocks", "line", "vector", "height", "columns", "tiles")
+# Numbers that differ from call to call, and must not make a function anew.
+_COUNTS = ("rows", "programs")
+# What a row of the table has behind its addresses: entries; number of the first program that takes a block of it, and
+# how many do; the first of its `lines`; where its `vectors` begin; rows of a batch; columns, those of coded state where
+# there is any; blocks of a batch; blocks of a program.
+COLUMNS = ("entries", "first", "blocks", "line", "vector", "height", "columns", "tiles", "run")
 
 KEPT = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
 _RESTS = {"remainder8": "tl.int8", "remainder16": "tl.int16"}
@@ -78,7 +87,7 @@ class Cut(NamedTuple):
 
     Args:
         entries: of the tensor.
-        blocks, lines: how many programs take a block of it, and a part of the columns of a batch.
+        blocks, lines: how many programs take a block of it, or a run of them, and a part of the columns of a batch.
         vectors: how many numbers it has in `vectors`.
         more: the columns of its row of the table from "height" on.
     """
@@ -87,7 +96,7 @@ class Cut(NamedTuple):
     blocks: int
     lines: int = 0
     vectors: int = 0
-    more: tuple[int, int, int] = (0, 0, 0)
+    more: tuple[int, int, int, int] = (0, 0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,9 @@ class Source:
         scales: position in the row of the first tensor of scales; None without codes.
         compute: "float32" or "float64".
         tile: rows and columns that a program takes at a time; zeros where they are not told apart.
-        totals: where in `own` the results of each row are, if all of them are there.
+        totals: where the results are, if all of them are in one place: in `own` those of each row, else in `partials`
+            what each program has left of them.
+        from_partials: whether they are in `partials`.
         cut: how a tensor is divided among programs.
     """
 
@@ -121,6 +132,7 @@ class Source:
     compute: str
     tile: tuple[int, int]
     totals: tuple[int, ...]
+    from_partials: bool
     cut: Callable[[tuple[int, int, int]], Cut]
 
     def signature(self, launch: Launch) -> dict[str, str]:
@@ -150,7 +162,16 @@ class Writer(Places):
         # each has 4 bytes or more, half as many still make an access of 16.
         narrow = layout.coded or layout.rounding in _RESTS or any("16" in slot.kept for slot in layout.slots)
         self.warps = 4 if narrow or layout.tensors < 5 else 8
-        self.most = max([1, *(len(self.sums(phase, "scalar")) for phase in range(program.phases))])
+        phases = range(program.phases)
+        self.runs = any(self.sums(phase, "scalar") for phase in phases)
+        # A pass reads what the one before it has left while it leaves its own: each has places for itself.
+        counts = [len(self._partial(phase)) for phase in phases]
+        self.offsets, self.most = [sum(counts[:phase]) for phase in phases], max(1, sum(counts))
+        stored = {s.position for s in program.stores if self.kinds[s.node] == "scalar"}
+        # Numbers that a step reads and overwrites. Other programs may read them after the first one has written: from
+        # the second pass on they are read from `own`, where the first pass has put them.
+        self.overwritten = [i for i in self.own if self.nodes[i].op == "load" and self.nodes[i].value in stored]
+        self.factors = self._factors()
         self.launches: list[Launch] = []
 
     def source(self) -> Source:
@@ -172,7 +193,9 @@ class Writer(Places):
             scales=next((slot.position + 1 for slot in layout.slots if slot.coded), None),
             compute=layout.compute,
             tile=self.tile,
-            totals=tuple([self.kept[i] for i in self.program.results if i in self.kept]),
+            totals=tuple([self._partial_place(i) for i in self.factors])
+            or tuple([self.kept[i] for i in self.program.results if i in self.kept]),
+            from_partials=bool(self.factors),
             cut=self.cut,
         )
 
@@ -198,7 +221,11 @@ class Writer(Places):
             shape: (batches, rows, columns) as the kernel sees it; of coded state those of the matrix it is kept as.
         """
         entries = math.prod(shape)
-        return Cut(entries, -(-entries // BLOCK))
+        return self._in_runs(entries, -(-entries // BLOCK), 0, 0)
+
+    def _in_runs(self, entries: int, blocks: int, height: int, columns: int) -> Cut:
+        run = 1 + math.isqrt(max(0, blocks - 1)) // RUN if self.runs else 1
+        return Cut(entries, -(-blocks // run), more=(height, columns, 0, run))
 
     def _phase(self, phase: int) -> Iterator[str]:
         """The functions of a pass and of what follows it."""
@@ -211,7 +238,8 @@ class Writer(Places):
         lines = list(body)
         used = tuple(argument for argument in TYPES if any(_names(line, argument) for line in lines))
         self.launches.append(Launch(name, grid, used, warps))
-        yield from ("", "", "@triton.jit(do_not_specialize=['rows'])" if "rows" in used else "@triton.jit")
+        counts = [name for name in _COUNTS if name in used]
+        yield from ("", "", f"@triton.jit(do_not_specialize={counts})" if counts else "@triton.jit")
         yield f"def {name}({', '.join(used)}):"
         yield from ("    " + line for line in lines)
 
@@ -292,8 +320,17 @@ class Writer(Places):
         """Stores in some phases of nodes of some kinds."""
         return [s for s in self.program.stores if s.time[0] in phases and self.kinds[s.node] in kinds]
 
+    def _folded(self, phase: int) -> bool:
+        """Whether the pass that follows works out what is between: each of its programs by itself."""
+        later = phase + 1 < self.program.phases
+        return later and self.program.walks(phase) and self.program.walks(phase + 1)
+
     def _ends(self, phase: int) -> bool:
+        if self._folded(phase):
+            return False
         last = phase + 1 == self.program.phases
+        if self.factors and phase + 2 == self.program.phases:
+            return bool(self._stores(self._after(phase), "scalar"))
         return bool(
             self._stores(self._after(phase), "scalar") or (self._now(phase) and (not last or self.program.results))
         )
@@ -302,33 +339,77 @@ class Writer(Places):
         """One tensor: what its blocks have left is added up, and its own numbers follow."""
         yield "tensor = tl.program_id(0)"
         yield from self._row()
-        sums = self.sums(phase, "scalar")
-        if sums:
-            yield f"first = {self._column('first')}"
-            yield f"last = first + {self._column('blocks')}"
-            yield f"at = tl.arange(0, {SUMS})"
-            for i in sums:
-                yield f"a{i} = tl.full(({SUMS},), {self._empty(i)}, {_F64})"
-            yield f"for start in range(first, last, {SUMS}):"
-            for place, i in enumerate(sums):
-                empty = self._empty(i)
-                part = (
-                    f"tl.load(partials + (start + at) * {self.most} + {place}, mask=start + at < last, other={empty})"
-                )
-                yield f"    {self._joined(i, part)}"
+        yield from self._added(phase, SUMS)
         now, stores = self._now(phase), self._stores(self._after(phase), "scalar")
         yield from self._numbers([*(i for i in now if i in self.kept), *(s.node for s in stores)], now)
+        yield from self._remembered(now, stores)
+
+    def _added(self, phase: int, size: int) -> Iterator[str]:
+        """What the programs of a pass have left of the tensor's sums, added up, so many at a time."""
+        sums = self.sums(phase, "scalar")
+        if not sums:
+            return
+        yield f"part_first = {self._column('first')}"
+        yield f"part_last = part_first + {self._column('blocks')}"
+        yield f"part_at = tl.arange(0, {size})"
+        for i in sums:
+            yield f"a{i} = tl.full(({size},), {self._empty(i)}, {_F64})"
+        yield f"for part in range(part_first, part_last, {size}):"
+        for i in sums:
+            there = f"partials + (part + part_at) * {self.most} + {self._partial_place(i)}"
+            # Every program of the tensor reads them.
+            how = f"mask=part + part_at < part_last, other={self._empty(i)}, eviction_policy='evict_last'"
+            yield f"    {self._joined(i, f'tl.load({there}, {how})')}"
+
+    def _remembered(self, now: Iterable[int], stores: Iterable[Store], mask: str = "") -> Iterator[str]:
+        """The tensor's own numbers, to where they are read later."""
         for i in now:
             if i in self.kept:
-                yield f"tl.store(own + tensor * {self._width} + {self.kept[i]}, v{i}.to({_F64}))"
+                yield f"tl.store(own + tensor * {self._width} + {self.kept[i]}, v{i}.to({_F64}){mask})"
         for store in stores:
             slot = self.layout.slots[store.position]
-            yield f"tl.store({self._memory(slot)}, v{store.node}.to({KEPT[slot.kept]}))"
+            yield f"tl.store({self._memory(slot)}, v{store.node}.to({KEPT[slot.kept]}){mask})"
+
+    def _partial(self, phase: int) -> list[int]:
+        """Reductions of which a program leaves a number, in the order of `partials`."""
+        return self.sums(phase, "scalar")
+
+    def _partial_place(self, i: int) -> int:
+        """Where among the numbers that a program leaves that of a reduction is."""
+        phase = self.times[i][0] - 1
+        return self.offsets[phase] + self._partial(phase).index(i)
+
+    def _factors(self) -> dict[int, int | None]:
+        """Of sums over all blocks that are the results, but for a factor that all tensors share, that factor.
+
+        For these the sums of each tensor are not needed. None are there if other numbers are among the results.
+        """
+        found: dict[int, int | None] = {}
+        results, last = self.program.results, (self.program.phases - 1, 0)
+        for i in results:
+            factor, node = None, self.nodes[i]
+            if node.op == "mul":
+                factor, i = sorted(node.args, key=lambda a: a not in self.uniform)
+                node = self.nodes[i]
+            readers = sum(i in self.nodes[j].args for j in self.live) + (i in results)
+            shared = factor is None or factor in self.uniform
+            if not (shared and node.op == "sum" and self.times[i] == last and readers == 1):
+                return {}
+            found[i] = factor
+        return found
 
     def _total(self) -> Iterator[str]:
         """All tensors: the program's results, added up."""
         yield f"at = tl.arange(0, {SUMS})"
         results = self.program.results
+        if self.factors:
+            for place, i in enumerate(self.factors):
+                yield f"a{i} = tl.zeros(({SUMS},), {_F64})"
+                yield f"for start in range(0, programs, {SUMS}):"
+                there = f"partials + (start + at) * {self.most} + {self._partial_place(i)}"
+                yield f"    a{i} += tl.load({there}, mask=start + at < programs, other=0.0)"
+                yield f"tl.store(results + {place}, tl.sum(a{i}).to({self.real}))"
+            return
         yield from self._numbers([i for i in results if i in self.uniform], ())
         for place, i in enumerate(results):
             if i in self.uniform:
@@ -344,26 +425,69 @@ class Writer(Places):
     # -- passes over memory -------------------------------------------------------------------------------------
 
     def _pass(self, phase: int) -> Iterator[str]:
-        """One block: by accesses of 16 bytes where it is whole and every tensor begins at such an address."""
+        """One block, or a run of them: by accesses of 16 bytes where it is whole and every tensor begins there."""
         time: Time = (phase, 0)
         leaves = sorted(i for i in self.program.expand(time, self.program.roots(time))[1] if self.kinds[i] == "scalar")
         used = self._used(time)
         yield "block = tl.program_id(0)"
         yield "tensor = tl.load(owner + block)"
         yield from self._row()
-        yield from self._place()
+        yield from self._frame()
+        yield f"number = block - {self._column('first')}"
         for position in used:
             yield f"t{position} = {self._address(position)}"
-        yield from self._reals(leaves, self.own if phase == 0 else ())
+        yield from self._reals(leaves, phase)
         yield from self._seed(phase)
-        yield f"if {self._whole()}{self._aligned(used)}:"
+        yield from (self._run if self.runs else self._one)(time, self._aligned(used))
+
+    def _one(self, time: Time, aligned: list[str]) -> Iterator[str]:
+        yield from self._place("number")
+        yield f"if {' & '.join([*self._whole(), *aligned])}:"
         yield from ("    " + line for line in self._block(time, whole=True))
         yield "else:"
         yield from ("    " + line for line in self._block(time, whole=False))
 
-    def _reals(self, scalars: list[int], here: Iterable[int]) -> Iterator[str]:
-        """Definitions of scalars in the rule's own precision; `here` as for `_numbers`."""
-        yield from self._numbers(scalars, here)
+    def _run(self, time: Time, aligned: list[str]) -> Iterator[str]:
+        """Blocks one after the other, whole ones first, and what they leave of sums."""
+        yield f"run = {self._column('run')}"
+        yield "begin = number * run"
+        yield f"stop = tl.minimum(begin + run, {self._blocks()})"
+        yield f"whole = tl.maximum(tl.minimum(stop, entries // {BLOCK}), begin)"
+        if conditions := [*self._always_whole(), *aligned]:
+            yield f"whole = tl.where({' & '.join(conditions)}, whole, begin)"
+        sums = self.sums(time[0], "scalar")
+        for i in sums:
+            yield f"a{i} = tl.full((), {self._empty(i)}, {_F64})"
+        for start, end in (("begin", "whole"), ("whole", "stop")):
+            yield f"for each in range({start}, {end}):"
+            yield from ("    " + line for line in self._place("each"))
+            yield from ("    " + line for line in self._block(time, whole=end == "whole"))
+        factors = {i: factor for i in sums if (factor := self.factors.get(i)) is not None}
+        yield from self._numbers(factors.values(), ())
+        for i in sums:
+            left = f"a{i} * v{factors[i]}" if i in factors else f"a{i}"
+            yield f"tl.store(partials + block * {self.most} + {self._partial_place(i)}, {left})"
+
+    def _reals(self, scalars: list[int], phase: int) -> Iterator[str]:
+        """Definitions of scalars in the rule's own precision, as a pass or what is between two reads them.
+
+        Args:
+            scalars: which.
+            phase: that of the pass; -1 for what is between two.
+        """
+        here, keep, stores = list[int](), list[int](), list[Store]()
+        if phase == 0:
+            here = list(self.own)
+            keep = [i for i in self.overwritten if i in self.kept] if self._folded(0) else []
+        elif phase > 0 and self._folded(phase - 1):
+            here = [i for i in self._now(phase - 1) if i not in self.overwritten]
+            keep = [i for i in here if i in self.kept]
+            stores = self._stores(self._after(phase - 1), "scalar")
+            yield from self._added(phase - 1, PARTS)
+        yield from self._numbers([*scalars, *keep, *(s.node for s in stores)], here)
+        if keep or stores:
+            yield f"opens = block == {self._column('first')}"
+            yield from self._remembered(keep, stores, ", mask=opens")
         for i in scalars:
             if self.nodes[i].op not in BOOLEAN:
                 yield f"v{i} = v{i}.to({self.real})"
@@ -372,9 +496,9 @@ class Writer(Places):
         if any(self.layout.slots[s.position].stochastic for s in self._stores((phase,), "full")):
             yield f"seed = tl.load(values + {len(self.scalars)} + tensor).to(tl.int64)"
 
-    def _aligned(self, used: list[int]) -> str:
-        """And whether all of these tensors begin at a multiple of 16 bytes."""
-        return f" & ((({' | '.join(f't{position}' for position in used)}) & 15) == 0)" if used else ""
+    def _aligned(self, used: list[int]) -> list[str]:
+        """That all of these tensors begin at a multiple of 16 bytes."""
+        return [f"((({' | '.join(f't{position}' for position in used)}) & 15) == 0)"] if used else []
 
     def _used(self, time: Time) -> list[int]:
         """Positions in the row of the tensors that are read or written entry by entry."""
@@ -389,13 +513,26 @@ class Writer(Places):
         rounding = self.layout.rounding
         return (stores and rounding == "kahan") or ((reads or stores) and rounding in _RESTS)
 
-    def _place(self) -> Iterator[str]:
-        """Which entries of the tensor the block has."""
-        yield f"base = (block - {self._column('first')}) * {BLOCK}"
-        yield f"left = {self._column('entries')} - base"
+    def _frame(self) -> Iterator[str]:
+        """The sizes of the tensor."""
+        yield f"entries = {self._column('entries')}"
 
-    def _whole(self) -> str:
-        return f"(left >= {BLOCK})"
+    def _blocks(self) -> str:
+        """How many blocks the tensor has."""
+        return f"(entries + {BLOCK - 1}) // {BLOCK}"
+
+    def _place(self, number: str) -> Iterator[str]:
+        """Which entries of the tensor its block of this number has."""
+        yield f"base = {number} * {BLOCK}"
+        yield "left = entries - base"
+
+    def _whole(self) -> list[str]:
+        """That a block is whole."""
+        return [f"(left >= {BLOCK})"]
+
+    def _always_whole(self) -> list[str]:
+        """That all blocks are but the last."""
+        return []
 
     def _tile(self, whole: bool) -> Iterator[str]:
         """Where the entries of the block are, counted from `base`."""
@@ -407,11 +544,11 @@ class Writer(Places):
         """The statements that take one block."""
         yield from self._tile(whole)
         yield from self._entries(time, whole)
-        for place, i in enumerate(self.sums(time[0], "scalar")):
+        for i in self.sums(time[0], "scalar"):
             value = f"v{self.nodes[i].args[0]}"
             if not whole:
                 value = f"tl.where(live, {value}, {self._empty(i)})"
-            yield f"tl.store(partials + block * {self.most} + {place}, {self._reduced(i, value)}.to({_F64}))"
+            yield self._joined(i, f"{self._reduced(i, value)}.to({_F64})")
 
     def _entries(self, time: Time, whole: bool) -> Iterator[str]:
         """What is read of the entries, made of them and written back."""
