@@ -111,6 +111,8 @@ MORE_LAUNCHES = {
     **dict.fromkeys(["clamb", "clambw", "cmars"], 5),
     **dict.fromkeys(["cadafactor"], 9),
     **dict.fromkeys(["came"], 10),
+    # Noise is drawn by torch's operations, tensor by tensor.
+    **dict.fromkeys(["noisy_sgd"], 10153),
 }
 
 
