@@ -1,0 +1,425 @@
+"""What a step of an optimizer costs on many GPUs: bytes, collectives and time, on paper, for docs/scaling.md.
+
+    python benchmarks/scale_model.py
+    python benchmarks/scale_model.py --model 8B --ranks 64 --optim muon --optim soap
+
+What a step sends, keeps and multiplies is not a formula of ours: the optimizer takes its steps, as rank 0 of so many,
+with parameters divided by FSDP2's rule on the device "meta", in a process group that sends nothing. Rank 0 owns the
+largest matrices, so its share is the largest. Times follow from `Machine`, a handful of assumed rates.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import console
+import measure
+import report
+import torch
+import torch.distributed as dist
+import typer
+from generated import put_in
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hfoptim
+from hfoptim.engine import local
+
+PAGE = report.ROOT / "docs" / "scaling.md"
+RANKS = (8, 64, 1024)
+# Optimizers, and over how many of their steps a mean is taken: SOAP's bases and Shampoo's roots are not of every step.
+OPTIMIZERS: dict[str, tuple[dict[str, Any], int]] = {
+    "adamw": ({}, 1),
+    "adafactor": ({"relative_step": False, "lr": 1e-3}, 1),
+    "lamb": ({}, 1),
+    "prodigy": ({}, 1),
+    "muon": ({}, 1),
+    "soap": ({}, 10),
+    "distributed_shampoo": ({"precondition_frequency": 50}, 50),
+}
+# Tokens that each rank computes gradients of before a step.
+TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of the machine, all assumed: nodes of eight H100, a 400 Gb/s network card for each.
+
+    Args:
+        node: GPUs of a node.
+        inside, outside: bytes per second, each way, that a GPU sends within its node and out of it.
+        start: seconds of a collective before anything moves.
+        hop: seconds of a hop; an all-reduce has twice the logarithm of the ranks, an all-to-all one for each other.
+        memory: bytes per second of a GPU's memory.
+        products: floating-point operations per second of products of matrices, 16 bits.
+        factors: of decompositions of matrices (QR, eigenvectors).
+        capacity: bytes of a GPU's memory.
+    """
+
+    node: int = 8
+    inside: float = 300e9
+    outside: float = 40e9
+    start: float = 20e-6
+    hop: float = 2e-6
+    memory: float = 2.8e12
+    products: float = 400e12
+    factors: float = 2e12
+    capacity: float = 80e9
+
+    def rate(self, ranks: int) -> float:
+        """Bytes per second between so many ranks."""
+        return self.inside if ranks <= self.node else self.outside
+
+
+class Collective(NamedTuple):
+    """One call: its operation, how many ranks take part, the bytes that leave this rank and that reach it."""
+
+    kind: str
+    ranks: int
+    sent: float
+    received: float
+
+    def seconds(self, machine: Machine) -> float:
+        """How long it takes."""
+        hops = self.ranks - 1 if self.kind == "all-to-all" else 2 * math.ceil(math.log2(self.ranks))
+        return machine.start + hops * machine.hop + max(self.sent, self.received) / machine.rate(self.ranks)
+
+
+@dataclass
+class Cost:
+    """What a step costs rank 0, as a mean over steps.
+
+    Args:
+        collectives: those of all steps counted.
+        products, factors: floating-point operations of a step.
+        state: bytes that the optimizer keeps.
+        parameters: bytes of this rank's parameters.
+        steps: how many were counted.
+    """
+
+    collectives: list[Collective]
+    products: float
+    factors: float
+    state: float
+    parameters: float
+    steps: int
+
+    def sent(self) -> float:
+        """Bytes that leave a rank in a step."""
+        return sum(each.sent for each in self.collectives) / self.steps
+
+    def calls(self) -> float:
+        """Collectives of a step."""
+        return len(self.collectives) / self.steps
+
+    def seconds(self, machine: Machine) -> dict[str, float]:
+        """Time of a step, by what it is spent on: nothing overlaps."""
+        return {
+            "links": sum(each.seconds(machine) for each in self.collectives) / self.steps,
+            "arithmetic": self.products / machine.products + self.factors / machine.factors,
+            # State is read and written, so is the parameter; the gradient is read.
+            "memory": (2 * self.state + 3 * self.parameters) / machine.memory,
+        }
+
+
+# -- counting --------------------------------------------------------------------------------------------------------
+
+
+class Counting(TorchDispatchMode):
+    """The collectives that this rank calls meanwhile, and its floating-point operations on matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectives: list[Collective] = []
+        self.products = self.factors = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, space = func.overloadpacket.__name__, func.namespace
+        if space == "_c10d_functional":
+            raise NotImplementedError(f"{func}: what several dimensions of a mesh divide is not counted")
+        if space == "c10d" and name not in ("monitored_barrier_", "barrier"):
+            self.collectives.append(_COLLECTIVES[name](args))
+        elif name in _PRODUCTS:
+            self.products += _PRODUCTS[name](args)
+        elif name in _FACTORS:
+            shape = args[0].shape
+            self.factors += _FACTORS[name] * math.prod(shape[:-2]) * max(shape[-2:]) * min(shape[-2:]) ** 2
+        return func(*args, **(kwargs or {}))
+
+
+def _reduced(args: Any) -> Collective:
+    ranks = dist.ProcessGroup.unbox(args[1]).size()
+    # In a ring each rank sends its part of the sum, and then of the result, to the next one.
+    sent = 2 * (ranks - 1) / ranks * sum(t.numel() * t.element_size() for t in args[0])
+    return Collective("all-reduce", ranks, sent, sent)
+
+
+def _exchanged(args: Any) -> Collective:
+    received, sent, boxed, into, out = args[:5]
+    group = dist.ProcessGroup.unbox(boxed)
+    others = [r for r in range(group.size()) if r != group.rank()]
+    return Collective(
+        "all-to-all",
+        group.size(),
+        float(sum(out[r] for r in others) * sent.element_size()),
+        float(sum(into[r] for r in others) * received.element_size()),
+    )
+
+
+_COLLECTIVES: dict[str, Callable[[Any], Collective]] = {"allreduce_": _reduced, "alltoall_base_": _exchanged}
+
+
+def _multiplied(first: int) -> Callable[[Any], float]:
+    """Operations of a product whose left side is at this place among the arguments."""
+
+    def count(args: Any) -> float:
+        left, right = args[first], args[first + 1]
+        return 2.0 * left.numel() * right.shape[-1]
+
+    return count
+
+
+_PRODUCTS = {"mm": _multiplied(0), "bmm": _multiplied(0), "addmm": _multiplied(1), "baddbmm": _multiplied(1)}
+# Operations per (longer side) x (shorter side)^2, with vectors; of Householder QR, symmetric QR, Golub-Kahan.
+_FACTORS = {"linalg_qr": 4.0, "_linalg_eigh": 9.0, "_linalg_svd": 20.0, "linalg_cholesky_ex": 1 / 3}
+
+
+@contextmanager
+def first_of(ranks: int) -> Iterator[DeviceMesh]:
+    """A process group in which this process is the first of so many, and which sends nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield init_device_mesh("cpu", (ranks,))
+    finally:
+        dist.destroy_process_group()
+
+
+def divided(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """The model with each parameter divided by rows, as `fully_shard` does; on "meta", this rank's rows alone."""
+    for module in model.modules():
+        for name, param in list(module.named_parameters(recurse=False)):
+            whole = param.detach()
+            rows = math.ceil(len(whole) / mesh.size()) if whole.ndim else 0
+            part = DTensor.from_local(
+                *(whole[:rows].clone() if whole.ndim else whole, mesh, [Shard(0) if whole.ndim else Replicate()]),
+                run_check=False,
+                shape=whole.shape,
+                stride=whole.stride(),
+            )
+            setattr(module, name, nn.Parameter(part))
+    tie = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+    return model
+
+
+def counted(model: nn.Module, name: str, options: Mapping[str, Any], steps: int) -> Cost:
+    """Let an optimizer take its first step, and count over the next ones.
+
+    Args:
+        model: with parameters as on this rank.
+        name: of the optimizer.
+        options: its own.
+        steps: over how many a mean is taken.
+    """
+    optimizer = hfoptim.create_optimizer_v2(model, name, weight_decay=0.1, **options)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+
+    def step() -> None:
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+
+    step()
+    with Counting() as counting:
+        for _ in range(steps):
+            step()
+    kept = [value for param in params for key, value in optimizer.state[param].items() if key != "step"]
+    return Cost(
+        counting.collectives,
+        counting.products / steps,
+        counting.factors / steps,
+        float(sum(map(_size, kept))),
+        float(sum(map(_size, params))),
+        steps,
+    )
+
+
+def _size(tensor: Tensor) -> int:
+    part = local(tensor)
+    return part.numel() * part.element_size()
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def _llama(width: int, hidden: int, layers: int, heads: int, tied: bool) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128_256,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=8,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def _deepseek() -> nn.Module:
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    return DeepseekV2ForCausalLM(
+        DeepseekV2Config(
+            vocab_size=102_400,
+            hidden_size=5120,
+            intermediate_size=12_288,
+            moe_intermediate_size=1536,
+            num_hidden_layers=60,
+            num_attention_heads=128,
+            num_key_value_heads=128,
+            n_routed_experts=160,
+            n_shared_experts=2,
+            num_experts_per_tok=6,
+            first_k_dense_replace=1,
+            q_lora_rank=1536,
+            kv_lora_rank=512,
+            qk_rope_head_dim=64,
+            qk_nope_head_dim=128,
+            v_head_dim=128,
+        )
+    )
+
+
+class Model(NamedTuple):
+    """A model: what it is, how it is made, how many of its parameters a token goes through."""
+
+    what: str
+    make: Callable[[], nn.Module]
+    active: float
+
+
+MODELS = {
+    "1B": Model("Llama 3.2 1B", lambda: _llama(2048, 8192, 16, 32, tied=True), 1.24e9),
+    "8B": Model("Llama 3.1 8B", lambda: _llama(4096, 14_336, 32, 32, tied=False), 8.03e9),
+    "70B": Model("Llama 3.1 70B", lambda: _llama(8192, 28_672, 80, 64, tied=False), 70.6e9),
+    "236B": Model("DeepSeek-V2, a mixture of experts", _deepseek, 21e9),
+}
+
+
+def predicted(model: str, optimizer: str, ranks: int) -> Cost:
+    """What a step of an optimizer costs the first of so many ranks."""
+    options, steps = OPTIMIZERS[optimizer]
+    with first_of(ranks) as mesh:
+        with torch.device("meta"):
+            made = divided(MODELS[model].make(), mesh)
+        with put_in():
+            return counted(made, optimizer, options, steps)
+
+
+def rest_of_step(model: str, parameters: float, ranks: int, machine: Machine) -> float:
+    """Seconds of forward and backward pass under FSDP2, where links and arithmetic overlap.
+
+    Weights are gathered twice and gradients scattered once, in 16 bits; a token takes six operations for each parameter
+    that it goes through.
+
+    Args:
+        model: its name.
+        parameters: of the whole model.
+        ranks: how many share it.
+        machine: its rates.
+    """
+    moved = 3 * 2 * parameters * (ranks - 1) / ranks / machine.rate(ranks)
+    return max(moved, 6 * MODELS[model].active * TOKENS / machine.products)
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def row_of(model: str, optimizer: str, ranks: int, machine: Machine) -> dict[str, Any]:
+    """Everything about one optimizer on one model and so many ranks."""
+    cost = predicted(model, optimizer, ranks)
+    seconds = cost.seconds(machine)
+    entries = cost.parameters / torch.float32.itemsize * ranks
+    rest = rest_of_step(model, entries, ranks, machine)
+    step = sum(seconds.values())
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "ranks": ranks,
+        "collectives": cost.calls(),
+        "sent_bytes": cost.sent(),
+        "state_bytes": cost.state,
+        # With the gradient, which lies there while the step is taken.
+        "held_bytes": cost.state + 2 * cost.parameters,
+        "seconds": seconds,
+        "step_seconds": step,
+        "share": step / (step + rest),
+    }
+
+
+def page(rows: Sequence[Mapping[str, Any]], machine: Machine) -> dict[str, str]:
+    """The tables of docs/scaling.md by name."""
+    found = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        columns = ["optimizer", "GPUs", "collectives", "sent, MB", "state, GB", "held, GB"]
+        columns += ["links, ms", "arithmetic, ms", "memory, ms", "step, ms", "share of a training step"]
+        cells = [
+            (
+                *(row["optimizer"], row["ranks"], f"{row['collectives']:.3g}", _short(row["sent_bytes"] / 1e6)),
+                _short(row["state_bytes"] / 1e9),
+                _short(row["held_bytes"] / 1e9) + (" (too much)" if row["held_bytes"] > machine.capacity else ""),
+                *(_short(1e3 * row["seconds"][part]) for part in ("links", "arithmetic", "memory")),
+                _short(1e3 * row["step_seconds"]),
+                report.percent(row["share"], 1),
+            )
+            for row in own
+        ]
+        found[f"scale-{model}"] = report.table(columns, cells)
+    return found
+
+
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def main(
+    model: Annotated[list[str] | None, typer.Option(help="Of 1B, 8B, 70B, 236B; default all.")] = None,
+    ranks: Annotated[list[int] | None, typer.Option(help="How many GPUs; default 8, 64 and 1024.")] = None,
+    optim: Annotated[list[str] | None, typer.Option(help="Optimizers; default all of the page.")] = None,
+    output: Annotated[Path, typer.Option(help="The results.")] = measure.RESULTS / "scale_model.json",
+) -> None:
+    """Count, and write docs/scaling.md's tables if nothing is left out."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    machine, rows = Machine(), []
+    for which in model or MODELS:
+        for name in optim or OPTIMIZERS:
+            for count in ranks or RANKS:
+                rows.append(row_of(which, name, count, machine))
+                console.OUT.print(rows[-1])
+    measure.write(output, "scale_model", {"about": measure.about(), "machine": asdict(machine), "rows": rows})
+    if not (model or ranks or optim):
+        text = PAGE.read_text()
+        for name, body in page(rows, machine).items():
+            text = report.fill(text, name, body)
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,61 @@
+"""What test_scale_model.py runs: `scale_worker.py FOLDER RANKS real|paper`: costs of a step, by optimizer.
+
+`real` is one of so many processes over gloo under FSDP2; `paper` is alone, with the benchmark's own stand-in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from generated import put_in
+from scale_model import OPTIMIZERS, counted, divided, first_of
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+
+class Network(nn.Module):
+    """Matrices of several shapes, one that no number of ranks divides evenly, and vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(96, 32)
+        self.layers = nn.ModuleList([nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 33), nn.LayerNorm(32)])
+        self.even = nn.ModuleList([nn.Linear(64, 64, bias=False) for _ in range(8)])
+        self.lm_head = nn.Linear(32, 96, bias=False)
+
+
+def main(folder: Path, ranks: int, real: bool) -> None:
+    found = {}
+    if real:
+        dist.init_process_group("gloo")
+    with nullcontext(init_device_mesh("cpu", (ranks,))) if real else first_of(ranks) as mesh:
+        for name, (options, _) in OPTIMIZERS.items():
+            with torch.device("cpu" if real else "meta"):
+                model: nn.Module = Network()
+                model = fully_shard(model, mesh=mesh) if real else divided(model, mesh)
+                alone = divided_matrices(model)
+            with nullcontext() if real else put_in():
+                found[name] = asdict(counted(model, name, options, 2))
+                if name == "muon":
+                    found["muon, even"] = asdict(counted(alone, name, options, 1))
+    if not real or dist.get_rank() == 0:
+        (folder / f"{'real' if real else 'paper'}.json").write_text(json.dumps(found))
+
+
+def divided_matrices(model: nn.Module) -> nn.Module:
+    """The matrices that all ranks have equally much of, as a model of their own."""
+    alone = nn.Module()
+    alone.even = model.get_submodule("even")
+    return alone
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "real")
