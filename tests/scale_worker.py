@@ -38,8 +38,8 @@ def main(folder: Path, ranks: int, real: bool) -> None:
     with nullcontext(init_device_mesh("cpu", (ranks,))) if real else first_of(ranks) as mesh:
         for name, (options, _) in OPTIMIZERS.items():
             with torch.device("cpu" if real else "meta"):
-                model: nn.Module = Network()
-                model = fully_shard(model, mesh=mesh) if real else divided(model, mesh)
+                model = Network()
+                (fully_shard if real else divided)(model, mesh=mesh)
                 alone = divided_matrices(model)
             with nullcontext() if real else put_in():
                 found[name] = asdict(counted(model, name, options, 2))

@@ -18,8 +18,7 @@ DEFAULT_OPTIMIZERS = ("adamw", "adafactor", "lion", "sgd")
 DEFAULT_GRIDS: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("adam", "adam_weight_decay", "adamw", "adamw_schedule_free", "ademamix"), (1e-3, 3e-3, 1e-2)),
     **dict.fromkeys(("adafactor", "cadafactor"), (1e-3, 3e-3, 1e-2)),
-    **dict.fromkeys(("distributed_shampoo", "mars"), (1e-3, 3e-3, 1e-2)),
-    "kron": (3e-4, 1e-3, 3e-3),
+    **dict.fromkeys(("distributed_shampoo", "kron", "mars"), (1e-3, 3e-3, 1e-2)),
     "lion": (3e-4, 1e-3, 3e-3),
     "momentum": (0.1, 0.3, 1.0),
     **dict.fromkeys(("muon", "nmuon", "adamuon", "nadamuon", "soap"), (3e-3, 1e-2, 3e-2)),
