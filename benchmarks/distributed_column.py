@@ -98,7 +98,9 @@ def make(name: str, model: nn.Module) -> torch.optim.Optimizer:
     without = [pair for pair in named if pair[0].endswith("bias") or "norm" in pair[0]]
     decayed = [pair for pair in named if all(pair[0] != key for key, _ in without)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": without}]
-    if "weight_decay" in option_defaults(name):
+    if name == "lbfgs":
+        groups = [{"params": named}]  # it takes one
+    elif "weight_decay" in option_defaults(name):
         groups = [{**group, "weight_decay": decay} for group, decay in zip(groups, (0.01, 0.0), strict=True)]
     return hfoptim.create_optimizer_v2([group for group in groups if group["params"]], name)
 

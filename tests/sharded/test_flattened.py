@@ -161,7 +161,7 @@ def test_sizes_of_zero_init_are_known() -> None:
 
 def test_groups_by_shape_are_refused_where_shapes_are_gone() -> None:
     model = nn.Linear(3, 4)
-    model.weight._fsdp_flattened = True  # type: ignore[assignment]
+    model.weight._fsdp_flattened = True  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"weight: FullyShardedDataParallel \(FSDP1\) has flattened"):
         hfoptim.create_optimizer_v2(model, "adamw", weight_decay=0.1)
 
