@@ -62,7 +62,7 @@ def test_verdicts(program: ModuleType, column: str, cell: dict[str, object], ver
 @pytest.mark.parametrize("column", BY_TORCH)
 def test_every_name_of_a_column(program: ModuleType, tmp_path: Path, column: str) -> None:
     cells = program.measured(column, hfoptim.list_optimizers(), program.sys.executable, 3000.0)
-    # torch's own optimizer; sparse gradients, which torch does not shard; a graph of gradients, which DDP does not keep.
+    # torch's own optimizer; sparse gradients, which torch does not shard; a graph of gradients, which DDP breaks.
     theirs = {"lbfgs", "sparse_adam", *(["adahessian", "sophiah"] if column == "ddp2" else [])}
     wrong = {name: cell for name, cell in cells.items() if program.verdict(column, cell) not in ("equal", "refused")}
     assert cells.keys() == set(hfoptim.list_optimizers())
