@@ -238,6 +238,18 @@ def test_a_constructor_of_ones_own_shows_its_own_signature():
     assert Below(params(), speed=3.0).lr == 3.0
 
 
+def test_a_constructor_that_hands_all_on_shows_what_is_declared():
+    class Through(Toy):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.made = True
+
+    through, toy = inspect.signature(Through.__init__), inspect.signature(Toy.__init__)
+    assert list(through.parameters) == list(toy.parameters)
+    assert Through(params(), lr=0.5).made
+    assert "eps" in inspect.signature(hfoptim.LoraFAOptimizer.__init__).parameters
+
+
 def test_the_docstring_has_arguments_and_errors():
     text = Toy.__doc__
     assert text.startswith("A toy.\n\nIt steps:\n\n    p = p - lr u\n\nArgs:\n    params: parameters, named")

@@ -45,7 +45,10 @@ EXEMPT = {
     ("test_adafactor_zero_lr", ""): "gives lr beside relative_step=True, which transformers and hfoptim refuse",
     ("test_kron_update_prob_per_param", ""): "gives a function as the probability of an update: here it is numbers",
     (_HIDDEN := ("test_opti*", "those of hidden matrices")): _UNTOLD,
-    **{("test_optimizer_*", f"{name}*"): _LOSS for name in ("alig", "emo", "momo", "polyak_sgd")},
+    **{
+        ("test_optimizer_*", f"{name}*"): _LOSS
+        for name in ("adamc_schedule_free_plus", "alig", "emo", "momo", "polyak_sgd")
+    },
     ("test_optimizer_*", "sophiah*"): "gives gradients without the graph that the Hessian is estimated from",
     ("test_opti*", "lbfgs*"): "torch's LBFGS takes no groups, no weight_decay and steps by a closure",
     **{("test_optim*", f"{name}*"): _ONE for name in ("prodigy", "dadapt")},

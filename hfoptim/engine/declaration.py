@@ -100,8 +100,7 @@ class RuleOptimizer(_Declared):
         cls.absent_from_peers |= {name for name, each in cls.hypers.items() if not each.in_peers}
         cls._signature = _signature_of(cls.hypers)
         cls.__signature__ = _own_signature(cls)  # type: ignore[attr-defined]
-        if "__init__" not in vars(cls):
-            cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
+        cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         if own and cls.__doc__:
             cls.__doc__ = _documented(cls.__doc__, cls.hypers)
 
