@@ -179,7 +179,9 @@ def by_hand(
     if isinstance(optimizer, hfoptim.SVRG):
         loss = backward()
         clip()
-        optimizer.optimizer.add_loss(loss) if case.name == "svrg_momo" else None
+        if case.name == "svrg_momo":
+            inner: Any = optimizer.optimizer
+            inner.add_loss(loss)
         if optimizer.second_is_due:
             optimizer.first_step(zero_grad=True)
             backward()
