@@ -180,8 +180,8 @@ def by_hand(
         loss = backward()
         clip()
         if case.name == "svrg_momo":
-            inner: Any = optimizer.optimizer
-            inner.add_loss(loss)
+            momo: Any = optimizer.optimizer
+            momo.add_loss(loss)
         if optimizer.second_is_due:
             optimizer.first_step(zero_grad=True)
             backward()
