@@ -19,6 +19,7 @@ from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.backends.matrix import MatrixKernels
 from hfoptim.engine.codegen.triton.scalars import Arithmetic
 from hfoptim.engine.plan import Plan
+from hfoptim.optimizers.shared import newton_schulz
 
 
 class Anywhere(triton.Triton):
@@ -43,6 +44,7 @@ def put_in() -> Iterator[None]:
 
     with (
         mock.patch.object(backends, "choose", choose),
+        mock.patch.object(newton_schulz, "keeps_dtype", return_value=False),
         mock.patch.object(trial, "problem", return_value=None),
         mock.patch.object(Arithmetic, "problem", return_value=None),
     ):

@@ -142,6 +142,11 @@ def _by_gram(x: Tensor, gram: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     return x if factor is None else factor @ x
 
 
+def keeps_dtype(device: torch.device) -> bool:
+    """Whether a device multiplies in the dtype given: a CPU, and "meta", where its memory is foretold."""
+    return device.type in ("cpu", "meta")
+
+
 class NewtonSchulz(NamedTuple):
     """Newton-Schulz with all that is fixed for a parameter, but `eps`."""
 
@@ -151,9 +156,8 @@ class NewtonSchulz(NamedTuple):
     almost: bool = False
 
     def __call__(self, matrix: Tensor, eps: Any) -> Tensor:
-        # Where nothing is given bfloat16, but on a CPU (and "meta", on which its memory is foretold), and for float64,
-        # nothing less than the matrix has.
-        kept = matrix.device.type in ("cpu", "meta") or matrix.dtype is torch.float64
+        # Where nothing is given bfloat16, but on some devices, and for float64, nothing less than the matrix has.
+        kept = keeps_dtype(matrix.device) or matrix.dtype is torch.float64
         dtype = self.dtype or (matrix.dtype if kept else torch.bfloat16)
         return orthogonalized(matrix, self.coefficients, eps, dtype, self.safety_factor, self.almost)
 
