@@ -9,7 +9,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from environment import accelerates_variables_restored
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+
+@pytest.fixture(autouse=True)
+def own_variables():
+    """A test's precision and compiler are not those of the tests after it."""
+    with accelerates_variables_restored():
+        yield
 
 
 @pytest.fixture
