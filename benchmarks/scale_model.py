@@ -36,15 +36,16 @@ from hfoptim.engine import local
 
 PAGE = report.ROOT / "docs" / "scaling.md"
 RANKS = (8, 64, 1024)
-# Optimizers, and over how many of their steps a mean is taken: SOAP's bases and Shampoo's roots are not of every step.
+# Optimizers, and every how many steps bases (SOAP) or roots (Shampoo) are new. They are counted where every other step has
+# new ones: what these cost is spread over so many.
 OPTIMIZERS: dict[str, tuple[dict[str, Any], int]] = {
     "adamw": ({}, 1),
     "adafactor": ({"relative_step": False, "lr": 1e-3}, 1),
     "lamb": ({}, 1),
     "prodigy": ({}, 1),
     "muon": ({}, 1),
-    "soap": ({}, 10),
-    "distributed_shampoo": ({"precondition_frequency": 50}, 50),
+    "soap": ({"precondition_frequency": 2}, 10),
+    "distributed_shampoo": ({"precondition_frequency": 2}, 50),
 }
 # Tokens that each rank computes gradients of before a step.
 TOKENS = 16_384
@@ -96,14 +97,13 @@ class Collective(NamedTuple):
 
 @dataclass
 class Cost:
-    """What a step costs rank 0, as a mean over steps.
+    """What a step costs rank 0.
 
     Args:
-        collectives: those of all steps counted.
-        products, factors: floating-point operations of a step.
+        collectives: of a step.
+        products, factors: floating-point operations of a step, as a mean.
         state: bytes that the optimizer keeps.
         parameters: bytes of this rank's parameters.
-        steps: how many were counted.
     """
 
     collectives: list[Collective]
@@ -111,20 +111,15 @@ class Cost:
     factors: float
     state: float
     parameters: float
-    steps: int
 
     def sent(self) -> float:
         """Bytes that leave a rank in a step."""
-        return sum(each.sent for each in self.collectives) / self.steps
-
-    def calls(self) -> float:
-        """Collectives of a step."""
-        return len(self.collectives) / self.steps
+        return sum(each.sent for each in self.collectives)
 
     def seconds(self, machine: Machine) -> dict[str, float]:
         """Time of a step, by what it is spent on: nothing overlaps."""
         return {
-            "links": sum(each.seconds(machine) for each in self.collectives) / self.steps,
+            "links": sum(each.seconds(machine) for each in self.collectives),
             "arithmetic": self.products / machine.products + self.factors / machine.factors,
             # State is read and written, so is the parameter; the gradient is read.
             "memory": (2 * self.state + 3 * self.parameters) / machine.memory,
@@ -224,14 +219,14 @@ def divided(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
-def counted(model: nn.Module, name: str, options: Mapping[str, Any], steps: int) -> Cost:
-    """Let an optimizer take its first step, and count over the next ones.
+def counted(model: nn.Module, name: str, options: Mapping[str, Any], every: int) -> Cost:
+    """Let an optimizer take its first step, and count the next one, or the next two where they differ.
 
     Args:
         model: with parameters as on this rank.
         name: of the optimizer.
         options: its own.
-        steps: over how many a mean is taken.
+        every: how many steps what only every other of these does is spread over; 1: all do the same.
     """
     optimizer = hfoptim.create_optimizer_v2(model, name, weight_decay=0.1, **options)
     params = [param for group in optimizer.param_groups for param in group["params"]]
@@ -242,18 +237,25 @@ def counted(model: nn.Module, name: str, options: Mapping[str, Any], steps: int)
         optimizer.step()
 
     step()
-    with Counting() as counting:
-        for _ in range(steps):
+    counts = []
+    for _ in range(1 if every == 1 else 2):
+        with Counting() as counting:
             step()
+        counts.append(counting)
+    common, rare = min(counts, key=_work), max(counts, key=_work)
+    assert common.collectives == rare.collectives, f"{name}: steps that communicate differently"
     kept = [value for param in params for key, value in optimizer.state[param].items() if key != "step"]
     return Cost(
-        counting.collectives,
-        counting.products / steps,
-        counting.factors / steps,
+        common.collectives,
+        common.products + (rare.products - common.products) / every,
+        common.factors + (rare.factors - common.factors) / every,
         float(sum(map(_size, kept))),
         float(sum(map(_size, params))),
-        steps,
     )
+
+
+def _work(counting: Counting) -> float:
+    return counting.products + counting.factors
 
 
 def _size(tensor: Tensor) -> int:
@@ -323,12 +325,12 @@ MODELS = {
 
 def predicted(model: str, optimizer: str, ranks: int) -> Cost:
     """What a step of an optimizer costs the first of so many ranks."""
-    options, steps = OPTIMIZERS[optimizer]
+    options, every = OPTIMIZERS[optimizer]
     with first_of(ranks) as mesh:
         with torch.device("meta"):
             made = divided(MODELS[model].make(), mesh)
         with put_in():
-            return counted(made, optimizer, options, steps)
+            return counted(made, optimizer, options, every)
 
 
 def rest_of_step(model: str, parameters: float, ranks: int, machine: Machine) -> float:
@@ -361,7 +363,7 @@ def row_of(model: str, optimizer: str, ranks: int, machine: Machine) -> dict[str
         "model": model,
         "optimizer": optimizer,
         "ranks": ranks,
-        "collectives": cost.calls(),
+        "collectives": len(cost.collectives),
         "sent_bytes": cost.sent(),
         "state_bytes": cost.state,
         # With the gradient, which lies there while the step is taken.
@@ -381,7 +383,7 @@ def page(rows: Sequence[Mapping[str, Any]], machine: Machine) -> dict[str, str]:
         columns += ["links, ms", "arithmetic, ms", "memory, ms", "step, ms", "share of a training step"]
         cells = [
             (
-                *(row["optimizer"], row["ranks"], f"{row['collectives']:.3g}", _short(row["sent_bytes"] / 1e6)),
+                *(row["optimizer"], row["ranks"], row["collectives"], _short(row["sent_bytes"] / 1e6)),
                 _short(row["state_bytes"] / 1e9),
                 _short(row["held_bytes"] / 1e9) + (" (too much)" if row["held_bytes"] > machine.capacity else ""),
                 *(_short(1e3 * row["seconds"][part]) for part in ("links", "arithmetic", "memory")),

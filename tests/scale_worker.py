@@ -36,13 +36,13 @@ def main(folder: Path, ranks: int, real: bool) -> None:
     if real:
         dist.init_process_group("gloo")
     with nullcontext(init_device_mesh("cpu", (ranks,))) if real else first_of(ranks) as mesh:
-        for name, (options, _) in OPTIMIZERS.items():
+        for name, (options, every) in OPTIMIZERS.items():
             with torch.device("cpu" if real else "meta"):
                 model = Network()
                 (fully_shard if real else divided)(model, mesh=mesh)
                 alone = divided_matrices(model)
             with nullcontext() if real else put_in():
-                found[name] = asdict(counted(model, name, options, 2))
+                found[name] = asdict(counted(model, name, options, every))
                 if name == "muon":
                     found["muon, even"] = asdict(counted(alone, name, options, 1))
     if not real or dist.get_rank() == 0:
