@@ -36,8 +36,8 @@ from hfoptim.engine import local
 
 PAGE = report.ROOT / "docs" / "scaling.md"
 RANKS = (8, 64, 1024)
-# Optimizers, and every how many steps bases (SOAP) or roots (Shampoo) are new. They are counted where every other step has
-# new ones: what these cost is spread over so many.
+# Optimizers, and every how many steps bases (SOAP) or roots (Shampoo) are new. Counted are two steps, with new ones and
+# without; what the new ones cost is spread over so many.
 OPTIMIZERS: dict[str, tuple[dict[str, Any], int]] = {
     "adamw": ({}, 1),
     "adafactor": ({"relative_step": False, "lr": 1e-3}, 1),
