@@ -166,5 +166,7 @@ def test_timms_tests_pass_with_our_factory(piece, tmp_path):
     exempt = {key for key in EXEMPT if _KEYS.index(key) % PIECES == piece}
     assert {exemption(name) for name in failed} - AT_TIMES.keys() == exempt
     timms = peers.load("timm.optim._optim_factory.list_optimizers")("", ["fused*", "bnb*"])
-    wanted = {f"test_optim_factory[{name}]" for name in (*timms, *hfoptim.list_optimizers())}
+    # timm's test of its factory leaves its Kron out, and so ours.
+    names = {name for name in (*timms, *hfoptim.list_optimizers()) if not name.startswith("kron")}
+    wanted = {f"test_optim_factory[{name}]" for name in names}
     assert {test for test in wanted if piece_of(test) == piece} <= {case.get("name", "") for case in cases}
