@@ -250,8 +250,11 @@ def zero(name: str, needs: Any, column: str) -> dict[str, Any]:
                 inner.add_loss(loss.detach())
             engine.backward(loss)
             engine.step()
-        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=ZERO[column] == 3):
-            got = weights(model)
+        got = {}
+        for key, param in model.named_parameters():
+            # One by one: of several, DeepSpeed 0.19 waits for the last alone, and gloo may finish it first.
+            with deepspeed.zero.GatheredParameters([param], enabled=ZERO[column] == 3):
+                got[bare(key)] = param.detach().clone()
     finally:
         engine.destroy()
     return {"distance": distance(got, want, start)}
