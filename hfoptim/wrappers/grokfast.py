@@ -109,13 +109,6 @@ class GrokFast(Wrapper):
         group["grokfast_window_size"] = integer("grokfast_window_size", group["grokfast_window_size"], 1)
         flag("grokfast_warmup", group["grokfast_warmup"])
 
-    def why_not_flattened(self, steps_once: bool) -> str:
-        if not steps_once:
-            return (
-                f"is inside of {type(self).__name__}, which changes gradients in memory that is used for others again"
-            )
-        return super().why_not_flattened(steps_once)
-
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Amplify the slow part of the gradients, and take one step of the inner optimizer.
 
