@@ -137,7 +137,7 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
         param: its parameter.
         dtype: the dtype of what is exact.
         owned: whether one rank steps the parameter: then others need nothing of what has other dimensions, such as the
-            preconditioners of a matrix, and each keeps a part of its rows.
+            preconditioners of a matrix, and each keeps a part.
     """
     if not is_dtensor(param):
         return init(param, dtype)
@@ -146,18 +146,23 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
         return init(stand_in(param), dtype)
     shape = state_shape(init, param.shape)
     if _followed_by(init, param, shape) != placements:
-        return _dtensor(_own_rows(init(stand_in(param), dtype), param), param, placements, shape)
+        return _dtensor(_own_part(init(stand_in(param), dtype), param), param, placements, shape)
     part = init(param.to_local(), dtype)
     if part.numel() == 0:
         part = part.new_empty(_part_shape(shape, param, placements))
     return _dtensor(part, param, placements, shape)
 
 
-def _own_rows(whole: Tensor, param: Any) -> Tensor:
-    """This rank's rows of a tensor, in the group that divides a parameter."""
+def _own_part(whole: Tensor, param: Any) -> Tensor:
+    """This rank's part of a tensor that is divided by its longest dimension, in the group that divides a parameter."""
     (group,) = groups_of(param)
     ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
-    return whole.narrow(0, *span(len(whole), ranks, rank)).clone()
+    dim = _longest(whole.shape)
+    return whole.narrow(dim, *span(whole.shape[dim], ranks, rank)).clone()
+
+
+def _longest(shape: torch.Size) -> int:
+    return max(range(len(shape)), key=shape.__getitem__)
 
 
 def stand_in(param: Any) -> Tensor:
@@ -188,7 +193,7 @@ def state_placements(init: Init, param: Any, owned: bool = False) -> tuple[Place
     placements = _followed_by(init, param, shape)
     if not all(placement.is_replicate() for placement in placements):
         return placements
-    return _by_rows(param) if owned and shape else None
+    return _evenly(param, shape) if owned and shape else None
 
 
 def _followed_by(init: Init, param: DTensor, shape: torch.Size) -> tuple[Placement, ...]:
@@ -197,11 +202,11 @@ def _followed_by(init: Init, param: DTensor, shape: torch.Size) -> tuple[Placeme
     return tuple(_followed(init, param, shape, placement) for placement in param.placements)
 
 
-def _by_rows(param: DTensor) -> tuple[Placement, ...]:
-    """Rows divided among the ranks that divide a parameter."""
+def _evenly(param: DTensor, shape: torch.Size) -> tuple[Placement, ...]:
+    """The longest dimension divided among the ranks that divide a parameter: a stack of blocks has few blocks."""
     from torch.distributed.tensor import Shard
 
-    return tuple(placement if placement.is_replicate() else Shard(0) for placement in param.placements)
+    return tuple(placement if placement.is_replicate() else Shard(_longest(shape)) for placement in param.placements)
 
 
 def _followed(init: Init, param: DTensor, shape: torch.Size, placement: Any) -> Placement:
