@@ -131,7 +131,8 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Start the clocks."""
-        self.optimizer = unwrap(optimizer, (RuleOptimizer, Wrapper))
+        # Of another package, by its name here, it is whatever Accelerate has wrapped.
+        self.optimizer = unwrap(optimizer, (RuleOptimizer, Wrapper)) or unwrap(optimizer)
         self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
         self.started = time.perf_counter()
