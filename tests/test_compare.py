@@ -615,6 +615,13 @@ def test_a_rate_counts_only_if_every_seed_finished(tmp_path: Path) -> None:
     assert len(results.missing()) == 2
 
 
+def test_an_optimizer_of_another_package_takes_part(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:
+    options = {**tiny, "optimizers": ["torch_adamw", "adamw"], "lr_grid": ["1e-3"]}
+    theirs, ours = compare(CompareConfig.from_options(**options), tmp_path / "out", console=console).runs
+    assert (theirs.status, theirs.state_bytes_per_param) == ("finished", pytest.approx(8.0, abs=0.1))
+    assert theirs.eval_loss == pytest.approx(ours.eval_loss, rel=1e-4)
+
+
 def test_rates_chosen_with_the_first_seed(tiny: dict[str, Any], tmp_path: Path, console: Console) -> None:
     """The other seeds run at the best rate alone; an interrupted comparison goes on like that."""
     options = {**tiny, "optimizers": ["lion", "sgd"], "lr_grid": ["lion=1e-3,1e-5", "sgd=0.1,1e9"], "seeds": "1,2,3"}
