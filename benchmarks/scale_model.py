@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,12 +26,11 @@ import torch.distributed as dist
 import typer
 from generated import put_in
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfoptim
 from hfoptim.engine import local
+from hfoptim.factory.memory import as_on_the_first, twin_of
 
 PAGE = report.ROOT / "docs" / "scaling.md"
 RANKS = (8, 64, 1024)
@@ -188,37 +186,6 @@ _PRODUCTS = {"mm": _multiplied(0), "bmm": _multiplied(0), "addmm": _multiplied(1
 _FACTORS = {"linalg_qr": 4.0, "_linalg_eigh": 9.0, "_linalg_svd": 20.0, "linalg_cholesky_ex": 1 / 3}
 
 
-@contextmanager
-def first_of(ranks: int) -> Iterator[DeviceMesh]:
-    """A process group in which this process is the first of so many, and which sends nothing."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        yield init_device_mesh("cpu", (ranks,))
-    finally:
-        dist.destroy_process_group()
-
-
-def divided(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """The model with each parameter divided by rows, as `fully_shard` does; on "meta", this rank's rows alone."""
-    for module in model.modules():
-        for name, param in list(module.named_parameters(recurse=False)):
-            whole = param.detach()
-            rows = math.ceil(len(whole) / mesh.size()) if whole.ndim else 0
-            part = DTensor.from_local(
-                *(whole[:rows].clone() if whole.ndim else whole, mesh, [Shard(0) if whole.ndim else Replicate()]),
-                run_check=False,
-                shape=whole.shape,
-                stride=whole.stride(),
-            )
-            setattr(module, name, nn.Parameter(part))
-    tie = getattr(model, "tie_weights", None)
-    if tie is not None:
-        tie()
-    return model
-
-
 def counted(model: nn.Module, name: str, options: Mapping[str, Any], every: int) -> Cost:
     """Let an optimizer take its first step, and count the next one, or the next two where they differ.
 
@@ -326,11 +293,10 @@ MODELS = {
 def predicted(model: str, optimizer: str, ranks: int) -> Cost:
     """What a step of an optimizer costs the first of so many ranks."""
     options, every = OPTIMIZERS[optimizer]
-    with first_of(ranks) as mesh:
+    with as_on_the_first(ranks) as made, put_in():
         with torch.device("meta"):
-            made = divided(MODELS[model].make(), mesh)
-        with put_in():
-            return counted(made, optimizer, options, every)
+            whole = MODELS[model].make()
+        return counted(twin_of(whole, made), optimizer, options, every)
 
 
 def rest_of_step(model: str, parameters: float, ranks: int, machine: Machine) -> float:

@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from generated import put_in
-from scale_model import OPTIMIZERS, counted, divided, first_of
+from scale_model import OPTIMIZERS, counted
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+
+from hfoptim.factory.memory import as_on_the_first, twin_of
 
 
 class Network(nn.Module):
@@ -35,11 +37,14 @@ def main(folder: Path, ranks: int, real: bool) -> None:
     found = {}
     if real:
         dist.init_process_group("gloo")
-    with nullcontext(init_device_mesh("cpu", (ranks,))) if real else first_of(ranks) as mesh:
+    with nullcontext() if real else as_on_the_first(ranks) as made:
         for name, (options, every) in OPTIMIZERS.items():
             with torch.device("cpu" if real else "meta"):
-                model = Network()
-                (fully_shard if real else divided)(model, mesh=mesh)
+                model: nn.Module = Network()
+                if made is None:
+                    fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)))
+                else:
+                    model = twin_of(model, made)
                 alone = divided_matrices(model)
             with nullcontext() if real else put_in():
                 found[name] = asdict(counted(model, name, options, every))

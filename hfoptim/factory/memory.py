@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -112,10 +112,8 @@ def predict_memory(
         raise ValueError(f"strategy={strategy!r} is none of {', '.join(map(repr, get_args(Strategy)))}")
     if ranks > 1 and strategy is None:
         raise ValueError(f"ranks={ranks}: say how they share with strategy='ddp' or 'fsdp'")
-    with _as_on_the_first(ranks) if strategy == "fsdp" and ranks > 1 else contextlib.nullcontext(_empty) as made:
-        params = {id(param): made(param) for param in model.parameters()}
-        buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-        twin = copy.deepcopy(model, {**params, **buffers})  # nothing of the model's own is copied
+    with as_on_the_first(ranks) if strategy == "fsdp" and ranks > 1 else contextlib.nullcontext(_empty) as made:
+        twin = twin_of(model, made)
         optimizer = create_optimizer_v2(twin, opt, **options)
         inner = unwrap_all(optimizer, RuleOptimizer)
         if not inner or unwrap_all(optimizer, Wrapper):
@@ -142,7 +140,7 @@ def predict_memory(
         released = any(group["gradient_release"] for _, group, _ in trained)
         gradients = max(sizes) if released else sum(sizes)
         return MemoryPrediction(
-            sum(map(_size, params.values())),
+            sum(map(_size, twin.parameters())),
             gradients,
             gradients if strategy == "ddp" and ranks > 1 else 0,
             {name: size for name, size in state.items() if name != "step"},
@@ -249,8 +247,15 @@ def _empty(param: Tensor) -> nn.Parameter:
     return nn.Parameter(param.detach().to("meta"), param.requires_grad)
 
 
+def twin_of(model: nn.Module, made: Callable[[Tensor], nn.Parameter]) -> nn.Module:
+    """A model on the device "meta" with other parameters, made of its own, of which nothing is copied."""
+    params = {id(param): made(param) for param in model.parameters()}
+    buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, {**params, **buffers})
+
+
 @contextlib.contextmanager
-def _as_on_the_first(ranks: int) -> Iterator[Any]:
+def as_on_the_first(ranks: int) -> Iterator[Callable[[Tensor], nn.Parameter]]:
     """Makes of parameters what FSDP2 leaves of them on the first of so many ranks, in a group of none of them."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -123,8 +122,7 @@ class GrokFast(Wrapper):
         self._filter()
         self._inner.step()
         if not self.only_made_state("grokfast_step"):
-            # DeepSpeed steps one group at a time, and leaves the others without parameters meanwhile.
-            for group in filter(itemgetter("params"), self.param_groups):
+            for group in self.stepping():
                 group["grokfast_step"] += 1
         return loss
 

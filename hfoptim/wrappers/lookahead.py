@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -88,8 +87,7 @@ class Lookahead(Wrapper):
         loss = self._inner.step(closure)
         if self.only_made_state("lookahead_step"):
             return loss
-        # DeepSpeed steps one group at a time, and leaves the others without parameters meanwhile.
-        for group in filter(itemgetter("params"), self.param_groups):
+        for group in self.stepping():
             group["lookahead_step"] += 1
             if group["lookahead_step"] % group["lookahead_k"] == 0:
                 self._synchronise(group)

@@ -164,6 +164,10 @@ class Wrapper(Optimizer):
             return f"is inside of {type(self).__name__}, whose weights to evaluate would not reach the model"
         return ""
 
+    def stepping(self) -> Iterator[dict[str, Any]]:
+        """The groups that a step is of: DeepSpeed steps one at a time, and the others have no parameters meanwhile."""
+        return (group for group in self.param_groups if group["params"])
+
     def refuse_differing(self) -> None:
         """Raise a ValueError if groups disagree in an option of the wrapper's, which is one for all of them."""
         for index, group in enumerate(self.param_groups):
@@ -298,8 +302,7 @@ class Wrapper(Optimizer):
 
 def known_around(outer: Optimizer) -> None:
     """Let the optimizers of the engine inside of another one know of it."""
-    inside = getattr(outer, "optimizers", None) or [getattr(outer, "optimizer", None)]
-    for inner in (found for each in inside if each is not None for found in unwrap_all(each, RuleOptimizer)):
+    for inner in unwrap_all(outer, RuleOptimizer):
         if not any(other is outer for other in inner.around):
             inner.around = (*inner.around, outer)
 

@@ -82,14 +82,8 @@ def ranger(params):
     return info.opt_class(list(params.values()), **info.defaults, lr=1e-2, weight_decay=0.1)
 
 
-def test_ranger_follows_pytorch_optimizer():
-    names = ("vector", "matrix", "conv")
-    mine, other = parameters(names, torch.float64), parameters(names, torch.float64)
-    # Without this option it climbs in its first steps.
-    theirs = peers.load("pytorch_optimizer.Ranger")(
-        other.values(), lr=1e-2, weight_decay=0.1, degenerated_to_sgd=True, foreach=False
-    )
-    ours = ranger(mine)
+def together(ours, theirs, mine, other):
+    """How far 30 steps go, and how far apart two optimizers are after them."""
     start = values(mine)
     for t in range(1, 31):
         feed(mine, t, follow=other)
@@ -97,7 +91,18 @@ def test_ranger_follows_pytorch_optimizer():
         ours.step()
         theirs.step()
     way = (flattened(mine) - torch.cat([start[name].flatten() for name in mine])).abs().max()
-    assert (flattened(mine) - flattened(other)).abs().max() < 1e-12 * way
+    return way, (flattened(mine) - flattened(other)).abs().max()
+
+
+def test_ranger_follows_pytorch_optimizer():
+    names = ("vector", "matrix", "conv")
+    mine, other = parameters(names, torch.float64), parameters(names, torch.float64)
+    # Without this option it climbs in its first steps.
+    theirs = peers.load("pytorch_optimizer.Ranger")(
+        other.values(), lr=1e-2, weight_decay=0.1, degenerated_to_sgd=True, foreach=False
+    )
+    way, apart = together(ranger(mine), theirs, mine, other)
+    assert apart < 1e-12 * way
 
 
 def test_ranger21_follows_pytorch_optimizer():
@@ -108,15 +113,9 @@ def test_ranger21_follows_pytorch_optimizer():
     )
     info = hfoptim.get_optimizer_info("ranger21")
     ours = info.opt_class(list(mine.values()), **info.defaults, lr=1e-2, weight_decay=0.1)
-    start = values(mine)
-    for t in range(1, 31):
-        feed(mine, t, follow=other)
-        feed(other, t)
-        ours.step()
-        theirs.step()
-    way = (flattened(mine) - torch.cat([start[name].flatten() for name in mine])).abs().max()
+    way, apart = together(ours, theirs, mine, other)
     assert way > 1e-2
-    assert (flattened(mine) - flattened(other)).abs().max() < 1e-10 * way
+    assert apart < 1e-10 * way
 
 
 def test_a_wrapper_around_a_wrapper_is_whole_in_copies():

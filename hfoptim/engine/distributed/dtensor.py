@@ -141,28 +141,17 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
     """
     if not is_dtensor(param):
         return init(param, dtype)
-    placements = state_placements(init, param, owned)
+    placements, followed = _division(init, param, owned)
     if placements is None:
         return init(stand_in(param), dtype)
     shape = state_shape(init, param.shape)
-    if _followed_by(init, param, shape) != placements:
-        return _dtensor(_own_part(init(stand_in(param), dtype), param), param, placements, shape)
+    if not followed:
+        part = part_of(init(stand_in(param), dtype), param.device_mesh, placements).clone()
+        return _dtensor(part, param, placements, shape)
     part = init(param.to_local(), dtype)
     if part.numel() == 0:
         part = part.new_empty(_part_shape(shape, param, placements))
     return _dtensor(part, param, placements, shape)
-
-
-def _own_part(whole: Tensor, param: Any) -> Tensor:
-    """This rank's part of a tensor that is divided by its longest dimension, in the group that divides a parameter."""
-    (group,) = groups_of(param)
-    ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
-    dim = _longest(whole.shape)
-    return whole.narrow(dim, *span(whole.shape[dim], ranks, rank)).clone()
-
-
-def _longest(shape: torch.Size) -> int:
-    return max(range(len(shape)), key=shape.__getitem__)
 
 
 def stand_in(param: Any) -> Tensor:
@@ -185,28 +174,27 @@ def state_placements(init: Init, param: Any, owned: bool = False) -> tuple[Place
         param: its parameter.
         owned: as in `new_state`.
     """
-    if not is_dtensor(param):
-        return None
-    if all(placement.is_replicate() for placement in param.placements):
-        return param.placements if state_shape(init, param.shape) == param.shape else None
+    return _division(init, param, owned)[0] if is_dtensor(param) else None
+
+
+def _division(init: Init, param: DTensor, owned: bool) -> tuple[tuple[Placement, ...] | None, bool]:
+    """`state_placements`, and whether they divide what the state has of the parameter's dimensions."""
     shape = state_shape(init, param.shape)
-    placements = _followed_by(init, param, shape)
-    if not all(placement.is_replicate() for placement in placements):
-        return placements
-    return _evenly(param, shape) if owned and shape else None
-
-
-def _followed_by(init: Init, param: DTensor, shape: torch.Size) -> tuple[Placement, ...]:
-    """The placements of a state that is sharded in what it has of the parameter's dimensions."""
+    if all(placement.is_replicate() for placement in param.placements):
+        return (param.placements if shape == param.shape else None), True
     # A matrix for one side of a square parameter has the parameter's shape, and none of its dimensions.
-    return tuple(_followed(init, param, shape, placement) for placement in param.placements)
+    placements = tuple(_followed(init, param, shape, placement) for placement in param.placements)
+    if not all(placement.is_replicate() for placement in placements):
+        return placements, True
+    return (_evenly(param, shape) if owned and shape else None), False
 
 
 def _evenly(param: DTensor, shape: torch.Size) -> tuple[Placement, ...]:
     """The longest dimension divided among the ranks that divide a parameter: a stack of blocks has few blocks."""
     from torch.distributed.tensor import Shard
 
-    return tuple(placement if placement.is_replicate() else Shard(_longest(shape)) for placement in param.placements)
+    longest = max(range(len(shape)), key=shape.__getitem__)
+    return tuple(placement if placement.is_replicate() else Shard(longest) for placement in param.placements)
 
 
 def _followed(init: Init, param: DTensor, shape: torch.Size, placement: Any) -> Placement:
