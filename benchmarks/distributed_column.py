@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -166,20 +166,25 @@ def ddp(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
+@cache
+def mesh_of(*names: str) -> DeviceMesh:
+    """All ranks, or two rows of them; kept, as every group of ranks that gloo makes has threads of its own."""
+    shape = (dist.get_world_size(),) if len(names) == 1 else (2, dist.get_world_size() // 2)
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
 def fsdp2(model: nn.Module) -> nn.Module:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh_of("shards"))
     return model
 
 
 def hsdp(model: nn.Module) -> nn.Module:
-    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicas", "shards"))
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh_of("replicas", "shards"))
     return model
 
 
 def tensor_parallel(model: nn.Module) -> nn.Module:
-    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("data", "tensor"))
+    mesh = mesh_of("data", "tensor")
     parallelize_module(model, mesh["tensor"], {"up": ColwiseParallel(use_local_output=False)})
     parallelize_module(model, mesh["tensor"], {"head": ColwiseParallel(output_layouts=_replicated())})
     fully_shard(model, mesh=mesh["data"])
