@@ -325,10 +325,10 @@ def test_list_by_provider_family_year_scope_and_state() -> None:
 
 
 def test_shells_complete_names() -> None:
-    from hfoptim.cli import _names
+    from hfoptim.cli.arguments import complete_names
 
-    assert _names("lio") == ["lion", "lionc"]
-    assert "bnb_adamw8bit" in _names("BNB_")
+    assert complete_names("lio") == ["lion", "lionc"]
+    assert "bnb_adamw8bit" in complete_names("BNB_")
     assert "--show-completion" in call("--help")[1]
 
 
