@@ -1,11 +1,12 @@
 """layer_decay over a whole SentenceTransformer: its encoder is the first module of a row of unlike ones."""
 
 import pytest
+
+pytest.importorskip("sentence_transformers", reason="make test-trainers has it")
+import sentence_transformers as st
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from hfoptim import create_optimizer_v2
-
-st = pytest.importorskip("sentence_transformers", reason="make test-trainers has it")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
