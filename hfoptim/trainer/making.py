@@ -11,8 +11,10 @@ import torch
 from torch.optim import LBFGS
 
 from hfoptim import registry
+from hfoptim.engine import unwrap_all
 from hfoptim.factory import grouped
 from hfoptim.optimizers.adam_mini import AdamMini
+from hfoptim.optimizers.shared.adapters import Adapters
 from hfoptim.param_groups.selection import ParamGroups, split_hidden_matrices
 from hfoptim.registry.recommended import say_taken
 from hfoptim.trainer import advice, private
@@ -40,7 +42,8 @@ def class_and_kwargs(
         trainer (default None): who asks; without a model the names are those of its model.
 
     Raises:
-        ValueError: parameters are to differ, and there is no model yet; or they cannot as was asked for.
+        ValueError: parameters are to differ, and there is no model yet; or they cannot as was asked for. The class
+            raises it, too, where an optimizer of adapters gets none.
     """
     if args.should_log:
         _say_what_was_not_taken(resolved, args)
@@ -102,9 +105,21 @@ def _completing(
         groups = places.complete(params)
         _say_what_is_decayed_otherwise(resolved, places.decayed_otherwise(groups, args.weight_decay), args)
         made: torch.optim.Optimizer = make(groups, **kwargs)
+        _check_adapters(made)
         return made
 
     return made_by(cls, complete)
+
+
+def _check_adapters(optimizer: torch.optim.Optimizer) -> None:
+    """A Trainer whose optimizer of adapters finds none would train the whole model with AdamW."""
+    for inner in unwrap_all(optimizer, Adapters):
+        without = inner.without_adapters()
+        if without is not None:
+            raise ValueError(
+                f"{without}. For that choose adamw, or give the Trainer "
+                f"optimizer_cls_and_kwargs=(hfoptim.{type(inner).__name__}, {{...}}), which warns"
+            )
 
 
 def _decays_by_patterns(resolved: Resolved) -> bool:

@@ -5,6 +5,7 @@ import torch
 from tiers import names_by_kind
 
 import hfoptim
+from hfoptim.optimizers.shared.adapters import Adapters
 from hfoptim.trainer import OptimizerCallback
 
 
@@ -32,8 +33,12 @@ def groups(optimizer, *keys):
 INFOS = [hfoptim.get_optimizer_info(name) for name in hfoptim.list_optimizers()]
 
 
-# The groups of those that look for hidden matrices are in test_hidden_matrices.py.
-OF_THE_TRAINER = [info.name for info in INFOS if info.needs is None and not info.hidden_matrices]
+# The groups of those that look for hidden matrices are in test_hidden_matrices.py; those of adapters want a LoRA model.
+OF_THE_TRAINER = [
+    info.name
+    for info in INFOS
+    if info.needs is None and not info.hidden_matrices and not issubclass(info.opt_class, Adapters)
+]
 
 
 # Every name as such; with the callback, which makes groups in the same way, one of each kind.

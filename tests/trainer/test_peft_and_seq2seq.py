@@ -107,7 +107,29 @@ def resume(make, tmp_path, name, **options):
     return resumed
 
 
-@pytest.mark.parametrize("name", ["lion", "muon", "adafactor", "adamw_schedule_free"])
+@pytest.mark.parametrize("way", ["callback", "name", "part"])
+@pytest.mark.parametrize("name", ["lora_rite", "lora_fa", "lookahead_lora_rite"])
+def test_optimizers_of_adapters_want_some(names, make_trainer, lora, way, name):
+    """A model that was not prepared is refused before it trains with AdamW as a whole, by string as by callback."""
+    given = {
+        "callback": ((OptimizerCallback(name),), {}),
+        "name": ((), {"optim": name}),
+        "part": ((OptimizerCallback("adamw", param_options={"*.c_fc.*": {"optimizer": name}}),), {}),
+    }
+    callbacks, options = given[way]
+    with pytest.raises(ValueError, match=r"none of the \d+ parameters is called lora_A .*choose adamw"):
+        make_trainer(*callbacks, **options).create_optimizer()
+    if way != "part":
+        make_trainer(*callbacks, own={"model": lora()}, **options).create_optimizer()
+
+
+def test_a_class_of_adapters_without_any_warns(make_trainer):
+    trainer = make_trainer(own={"optimizer_cls_and_kwargs": (hfoptim.LoRARite, {"lr": 1e-2})})
+    with pytest.warns(UserWarning, match="is called lora_A or lora_B"):
+        trainer.create_optimizer()
+
+
+@pytest.mark.parametrize("name", ["lion", "muon", "adafactor", "adamw_schedule_free", "lora_rite", "lora_fa"])
 def test_lora_resumes_exactly(make_trainer, lora, tmp_path, name):
     chosen = CHOSEN if name == "muon" else {}
     resume(

@@ -14,6 +14,7 @@ from tiers import names_by_kind, one_of_each_kind
 
 import hfoptim
 import schedules
+from hfoptim.optimizers.shared.adapters import Adapters
 from hfoptim.trainer import OptimizerCallback
 
 STEPS, BREAK = 7, 4  # an epoch has 3
@@ -26,7 +27,12 @@ USUAL = {
     "warmup_steps": 2,
     "learning_rate": 1e-2,
 }
-OPTIMIZERS = [name for name in hfoptim.list_optimizers() if hfoptim.get_optimizer_info(name).needs is None]
+# Those of adapters are in test_peft_and_seq2seq.py.
+OPTIMIZERS = [
+    info.name
+    for info in map(hfoptim.get_optimizer_info, hfoptim.list_optimizers())
+    if info.needs is None and not issubclass(info.opt_class, Adapters)
+]
 # Those that must not get the learning rate above.
 LEARNING_RATES = {"prodigy": 1.0, "sgd": 1.0, "momentum": 1.0}
 # Optimizers around optimizers, and other forms of state and of low-precision parameters.

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Trainer
 
 import hfoptim
+from hfoptim.optimizers.shared.adapters import Adapters
 from hfoptim.trainer import OptimizerCallback, disable, enable
 from hfoptim.trainer.options import parse_options
 
@@ -96,7 +97,14 @@ INFOS = [hfoptim.get_optimizer_info(name) for name in hfoptim.list_optimizers()]
 
 # The groups are the Trainer's: one optimizer of each kind.
 @pytest.mark.parametrize(
-    "name", names_by_kind([info.name for info in INFOS if info.needs is None and info.name != "adam_mini"])
+    "name",
+    names_by_kind(
+        [
+            info.name
+            for info in INFOS
+            if info.needs is None and info.name != "adam_mini" and not issubclass(info.opt_class, Adapters)
+        ]
+    ),
 )
 def test_groups_that_a_subclass_makes_keep_their_learning_rate_and_get_names(make_trainer, inner, name):
     trainer = make_trainer(OptimizerCallback(name, lr=1e-2), trainer_class=Quick, weight_decay=0.1)

@@ -37,19 +37,28 @@ class Factor(NamedTuple):
 class Adapters(RuleOptimizer):
     """An optimizer that steps the factors of low-rank adapters (LoRA) each with a look at the other.
 
-    They are found by peft's names, `lora_A` and `lora_B`, `lora_embedding_A` and `lora_embedding_B`.
+    They are found by peft's names, `lora_A` and `lora_B`, `lora_embedding_A` and `lora_embedding_B`. Without any it
+    warns; a Trainer that is to make it raises.
     """
 
     _factors: Mapping[Tensor, Factor] = {}
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if not self._find_factors():
-            count = sum(len(group["params"]) for group in self.param_groups)
-            warnings.warn(
-                f"none of the {count} parameters is called lora_A or lora_B, and {type(self).__name__} steps all as "
-                f"AdamW does; prepare the model with peft.get_peft_model, and give model.named_parameters()"
-            )
+        self._find_factors()
+        without = self.without_adapters()
+        if without is not None:
+            warnings.warn(without)
+
+    def without_adapters(self) -> str | None:
+        """What is wrong if no parameter is a factor of an adapter; None where one is."""
+        if self._factors:
+            return None
+        count = sum(len(group["params"]) for group in self.param_groups)
+        return (
+            f"none of the {count} parameters is called lora_A or lora_B, and {type(self).__name__} steps all as "
+            f"AdamW does; prepare the model with peft.get_peft_model, and give model.named_parameters()"
+        )
 
     @property
     def goes_by_names(self) -> bool:
