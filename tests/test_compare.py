@@ -536,6 +536,26 @@ def test_state_bytes_count_every_tensor() -> None:
     assert unwrap(wrapped) is optimizer
 
 
+def test_state_bytes_count_tensors_within() -> None:
+    """bitsandbytes' codes lie in a dict of their own, torchao's in tensors made of tensors."""
+    weight = torch.nn.Parameter(torch.ones(10, 10))
+    codes, scale = torch.zeros(100, dtype=torch.uint8), torch.zeros(5)
+    made_of_two = weight.detach().as_subclass(MadeOfTwo)
+    made_of_two.codes, made_of_two.scale = codes, scale
+    for state in ({"step": 3, "inside": {"codes": codes, "scale": scale}}, {"exp_avg": made_of_two}):
+        optimizer = torch.optim.SGD([weight])
+        optimizer.state[weight] = state
+        assert runs.state_bytes_per_param(optimizer) == pytest.approx(1.2)
+
+
+class MadeOfTwo(torch.Tensor):
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+
 def test_half_written_checkpoints_are_not_used(tmp_path: Path) -> None:
     assert runs.last_checkpoint(tmp_path / "none") is None
     for step in (5, 10, 100):

@@ -8,7 +8,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,14 +211,21 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def state_bytes_per_param(optimizer: torch.optim.Optimizer) -> float:
     """Bytes of all state tensors divided by the number of parameters that are optimized."""
-    total: int = sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state_dict()["state"].values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    )
+    total = sum(map(_bytes, optimizer.state_dict()["state"].values()))
     count: int = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
     return total / count
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in it: bitsandbytes has a dict of them inside of a parameter's, torchao tensors of tensors."""
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    if not isinstance(value, torch.Tensor):
+        return 0
+    if hasattr(value, "__tensor_flatten__"):  # PyTorch's protocol for tensors made of tensors
+        names, _ = value.__tensor_flatten__()
+        return sum(_bytes(getattr(value, name)) for name in names)
+    return value.numel() * value.element_size()
 
 
 def finite(value: float) -> float | None:

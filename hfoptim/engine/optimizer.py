@@ -100,6 +100,8 @@ class EngineOptimizer(Optimizer):
     peer_flags: ClassVar[Mapping[str, Any]] = {}
     # What their state is called here; None for state that is left out where the rule has none of that name.
     peer_state: ClassVar[Mapping[str, str | None]] = {}
+    # What bitsandbytes has by this class's name instead of its equations; its state is refused for that.
+    other_in_bitsandbytes: ClassVar[str] = ""
     # State, of a parameter's shape, that is there at times only.
     occasional_state: ClassVar[frozenset[str]] = storage.RESIDUALS
     # Whether a schedule that lowers lr works against this class.

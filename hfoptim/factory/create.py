@@ -105,8 +105,9 @@ def create_optimizer_v2(
 
     Raises:
         ValueError: unknown name or option, a value out of range, no parameters, `head_lr` or `param_options` without a
-            model or with `param_group_fn`, a pattern that decides nothing, no head, or layers that cannot be told
-            apart.
+            model or with `param_group_fn`, a pattern that decides nothing, no head, layers that cannot be told apart,
+            or a 1-bit optimizer of DeepSpeed's without its engine.
+        ImportError: the optimizer is of a package that is not installed.
 
     Source:
         timm 1.0.31, `timm.optim.create_optimizer_v2`.
@@ -114,6 +115,8 @@ def create_optimizer_v2(
     weight_decay = number("weight_decay", weight_decay)
     momentum = None if momentum is None else number("momentum", momentum)
     info, known = get_optimizer_info(opt), option_names(opt)
+    if info.outside and info.not_in_trainer and kwargs.get("deepspeed") is None:
+        raise ValueError(f"{opt} needs {info.not_in_trainer}")
     given = {"lr": lr, "foreach": foreach}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if weight_decay or "weight_decay" in known:

@@ -134,6 +134,9 @@ class Lamb(DecouplingInside):
 
     masks_momentum = True
     peer_flags = TIMM_DECAY
+    other_in_bitsandbytes = (
+        "AdamW with updates of at most the parameter's norm (max_unorm), where LAMB's are scaled to it, up and down"
+    )
     names = (
         Name("lamb"),
         Name("lambc", "LAMB with trust ratios of 1 at most", options={"trust_clip": True}),

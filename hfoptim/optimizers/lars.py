@@ -76,6 +76,10 @@ class Lars(Momentum):
     """
 
     decay = Decay.INSIDE
+    other_in_bitsandbytes = (
+        "SGD with steps of lr max_unorm |p| at most, where LARS scales gradients by trust_coeff |p| / |g| before they "
+        "enter the momentum"
+    )
     names = (
         Name("lars", options={"momentum": 0.9}),
         Name("larc", "LARS with step sizes of lr at most", options={"momentum": 0.9, "trust_clip": True}),

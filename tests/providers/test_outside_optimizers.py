@@ -74,6 +74,17 @@ def test_it_is_made_over_our_groups_and_steps(name: str) -> None:
     assert not any(torch.equal(a, b) for a in before for b in model.parameters() if a.shape == b.shape and a.ndim > 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("ds_onebit_adam", "OneBitAdam"), ("ds_zero_one_adam", "ZeroOneAdam"), ("ds_onebit_lamb", "OneBitLamb")],
+)
+def test_one_bit_optimizers_say_what_they_need(name: str, kind: str) -> None:
+    """Where DeepSpeed asserts that processes were started, or fails on the first parameter."""
+    needs(name)
+    with pytest.raises(ValueError, match=rf"{name} needs DeepSpeed's engine, as its option `deepspeed`.*{kind}"):
+        hfoptim.create_optimizer_v2(Net(), name, lr=1e-3)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_bitsandbytes_itself_cannot_do(name: str) -> None:
     """When this fails, bitsandbytes has mended it, and the name moves up."""
@@ -234,7 +245,11 @@ def test_another_algorithms_state_is_refused() -> None:
     for theirs, ours, message in (
         ("bnb_lion", "adamw", "not one of Adam: it has the state exp_avg, step here"),
         ("bnb_adamw8bit", "lion", "not one of Lion: it has the state exp_avg, state2, step here"),
-        ("bnb_lamb8bit", "lamb", "not one of Lamb"),
+        ("bnb_lamb8bit", "lamb", r"not one of Lamb .* bitsandbytes, .* AdamW with updates .* \(max_unorm\)"),
+        ("bnb_lamb32bit", "lambc", r"not one of Lamb .* bitsandbytes, .* AdamW with updates .* \(max_unorm\)"),
+        ("bnb_lars8bit", "lars", r"not one of Lars .* bitsandbytes, .* SGD with steps of lr max_unorm"),
+        ("bnb_sgd", "nlars", r"not one of Lars .* bitsandbytes, .* SGD with steps of lr max_unorm"),
+        ("bnb_pytorchlars", "lars", r"not one of Lars: .*max_unorm"),
     ):
         with pytest.raises(ValueError, match=message):
             pair(theirs, ours)

@@ -31,7 +31,11 @@ _NEVER = {
 
 
 def plain(optimizer: EngineOptimizer, state_dict: Any) -> Any:
-    """A state_dict of another package with decoded state and with groups as they are here; others as they are."""
+    """A state_dict of another package with decoded state and with groups as they are here; others as they are.
+
+    Raises:
+        ValueError: it is of bitsandbytes, which has other equations by the optimizer's name.
+    """
     if not isinstance(state_dict, dict) or not isinstance(state_dict.get("state"), dict):
         return state_dict
     state, changed = {}, False
@@ -41,6 +45,12 @@ def plain(optimizer: EngineOptimizer, state_dict: Any) -> Any:
     if not changed:
         return state_dict
     numbered = any("state1" in each or "state1[0]" in each for each in state.values() if isinstance(each, Mapping))
+    if numbered and optimizer.other_in_bitsandbytes:
+        name = type(optimizer).__name__
+        raise ValueError(
+            f"the state_dict is not one of {name} but of bitsandbytes, whose optimizer of that name is another: "
+            f"{optimizer.other_in_bitsandbytes}"
+        )
     groups = state_dict.get("param_groups", [])
     if numbered:
         groups = [_plain_group(optimizer, group) for group in groups]
