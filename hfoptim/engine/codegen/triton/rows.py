@@ -2,7 +2,8 @@
 
 One program takes a tile: some rows of one batch, column by column as many as it holds at a time. A sum along a row ends
 within the tile, whose rows may then be walked again; of a sum down the columns every tile leaves its part in `vectors`.
-Between two passes, `end` adds up the tensor's own scalars, and `lines` the columns of each batch, some at a time.
+Between two passes `lines` adds up the columns of each batch, some at a time. Each of its programs works out the tensor's
+own scalars by itself, which saves a launch: of these there is a number per tile, where a column has one per tile, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from hfoptim.engine.codegen.layout import Layout
 from hfoptim.engine.codegen.schedule import Program, Store, Time
 from hfoptim.engine.codegen.trace import REDUCTIONS
-from hfoptim.engine.codegen.triton.writer import KEPT, Cut, Writer, expression
+from hfoptim.engine.codegen.triton.writer import KEPT, SUMS, Cut, Writer, expression
 from hfoptim.engine.operators import BOOLEAN
 
 # Entries of a tile at a time.
@@ -73,8 +74,8 @@ class RowWriter(Writer):
     def _folded(self, phase: int) -> bool:
         return not self._has_lines(phase) and super()._folded(phase)
 
-    def _ends(self, phase: int) -> bool:
-        return super()._ends(phase) or (self._has_lines(phase) and bool(self._now(phase)))
+    def _joins(self, phase: int) -> bool:
+        return self._has_lines(phase) and self.program.walks(phase)
 
     def _size(self, labels: tuple[int, ...]) -> str:
         # (batches,) rows, columns
@@ -128,10 +129,9 @@ class RowWriter(Writer):
         slot = self.layout.slots[store.position]
         return f"tl.store({self._memory(slot)} + {place}, v{store.node}.to({KEPT[slot.kept]}), mask={mask})"
 
-    def _scalars_for(self, users: Iterable[int], phase: int) -> Iterator[str]:
-        """Definitions of the scalars that nodes of other kinds read."""
-        read = sorted({a for i in users for a in self.nodes[i].args if self.kinds[a] == "scalar"})
-        yield from self._reals(read, phase)
+    def _scalars_of(self, users: Iterable[int]) -> list[int]:
+        """The scalars that nodes of other kinds read."""
+        return sorted({a for i in users for a in self.nodes[i].args if self.kinds[a] == "scalar"})
 
     # -- passes over memory -------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class RowWriter(Writer):
         for position in used:
             yield f"t{position} = {self._address(position)}"
         # What is of columns and batches is worked out in the first pass only.
-        yield from self._scalars_for([*rows, *full, *(small if phase == 0 else ())], phase)
+        yield from self._reals(self._scalars_of([*rows, *full, *(small if phase == 0 else ())]), phase)
         yield from self._seed(phase)
         for i in small:
             if self.kinds[i] == "batch":
@@ -307,17 +307,18 @@ class RowWriter(Writer):
     def _lines(self, phase: int) -> Iterator[str]:
         """Some columns of a batch: what its tiles have left is added up, and the values of columns follow."""
         now, stores = self._lines_now(phase), self._line_stores(phase)
-        yield "part = tl.program_id(0)"
-        yield "tensor = tl.load(lines + part)"
+        yield "piece = tl.program_id(0)"
+        yield "tensor = tl.load(lines + piece)"
         yield from self._row()
         yield from self._frame()
-        yield f"part = part - {self._column('line')}"
+        yield f"piece = piece - {self._column('line')}"
         yield f"parts = (columns + {PART - 1}) // {PART}"
-        yield "batch = part // parts"
-        yield f"start = (part - batch * parts) * {PART}"
+        yield "batch = piece // parts"
+        yield f"start = (piece - batch * parts) * {PART}"
         yield f"along = tl.arange(0, {PART})[None, :]"
         yield "there = start + along < columns"
-        yield from self._scalars_for(now, phase=-1)
+        yield from self._added(phase, SUMS)
+        yield from self._settled(self._scalars_of(now), *self._between(phase), opens="piece == 0")
         read = {a for i in now for a in self.nodes[i].args} | {s.node for s in stores}
         for i in sorted(a for a in read if a not in now and self.kinds[a] in ("column", "batch")):
             if self.kinds[i] == "batch":

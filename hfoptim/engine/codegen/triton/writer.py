@@ -325,8 +325,12 @@ class Writer(Places):
         later = phase + 1 < self.program.phases
         return later and self.program.walks(phase) and self.program.walks(phase + 1)
 
+    def _joins(self, phase: int) -> bool:
+        """Whether what follows the pass before another one works it out: each of its programs by itself."""
+        return False
+
     def _ends(self, phase: int) -> bool:
-        if self._folded(phase):
+        if self._folded(phase) or self._joins(phase):
             return False
         last = phase + 1 == self.program.phases
         if self.factors and phase + 2 == self.program.phases:
@@ -469,24 +473,32 @@ class Writer(Places):
             yield f"tl.store(partials + block * {self.most} + {self._partial_place(i)}, {left})"
 
     def _reals(self, scalars: list[int], phase: int) -> Iterator[str]:
-        """Definitions of scalars in the rule's own precision, as a pass or what is between two reads them.
-
-        Args:
-            scalars: which.
-            phase: that of the pass; -1 for what is between two.
-        """
+        """Definitions of scalars in the rule's own precision, as a pass reads them."""
         here, keep, stores = list[int](), list[int](), list[Store]()
         if phase == 0:
             here = list(self.own)
-            keep = [i for i in self.overwritten if i in self.kept] if self._folded(0) else []
+            keep = [i for i in self.overwritten if i in self.kept] if self._folded(0) or self._joins(0) else []
         elif phase > 0 and self._folded(phase - 1):
-            here = [i for i in self._now(phase - 1) if i not in self.overwritten]
-            keep = [i for i in here if i in self.kept]
-            stores = self._stores(self._after(phase - 1), "scalar")
+            here, keep, stores = self._between(phase - 1)
             yield from self._added(phase - 1, PARTS)
+        yield from self._settled(scalars, here, keep, stores, f"block == {self._column('first')}")
+
+    def _between(self, phase: int) -> tuple[list[int], list[int], list[Store]]:
+        """What several programs work out of a tensor's own numbers once a phase is over.
+
+        Returns:
+            Those numbers; which of them one program puts where they are read later; and what it stores.
+        """
+        here = [i for i in self._now(phase) if i not in self.overwritten]
+        return here, [i for i in here if i in self.kept], self._stores(self._after(phase), "scalar")
+
+    def _settled(
+        self, scalars: list[int], here: list[int], keep: list[int], stores: list[Store], opens: str
+    ) -> Iterator[str]:
+        """Definitions of scalars, and what the tensor's first program, of which `opens` is true, remembers."""
         yield from self._numbers([*scalars, *keep, *(s.node for s in stores)], here)
         if keep or stores:
-            yield f"opens = block == {self._column('first')}"
+            yield f"opens = {opens}"
             yield from self._remembered(keep, stores, ", mask=opens")
         for i in scalars:
             if self.nodes[i].op not in BOOLEAN:
