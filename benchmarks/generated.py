@@ -14,9 +14,10 @@ from unittest import mock
 import torch
 
 from hfoptim.engine import backends
-from hfoptim.engine.backends import trial, triton
+from hfoptim.engine.backends import products, trial, triton
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.backends.matrix import MatrixKernels
+from hfoptim.engine.codegen.triton import drawing
 from hfoptim.engine.codegen.triton.scalars import Arithmetic
 from hfoptim.engine.plan import Plan
 from hfoptim.optimizers.shared import newton_schulz
@@ -47,5 +48,8 @@ def put_in() -> Iterator[None]:
         mock.patch.object(newton_schulz, "keeps_dtype", return_value=False),
         mock.patch.object(trial, "problem", return_value=None),
         mock.patch.object(Arithmetic, "problem", return_value=None),
+        mock.patch.object(triton, "DEVICES", ("cpu", "meta")),
+        mock.patch.object(drawing, "problem", return_value=None),
+        mock.patch.object(products, "problem", return_value=None),
     ):
         yield

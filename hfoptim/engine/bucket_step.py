@@ -52,8 +52,16 @@ class BucketStep:
         """Draw what state is due to be drawn again, from the optimizer's."""
         for name, due in self.bucket.plan.rule.redrawn.items():
             if due(self.t, self.group):
+                runs, seeds = [], []
                 for param, ordinal in zip(self.params, self.ordinals, strict=True):
-                    _draw(states[param][name], storage.drawing_seed(self.t, ordinal))
+                    state = states[param][name]
+                    run = _run_of(state)
+                    if run is None:
+                        _draw(state, storage.drawing_seed(self.t, ordinal))
+                    else:
+                        runs.append(run[0])
+                        seeds.append(storage.drawing_seed(self.t, ordinal, run[1]))
+                self.backend.draw(runs, seeds)
 
     def count(self) -> None:
         """Advance the step counters: the step is taken."""
@@ -136,6 +144,23 @@ def _draw(state: Tensor, seed: int) -> None:
     whole = storage.normal(shape, seed, state.dtype.to_real(), state.device)
     whole = torch.view_as_complex(whole) if state.is_complex() else whole
     dtensor.local(state).copy_(dtensor.here(whole, state))
+
+
+def _run_of(state: Tensor) -> tuple[Tensor, int] | None:
+    """What this rank has of a state, as real numbers that follow one another, and where they begin; None where not so.
+
+    Numbers of a normal distribution go by their index: those of a run need none of the others.
+    """
+    start = 0
+    if dtensor.is_dtensor(state):
+        cuts = dtensor.cuts(state)
+        if any(dim != -state.ndim or len(cut.groups) > 1 for dim, cut in cuts.items()):
+            return None
+        start = dtensor.start(state)
+    own = dtensor.local(state)
+    if own.is_complex():
+        own, start = torch.view_as_real(own), 2 * start
+    return (own, start) if own.is_contiguous() else None
 
 
 def placed(scalars: dict[str, Any], bucket: Bucket) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def refuse_capture(params: Sequence[Tensor], owner: str) -> None:
 
 
 def as_loss(value: Any) -> Tensor:
-    """A loss as a 0-d tensor in double precision, apart from its graph.
+    """A loss as a 0-d tensor, apart from its graph.
 
     Raises:
         TypeError: no number.
@@ -175,7 +175,7 @@ def as_loss(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"loss has the shape {tuple(value.shape)}, expected one number: the mean over the batch")
-        return precise(value.detach()).reshape(())
+        return value.detach().reshape(())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"loss={value!r} is a {type(value).__name__}, expected a number or a tensor of one")
     return torch.tensor(value, dtype=torch.float64, device="cpu")
@@ -184,7 +184,7 @@ def as_loss(value: Any) -> Tensor:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean over the ranks: of their losses, that whose gradient data parallelism steps with."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
+        value = precise(value).clone()
         torch.distributed.all_reduce(value)
         value /= torch.distributed.get_world_size()
     return value

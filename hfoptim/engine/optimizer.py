@@ -28,6 +28,7 @@ from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, flattened, sharded
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
+from hfoptim.engine.precision import precise
 from hfoptim.engine.rule import Group, Rule, Scope, clone
 from hfoptim.engine.run_state import NO_RUN_STATE, RunState, signed
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
@@ -366,7 +367,7 @@ class EngineOptimizer(Optimizer):
         """
         if self.needs_loss:
             value = inputs.as_loss(loss)
-            self._loss = value if self._loss is None else self._loss + value.to(self._loss.device)
+            self._loss = value if self._loss is None else precise(self._loss) + precise(value.to(self._loss.device))
 
     @property
     def needs_graph(self) -> bool:
@@ -497,8 +498,8 @@ class EngineOptimizer(Optimizer):
         Returns:
             What the `per_step` of each group is handed beside the totals, by the group's id.
         """
-        if of is not None and loss is not None:
-            loss = of(loss)
+        if loss is not None:
+            loss = precise(loss) if of is None else of(loss)
         found = self.run_state.step(self.param_groups, totals, loss, *(() if of is None else (of,)))
         if loss is None:
             return found

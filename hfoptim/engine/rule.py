@@ -319,6 +319,12 @@ def cautious(update: Any, grad: Any) -> Any:
     return update * (mask / mask.mean().clamp(min=1e-3))
 
 
+def masked_and_scale(update: Any, grad: Any) -> tuple[Any, Any]:
+    """The two factors of `cautious`: the update without what points against the gradient, and what it is scaled by."""
+    mask = ((update * grad) > 0).to(update.dtype)
+    return update * mask, mask.mean().clamp(min=1e-3).reciprocal()
+
+
 def rms(x: Any) -> Any:
     """Root mean square over a whole tensor, in one pass without a temporary."""
     if isinstance(x, TensorList):

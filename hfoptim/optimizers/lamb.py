@@ -16,8 +16,8 @@ from hfoptim.engine.rule import (
     Rule,
     add_scaled,
     bias_correction,
-    cautious,
     ema,
+    masked_and_scale,
     nonnegative,
     zeros,
 )
@@ -70,31 +70,53 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
     #   update: read param, m, v; write param                                   4
     # or without storing in between: read 4, then read 4 and write 3            11 in place of 10
     # Not adapted: read 4, write 3                                              7
-    def adam(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any]:
+    def adam(grad: Any, param: Any, exp_avg: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, Any, Any, Any]:
+        """The update without its decay, what it is to be multiplied by if that is not 1, and the new state."""
         if clipped:
             grad = grad * h.clip
         exp_avg = ema(exp_avg, grad, h.alpha1) if grad_averaging else add_scaled(grad, exp_avg, h.beta1)
         exp_avg_sq = ema(exp_avg_sq, grad * grad, h.alpha2)
         update = exp_avg / (exp_avg_sq.sqrt() + h.eps)
-        update = cautious(update, grad) if masked else update
-        return add_scaled(update, param, h.inside) if adapted and not decoupled else update, exp_avg, exp_avg_sq
+        update, scale = masked_and_scale(update, grad) if masked else (update, None)
+        return update, scale, exp_avg, exp_avg_sq
 
-    def scaled_ratio(param: Any, update: Any, h: Any) -> Any:
+    def whole(update: Any, scale: Any, param: Any, h: Any) -> Any:
+        """The update as it is, with its decay."""
+        update = update if scale is None else update * scale
+        return add_scaled(update, param, h.inside) if adapted and not decoupled else update
+
+    def norm_of(update: Any, masked_update: Any, scale: Any, param: Any, h: Any) -> Any:
+        """The norm of an update: with a mask, whose scale is a mean, from sums without it, so one pass has both."""
+        if scale is None:
+            return update.norm()
+        if decoupled:
+            return masked_update.norm() * scale
+        mixed = (masked_update * param).sum() * (scale * h.inside * 2.0)
+        squares = (masked_update * masked_update).sum() * (scale * scale) + (param * param).sum() * (
+            h.inside * h.inside
+        )
+        return (squares + mixed).clamp(min=0.0).sqrt()
+
+    def scaled_ratio(param: Any, update_norm: Any, h: Any) -> Any:
         """The trust ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced."""
-        weight_norm, update_norm = param.norm(), update.norm()
+        weight_norm = param.norm()
         weight_norm = weight_norm * (1.0 - h.decay) if decoupled else weight_norm
         ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
         return ratio.clamp(max=h.scale) if trust_clip else ratio
 
     def fn(grad: Any, param: Any, *args: Any) -> tuple[Any, Any, Any]:
-        update, exp_avg, exp_avg_sq = adam(grad, param, *args)
+        h = args[-1]
+        masked_update, scale, exp_avg, exp_avg_sq = adam(grad, param, *args)
+        update = whole(masked_update, scale, param, h)
         if adapted:
-            update = update * scaled_ratio(param, update, args[-1])
+            update = update * scaled_ratio(param, norm_of(update, masked_update, scale, param, h), h)
         return update, exp_avg, exp_avg_sq
 
     def report(grad: Any, param: Any, *args: Any) -> dict[str, Any]:
         h = args[-1]
-        return {"trust_ratio": scaled_ratio(param, adam(grad, param, *args)[0], h) / h.scale}
+        masked_update, scale, *_ = adam(grad, param, *args)
+        norm = norm_of(whole(masked_update, scale, param, h), masked_update, scale, param, h)
+        return {"trust_ratio": scaled_ratio(param, norm, h) / h.scale}
 
     fn.__name__ = "lamb"
     state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}

@@ -64,22 +64,23 @@ def muon(form: Form, iteration: NewtonSchulz, nesterov: bool, scale: str, algo: 
     adaptive = algo == "adamuon"
     brought_to_one_size = algo != "muon" and scale == "match_rms_adamw"
 
-    def sized(part: Tensor, eps: Any) -> Tensor:
-        if adaptive and scale == "match_rms_adamw":
-            size: Tensor = part.norm(dim=(-2, -1), keepdim=True) + eps
-            return part * (0.2 * math.sqrt(part.shape[-2] * part.shape[-1]) / size)
-        return by_shape(part, scale)
-
     @MatrixFunction
     def orthogonal(stacks: Sequence[Tensor], eps: Any) -> list[Tensor]:
         made = iteration.each
         if adaptive or brought_to_one_size:
             return form.all(lambda parts: list(made(parts, eps)), stacks)
-        return form.all(lambda parts: [sized(part, eps) for part in made(parts, eps)], stacks)
+        return form.all(lambda parts: [by_shape(part, scale) for part in made(parts, eps)], stacks)
 
     @MatrixFunction
-    def rescaled(stacks: Sequence[Tensor], eps: Any) -> list[Tensor]:
-        return form.all(lambda parts: [sized(part, eps) for part in parts], stacks)
+    def rescaled(stacks: Sequence[Tensor], eps: Any) -> Sequence[Tensor]:
+        if not brought_to_one_size:
+            return form.all(lambda parts: [by_shape(part, scale) for part in parts], stacks)
+        # In place, for nobody else has them; three launches each on a GPU.
+        for part, dims in (view for stack in stacks for view in form.views(stack)):
+            root = 0.2 * math.sqrt(math.prod(part.shape[dim] for dim in dims))
+            norm = torch.linalg.vector_norm(part, dim=dims, keepdim=True)
+            part /= torch.rsub(norm, eps / root, alpha=-1.0 / root)  # (norm + eps) / root
+        return stacks
 
     def fn(grad: Any, param: Any, momentum_buffer: Any, *args: Any) -> tuple[Any, ...]:
         *second, h = args

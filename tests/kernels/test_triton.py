@@ -1,4 +1,4 @@
-"""The generated Triton kernels, in Triton's interpreter: `interpreted.py`, in a process of its own."""
+"""Triton kernels in Triton's interpreter: `interpreted.py` and `interpreted_written.py`, in a process of their own."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from hfoptim.engine import backends
 from hfoptim.engine.backends import compiled, triton
 from hfoptim.engine.options import ENGINE_DEFAULTS
 
-CASES = Path(__file__).with_name("interpreted.py")
+CASES = [Path(__file__).with_name(name) for name in ("interpreted.py", "interpreted_written.py")]
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -21,7 +21,19 @@ def passed(chosen):
     """How many of the cases were passed."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     # numpy warns of what overflows, as some of it should.
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", "-m", chosen, str(CASES)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "ignore",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        chosen,
+        *map(str, CASES),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return int(done.stdout.rsplit(" passed", 1)[0].split()[-1])

@@ -33,6 +33,16 @@ class Backend:
         """Step every tensor of the bucket in place."""
         raise NotImplementedError
 
+    def draw(self, tensors: list[Tensor], seeds: list[int]) -> None:
+        """Fill tensors with numbers of a standard normal distribution, as `storage.normal` gives them.
+
+        Args:
+            tensors: contiguous, of one device.
+            seeds: of each.
+        """
+        for tensor, seed in zip(tensors, seeds, strict=True):
+            tensor.copy_(storage.normal(tensor.shape, seed, tensor.dtype, tensor.device))
+
     def evaluate(self, bucket: Bucket, function: Function) -> Iterator[dict[str, Tensor]]:
         """What a function gives for each row, in order; nothing changes."""
         plan, h = bucket.plan, bucket.hyper()

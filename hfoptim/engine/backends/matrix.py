@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import moved, step_in_place
@@ -57,6 +58,9 @@ class MatrixKernels(Matrix):
 
     def __init__(self, kernels: Backend, other: Matrix) -> None:
         self.kernels, self.other, self.arithmetic = kernels, other, kernels.arithmetic
+
+    def draw(self, tensors: list[Tensor], seeds: list[int]) -> None:
+        self.kernels.draw(tensors, seeds)
 
     def step(self, bucket: Bucket) -> None:
         (self.kernels if _traceable(bucket) else self.other).step(bucket)

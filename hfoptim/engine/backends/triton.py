@@ -16,8 +16,8 @@ from torch import Tensor
 from hfoptim.engine.backends import trial
 from hfoptim.engine.backends.compiled import Generated
 from hfoptim.engine.bucket import Bucket
+from hfoptim.engine.codegen.triton import drawing, launch
 from hfoptim.engine.codegen.triton import kernel as kernels
-from hfoptim.engine.codegen.triton import launch
 from hfoptim.engine.codegen.triton.scalars import Arithmetic
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Function
@@ -46,6 +46,15 @@ class Triton(Generated):
         if problem is not None:
             raise RuntimeError(problem)
         return kernel
+
+    def draw(self, tensors: list[Tensor], seeds: list[int]) -> None:
+        left = list(range(len(tensors)))
+        for dtype in drawing.DTYPES:
+            chosen = [place for place in left if tensors[place].dtype is dtype]
+            if chosen and drawing.problem(tensors[chosen[0]].device, dtype) is None:
+                drawing.draw([tensors[place] for place in chosen], [seeds[place] for place in chosen])
+                left = [place for place in left if place not in chosen]
+        super().draw([tensors[place] for place in left], [seeds[place] for place in left])
 
     def known_by(self, scalars: Mapping[str, Any]) -> tuple[Any, ...]:
         # A kernel reads a tensor's number on the device.

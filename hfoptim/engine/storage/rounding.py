@@ -38,9 +38,13 @@ def row_seed(step: int, ordinal: _Seed, start: int = 0) -> _Seed:
     return (step * _STEP + ordinal * _ORDINAL + start * _INDEX) & _MASK
 
 
-def drawing_seed(step: int, ordinal: int) -> int:
-    """The seed of what a state is drawn from again at a step; far from those by which its new values are rounded."""
-    return state_seed(row_seed(step, ordinal), _FAR)
+def drawing_seed(step: int, ordinal: int, start: int = 0) -> int:
+    """The seed of what a state is drawn from again at a step; far from those by which its new values are rounded.
+
+    Args:
+        step, ordinal, start: as of `row_seed`.
+    """
+    return state_seed(row_seed(step, ordinal, start), _FAR)
 
 
 def state_seed(seed: _Seed, index: int) -> _Seed:

@@ -47,6 +47,16 @@ class Form(NamedTuple):
         repeats = matrix.unflatten(self.dim, (self.repeats, sum(self.parts)))
         return [part.flatten(self.dim - 1, self.dim) for part in repeats.split(self.parts, self.dim)]
 
+    def views(self, matrix: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
+        """The parts of one as views, equal ones in one, and the dimensions of each that together are a matrix."""
+        if not self.parts:
+            return [(matrix, (-2, -1))]
+        divided = matrix.unflatten(self.dim, (self.repeats, sum(self.parts)))
+        if len(set(self.parts)) > 1:
+            return [(part, (-3, -2, -1)) for part in divided.split(self.parts, self.dim)]
+        equal = divided.unflatten(self.dim, (len(self.parts), self.parts[0]))
+        return [(equal, (-4, -3, -1) if self.dim == -1 else (-4, -2, -1))]
+
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """What was cut."""
         if not self.parts:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine import Group, hyper
 from hfoptim.engine.ambient import float32_products_are_exact
+from hfoptim.engine.backends import products
 from hfoptim.engine.checks import choice, entries, number
 
 Triple = tuple[float, float, float]
@@ -93,7 +94,7 @@ def orthogonalized(
     x = torch.div(matrix, norm.clamp(min=eps), out=torch.empty_like(matrix, dtype=dtype))
     x = x.reshape(math.prod(matrix.shape[:-2]), rows, columns)
     x = x.mT if rows > columns else x  # A is the smaller of both products
-    x, gram = _almost_orthogonal(x) if almost else (x, x @ x.mT)
+    x, gram = _almost_orthogonal(x) if almost else (x, products.gram(x))
     # The other way takes fewer operations from this shape on. With coarser products its A is too coarse.
     long = 2 * max(rows, columns) > 3 * min(rows, columns)
     exact = dtype is torch.float64 or (dtype is torch.float32 and float32_products_are_exact(x.device))
@@ -106,15 +107,15 @@ def _almost_orthogonal(x: Tensor) -> tuple[Tensor, Tensor]:
 
     No singular value is above 1 then, and they are closer to each other than those of X / |X|.
     """
-    gram = x @ x.mT
+    gram = products.gram(x)
     scale = gram.abs().sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
     return x * scale, gram * scale * scale.mT
 
 
 def _by_matrix(x: Tensor, gram: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     for i, (a, b, c) in enumerate(coefficients):
-        gram = x @ x.mT if i else gram
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = products.gram(x) if i else gram
+        x = torch.baddbmm(x, products.square(gram, b, c), x, beta=a)
     return x
 
 

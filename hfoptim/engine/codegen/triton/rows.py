@@ -2,8 +2,8 @@
 
 One program takes a tile: some rows of one batch, column by column as many as it holds at a time. A sum along a row ends
 within the tile, whose rows may then be walked again; of a sum down the columns every tile leaves its part in `vectors`.
-Between two passes `lines` adds up the columns of each batch, some at a time. Each of its programs works out the tensor's
-own scalars by itself, which saves a launch: of these there is a number per tile, where a column has one per tile, too.
+Between two passes `lines` adds up the columns of each batch, some at a time. Each of its programs works out the
+tensor's own scalars by itself, which saves a launch: they have a number per tile, where every column has one, too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,113 @@
+"""Products of matrices that are symmetric: on a GPU one half of them is computed, and mirrored.
+
+cuBLAS has this for single matrices in float32 and float64, not for bfloat16. So it is a kernel in Triton, of which each
+program computes a tile on or below the diagonal, and stores it twice: (1 + 1 / tiles) / 2 of the operations.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfoptim.engine.backends import triton
+from hfoptim.engine.codegen.triton import launch
+
+# Where it is taken: coarser numbers, which the tensor cores multiply; sides that are multiples of 16; and so many rows
+# that a matrix has several tiles a side. Narrower ones have nothing to gain, and torch's kernels are those of the
+# vendor. No GPU has been measured.
+DTYPES = (torch.bfloat16, torch.float16)
+LEAST = 512
+# Rows and columns of a tile, entries of a row that are multiplied at a time, and warps.
+SIDE, DEPTH, WARPS = 128, 64, 8
+
+
+def gram(x: Tensor) -> Tensor:
+    """X X^T.
+
+    Args:
+        x: a stack of matrices, of three dimensions.
+    """
+    return _product(x, None, 1.0, 0.0) if _takes(x) else x @ x.mT
+
+
+def square(x: Tensor, own: float, squared: float) -> Tensor:
+    """`own` X + `squared` X^2.
+
+    Args:
+        x: a stack of symmetric matrices, of three dimensions.
+        own, squared: the factors.
+    """
+    if _takes(x) and x.is_contiguous():
+        return _product(x, x, squared, own)
+    return torch.baddbmm(x, x, x, beta=own, alpha=squared)
+
+
+def _takes(x: Tensor) -> bool:
+    """Whether the kernel is taken: by dtype, size and device, and by whether it is right there."""
+    if x.dtype not in DTYPES or x.shape[-2] < LEAST or x.device.type not in triton.DEVICES:
+        return False
+    if type(x) is not Tensor or x.requires_grad or not x.numel() or triton.missing() is not None:
+        return False
+    # Else every number is read by itself, for which there are not registers enough.
+    if any(number % 16 for number in (*x.shape[-2:], *(stride for stride in x.stride() if stride > 1))):
+        return False
+    return problem(x.device, x.dtype) is None
+
+
+def _product(x: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
+    """alpha X X^T + beta D, for a contiguous D of the result's shape; without D alpha X X^T."""
+    from hfoptim.engine.codegen.triton import written  # needs Triton
+
+    batch, rows, columns = x.shape
+    out = x.new_empty(batch, rows, rows)
+    tiles = -(-rows // SIDE)
+    given: list[Any] = [x, out if added is None else added, out, rows, columns, *x.stride(), float(alpha), float(beta)]
+    with launch.on(x.device):
+        launch.start(
+            written.symmetric, batch * tiles * (tiles + 1) // 2, [*given, added is not None, SIDE, DEPTH], WARPS
+        )
+    return out
+
+
+@cache
+def problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why products must not be computed by this on a device, which is told once; None where they are right."""
+    found = None if device.type == "meta" else _tried(device, dtype)
+    if found is not None:
+        warnings.warn(
+            f"hfoptim computes both halves of symmetric products, by torch: Triton's kernel for one half {found} on "
+            f"{device}; please report it, with the versions of triton and torch and the device",
+            stacklevel=2,
+        )
+    return found
+
+
+def _tried(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why not, after a sample: broken and whole tiles, rows one after the other and columns one after the other."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    apart = 0.0
+    try:
+        for rows, columns in ((SIDE + 80, 3 * DEPTH + 16), (2 * SIDE, 2 * DEPTH)):
+            values = torch.randn(2, rows, columns, generator=generator, dtype=torch.float64, device="cpu")
+            x = (values / columns**0.5).to(device, dtype)
+            for each in (x, x.mT.contiguous().mT):
+                made = _product(each, None, 1.0, 0.0)
+                exact = each.double() @ each.double().mT
+                apart = max(apart, _off(made, exact))
+                two = _product(made, made, 0.5, -1.5)
+                apart = max(apart, _off(two, 0.5 * made.double() @ made.double() - 1.5 * made.double()))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler or a driver may say
+        return f"does not run ({type(error).__name__}: {error})"
+    return None if apart <= 1.0 else f"gave numbers {apart:.1f} roundings away"
+
+
+def _off(made: Tensor, exact: Tensor) -> float:
+    """How far numbers are from exact ones, in roundings of the largest."""
+    off = (made.double() - exact).abs().nan_to_num(nan=torch.inf).max()
+    return float(off / (torch.finfo(made.dtype).eps * exact.abs().max()))
