@@ -7,7 +7,8 @@ Parts, each with its share of the time: (1) machine: the rate of copies, what a 
 in 16 processes; (3) right: every optimizer in every form against the loop on the CPU, with unaligned gradients, on
 another stream, with a NaN; (4) elementwise: against torch's fused and multi-tensor AdamW and the rate of copies; (5)
 reductions: rules with sums, Adafactor; (6) formats: 8 bits, 4 bits, Kahan, beside bitsandbytes and torchao where they
-are; (7) matrices: Muon beside torch.optim.Muon; (8) host: the host's time and the launches of a step, of a model and of
+are; (7) matrices: symmetric products beside torch's, Muon beside
+torch.optim.Muon; (8) host: the host's time and the launches of a step, of a model and of
 a LoRA.
 
 DIR/gpu.json is written after each row. What time did not suffice for is named in `left_out` of its part. Every row says

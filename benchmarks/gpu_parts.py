@@ -26,6 +26,7 @@ from torch import Tensor
 
 import hfoptim
 from hfoptim.engine import Scope, backends
+from hfoptim.engine.backends import products
 
 Row = dict[str, Any]
 # What a row is about, and what gives the rest of it.
@@ -259,13 +260,41 @@ def formats(bench: Bench) -> Iterator[Job]:
 
 
 def matrices(bench: Bench) -> Iterator[Job]:
-    """Rules that multiply matrices, beside torch.optim.Muon."""
+    """Rules that multiply matrices, beside torch.optim.Muon; and the symmetric products of one iteration."""
+    for batch, rows, columns in [(2, 32, 64)] if bench.device.dry else _PRODUCTS:
+        row = {"optimizer": f"X X^T = A, A + A^2: {batch} of {rows} x {columns}", "form": "bf16", "tensors": batch}
+        yield row | {"numel": batch * rows * columns}, partial(_products, bench, batch, rows, columns)
     for name in bench.of_scope(Scope.MATRIX):
         theirs = [Candidate(label, "torch", "full", make) for label, module, make in _EXTRA_MUON if module == "torch"]
         yield _race(bench, name, "fp32", bench.model(bench.sizes[0]), theirs)
 
 
 _EXTRA_MUON = candidates.EXTRA["muon"]
+# Of GPT-2, of a model of 1 B and of one of 7 B: from how many rows on half of a product is worth a kernel of our own.
+_PRODUCTS = ((12, 768, 768), (9, 768, 3072), (36, 256, 1024), (16, 512, 512), (4, 1600, 1600), (1, 4096, 4096))
+
+
+def _products(bench: Bench, batch: int, rows: int, columns: int) -> Row:
+    """Both products that are symmetric, of which our kernel computes a half, beside torch's."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, rows, columns, generator=generator).to(bench.device.type, torch.bfloat16) / columns**0.5
+
+    def ours() -> Tensor:
+        own = products._product(x, None, 1.0, 0.0)
+        return products._product(own, own, 1.0, 1.0)
+
+    def theirs() -> Tensor:
+        own = torch.bmm(x, x.mT)
+        return torch.baddbmm(own, own, own)
+
+    launches = device_clock.launches(bench.device, ours)
+    row: Row = {"launches": launches, "by": launches["by"]}
+    gram = (x @ x.mT).double()
+    found, exact = ours().double(), gram @ gram + gram
+    row["off"] = float((found - exact).abs().max() / exact.abs().max())
+    row["others"] = {"torch": device_clock.launches(bench.device, theirs)}
+    row["times"] = device_clock.in_turn(bench.device, {"hfoptim": ours, "torch": theirs}, bench.repeats, bench.until)
+    return row
 
 
 def host(bench: Bench) -> Iterator[Job]:

@@ -38,6 +38,8 @@ _TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 _CHUNKS, _CHUNK = 320, 65536
 # No work of the device: memory, and other views of it.
 _NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "_unsafe_view", "set_")
+# Products of matrices, torch's and our own.
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "symmetric")
 _WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
 
 
@@ -89,8 +91,9 @@ def counted(name: str, form: str = "fp32", shapes: measure.Shapes | None = None)
         shapes: of the parameters; GPT-2's if None.
 
     Returns:
-        `generated`: launches of generated kernels, by function; `torch`: of torch's operations; `launches`: both;
-        `copies` to the device; `waits` for it; `wanted`: how many launches were, at most.
+        `generated`: launches of our kernels, by function; `torch`: of torch's operations; `launches`: both; `products`:
+        those of them that multiply matrices; `copies` to the device; `waits` for it; `wanted`: how many launches were,
+        at most.
     """
     dtype, options = FORMS[form][0], options_of(name, form)
     assert options is not None, f"{name} has no form {form}"
@@ -114,6 +117,7 @@ def counted(name: str, form: str = "fp32", shapes: measure.Shapes | None = None)
         "generated": dict(ours.generated),
         "torch": theirs,
         "launches": sum(ours.generated.values()) + theirs,
+        "products": sum(count[name] for count in (ours.generated, counting.launches) for name in _PRODUCTS),
         "most": counting.launches.most_common(5),
         "copies": counting.copies,
         "waits": counting.waits,

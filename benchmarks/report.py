@@ -448,11 +448,11 @@ def launches_tables(result: Result) -> dict[str, str]:
     rows = [
         (
             *(row["optimizer"], LAUNCHES_BEFORE.get(row["optimizer"]), row["launches"]),
-            *(sum(row["generated"].values()), row["torch"], row["copies"], row["waits"]),
+            *(sum(row["generated"].values()), row["torch"], row["products"] or None, row["copies"], row["waits"]),
         )
         for row in result["rows"]
     ]
-    columns = ("optimizer", "before", "launches", "of generated kernels", "of torch's", "copies to the device", "waits")
+    columns = ("optimizer", "before", "launches", "of our kernels", "of torch's", "products", "copies", "waits")
     above = [
         f"{row['optimizer']} ({row['launches']} of {row['wanted']})"
         for row in result["rows"]

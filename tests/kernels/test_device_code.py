@@ -99,21 +99,15 @@ TILE_VALUES = 1
 
 # Launches of a steady step of GPT-2's 148 tensors, at most.
 LAUNCHES = {
-    **{"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 2, "novograd": 2, "lamb": 4, "prodigy": 4, "adafactor": 7},
-    # 75 of them products.
-    **{"muon": 121, "adamuon": 164},
+    **{"adamw": 1, "lion": 1, "sgd": 1, "adan": 1, "lars": 2, "novograd": 2, "lamb": 4, "prodigy": 4, "adafactor": 6},
+    **{"noisy_sgd": 2, "clamb": 4, "came": 8},
+    # Besides 75 products.
+    **{"muon": 46, "adamuon": 60},
 }
 
-# Of the whole catalogue, those with more than was wanted (`wanted` in launches.py): a loss that is told in float32,
-# sums over all tensors and two that follow each other, matrices and vectors by kernels of their own.
-MORE_LAUNCHES = {
-    **dict.fromkeys(["emofact", "emolynx", "emonavi"], 3),
-    **dict.fromkeys(["clamb", "clambw", "cmars"], 5),
-    **dict.fromkeys(["cadafactor"], 9),
-    **dict.fromkeys(["came"], 10),
-    # Noise is drawn by torch's operations, tensor by tensor.
-    **dict.fromkeys(["noisy_sgd"], 10153),
-}
+# Of the whole catalogue, those with more than was wanted (`wanted` in launches.py): three passes over matrices, and two
+# over vectors, which have a kernel of their own.
+MORE_LAUNCHES = {"cmars": 5}
 
 
 def run(script, *arguments):
@@ -207,10 +201,10 @@ def test_steady_steps_launch_little_copy_once_and_wait_for_nothing(tmp_path):
     rows = {row["optimizer"]: row for row in json.loads((tmp_path / "launches.json").read_text())["rows"]}
     assert rows.keys() == LAUNCHES.keys()
     for name, row in rows.items():
-        assert row["launches"] <= LAUNCHES[name], (name, row)
+        assert row["launches"] - row["products"] <= LAUNCHES[name], (name, row)
         assert row["waits"] == 0, (name, row)
         # Matrices and vectors are two calls; Muon's matrices of two forms and the rest three; numbers are sent, too.
-        copies = {"adafactor": 2, "muon": 3, "adamuon": 3, "lamb": 2, "prodigy": 2}
+        copies = {"adafactor": 2, "muon": 3, "adamuon": 3, "lamb": 2, "prodigy": 2, "clamb": 2, "noisy_sgd": 2}
         assert row["copies"] <= copies.get(name, 1), (name, row)
 
 
