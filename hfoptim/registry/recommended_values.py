@@ -107,8 +107,8 @@ SETTINGS: Mapping[str, tuple[Recommendation | Same, ...]] = {
              betas=(0.9, 0.999), schedule="constant", warmup="3 %", low=1e-4, high=2e-4),
         lora(2e-4, "https://github.com/microsoft/LoRA/tree/main/examples/NLG", "GPT-2 on E2E", decay=0.01,
              betas=(0.9, 0.999), schedule="linear", warmup="500 steps"),
-        lora(5e-5, "https://github.com/nikhil-ghosh-berkeley/loraplus", "LoRA+: the factors A; B learn 20 times as fast "
-             "(the authors' example)", decay=0.0, betas=(0.9, 0.999)),
+        lora(5e-5, "https://github.com/nikhil-ghosh-berkeley/loraplus", "LoRA+: the factors A; B learn 20 times as "
+             "fast (the authors' example)", decay=0.0, betas=(0.9, 0.999)),
         lora(5e-6, f"{_HANDBOOK}/zephyr-7b-beta/dpo", "Zephyr 7B, DPO, QLoRA", schedule="cosine", warmup="10 %"),
         lora(2e-4, _UNSLOTH, "language models, LoRA and QLoRA; 5e-6 for DPO and GRPO (Unsloth)", low=5e-6, high=2e-4),
         lora(2e-4, _REGRET, "Qwen 2.5 3B, SFT of all linear layers (TRL)"),
