@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                       # docs/performance.md's tables; a quarter of an hour on two cores
     python benchmarks/quality.py --optim adamw --steps 100 --seeds 1
+    python benchmarks/quality.py --add --optim muon --variant float32 --variant "8bit state" --steps 200 --seeds 3
 
 Three parts:
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import json
 import math
 import statistics
 import tempfile
@@ -44,6 +46,8 @@ from hfoptim.engine.storage.rows import decode_state
 
 # Learning rates at which the job's model trains well.
 RATES = {"adamw": 3e-3, "lion": 1e-3, "adan": 1e-2, "ademamix": 3e-3}
+# Those of optimizers that are asked for only.
+MORE_RATES = {"muon": 1e-2}
 
 # How state and weights are kept: dtype of the model, options of the optimizer.
 REFERENCE = "float32"
@@ -386,6 +390,17 @@ def show(result: Mapping[str, Any]) -> None:
     )
 
 
+def _kept(output: Path, names: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file has without the runs of some optimizers, which are to be added to it."""
+    found: dict[str, Any] = json.loads(output.read_text())
+    for name in ("steps", "batch_size", "seq_len", "model", "dataset"):
+        if found["config"][name] != options[name]:
+            raise typer.BadParameter(f"{name}={options[name]!r}, and {output} has runs with {found['config'][name]!r}")
+    found["runs"] = [run for run in found["runs"] if run["optimizer"] not in names]
+    others = [each for each in found.get("added", []) if {*each["optimizers"]} - {*names}]
+    return {**found, "added": [*others, {"optimizers": names}]}
+
+
 def main(
     optim: Annotated[list[str] | None, typer.Option(help="optimizers of the runs")] = None,
     lr_grid: Annotated[list[str] | None, typer.Option(help="a learning rate, as in lion=1e-3")] = None,
@@ -399,24 +414,32 @@ def main(
     dataset: Annotated[str | None, typer.Option(help="another text")] = None,
     gradient_steps: Annotated[int, typer.Option(help="steps of the parts on the same gradients")] = 100,
     threads: Annotated[int, typer.Option(help="threads; 0 leaves torch's choice")] = 0,
+    add: Annotated[
+        bool, typer.Option(help="run the optimizers of --optim alone, and keep all else that the file has")
+    ] = False,
     output: Annotated[Path, typer.Option(help="the JSON file to write")] = measure.RESULTS / "quality.json",
 ) -> None:
     """Compare losses and errors with state and weights kept in few bits."""
     if threads:
         torch.set_num_threads(threads)
     names = optim or list(RATES)
-    rates = [f"{name}={rate:g}" for name, rate in RATES.items() if name in names]
+    rates = [f"{name}={rate:g}" for name, rate in {**RATES, **MORE_RATES}.items() if name in names]
     options: dict[str, Any] = {"optimizers": names, "lr_grid": [*rates, *(lr_grid or [])], "checkpoint_steps": 0}
     options |= {"steps": steps, "batch_size": batch_size, "seq_len": seq_len}
     options |= {"model": model, "from_scratch": from_scratch, "dataset": dataset}
-    runs: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"runs": runs, "gradient_steps": gradient_steps, "kahan": [], "codes": []}
+    result: dict[str, Any] = {"runs": [], "gradient_steps": gradient_steps, "kahan": [], "codes": [], "added": []}
+    if add:
+        result |= _kept(output, names, options)
+    runs: list[dict[str, Any]] = result["runs"]
     with quiet():
         for seed in range(seeds):
             config = CompareConfig.from_options(**options, seeds=seed)
             models, train_blocks, held_out_blocks, facts = prepare(config)
             initial = models(seed)
-            result |= {"about": measure.about(), "config": config.to_json(), **facts}
+            if add:
+                result["added"][-1] |= {"about": measure.about(), "config": config.to_json()}
+            else:
+                result |= {"about": measure.about(), "config": config.to_json(), **facts}
             for name in config.optimizers:
                 for each in variant or VARIANTS:
                     run = train(config, name, each, (initial, train_blocks, held_out_blocks))
@@ -425,6 +448,9 @@ def main(
                     loss = "diverged" if run["eval_loss"] is None else f"{run['eval_loss']:.4f}"
                     console.ERR.print(f"{name}, {each}, seed {seed}: {loss}", markup=False, highlight=False)
                     measure.write(output, "quality", result)
+        if add:
+            show(result)
+            return
         start = [param.detach().clone() for param in initial.parameters()]
         kahan, codes = kahan_followers(start), code_followers(start)
         # torchao compiles; the numbers are the same without.

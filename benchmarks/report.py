@@ -267,17 +267,19 @@ def quality_tables(result: Result) -> dict[str, str]:
     """Final losses, Kahan against optimi, coded state against the others'."""
     config = result["config"]
     runs = table(
-        ("optimizer", "kept in", "eval loss", "against float32", "state, bytes per parameter", "within 0.5 %"),
+        ("optimizer", "kept in", "eval loss", "against float32", "state, bytes per parameter", "seeds", "within 0.5 %"),
         [
             (
                 *(row["optimizer"], row["variant"], number(row["eval_loss"], 4), percent(row["off"])),
-                *(number(row["state_bytes"]), _KEPT[row["kept"]]),
+                *(number(row["state_bytes"]), f"{row['seeds']}", _KEPT[row["kept"]]),
             )
             for row in result["summary"]
         ],
     )
     head = f"{result['model']['name']} of {result['model']['parameters']:,} parameters, {config['steps']} steps of "
-    head += f"{config['batch_size']} x {config['seq_len']} tokens, {result['summary'][0]['seeds']} seed(s). "
+    head += f"{config['batch_size']} x {config['seq_len']} tokens. "
+    for more in result.get("added", []):
+        runs += f"\n\n{', '.join(more['optimizers'])}: {where(more['about'])}"
     kahan = table(
         ("optimizer", "weights", "error / movement", "equal to optimi's", "largest difference to optimi's"),
         [
