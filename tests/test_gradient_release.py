@@ -52,6 +52,8 @@ def needs_all_gradients(optimizer):
     """Whether something is computed from all gradients before the first parameter moves."""
     if optimizer.curvature is not None or optimizer.needs_loss or optimizer.run_state.totals:
         return True
+    if optimizer.calls_closure_twice:
+        return True
     if isinstance(
         optimizer, hfoptim.SophiaG
     ):  # its entry estimates from the gradients of the step, which are gone then

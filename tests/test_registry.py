@@ -18,7 +18,7 @@ from hfoptim.engine import RuleOptimizer, unwrap_all
 
 NAMES = hfoptim.list_optimizers()
 # Those with the engine's options, weight decay and dense gradients.
-OURS = [name for name in NAMES if name not in ("lbfgs", "sparse_adam")]
+OURS = [name for name in NAMES if name not in ("bsam", "lbfgs", "sparse_adam")]
 
 
 def tiny():

@@ -177,8 +177,18 @@ class EngineOptimizer(Optimizer):
         """Whether a step takes gradients of its batch at two points, by `before_closure`."""
         return False
 
-    def before_closure(self, closure: Callable[[], Any] | None) -> None:
-        """Evaluate a step's closure somewhere else first, where a step needs that; gradients are not enabled."""
+    @property
+    def two_points(self) -> str:
+        """What to call an optimizer whose `calls_closure_twice` is true, with the option that makes it so."""
+        return type(self).__name__
+
+    def before_closure(self, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
+        """Evaluate a step's closure somewhere else first, where a step needs that; gradients are not enabled.
+
+        Returns:
+            The closure that the step evaluates, if any; it puts weights back where they were, if they were moved.
+        """
+        return closure
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if a hyper-parameter of a group is wrong, and put each into it as Python's own number, tuple or text.
@@ -418,7 +428,7 @@ class EngineOptimizer(Optimizer):
         self.check_ready()
         if loss is not None:
             self.add_loss(loss)
-        self.before_closure(closure)
+        closure = self.before_closure(closure)
         found = None
         if closure is not None:
             with torch.enable_grad():

@@ -36,6 +36,7 @@ from hfoptim.optimizers.ademamix import AdEMAMix as AdEMAMix
 from hfoptim.optimizers.adopt import Adopt as Adopt
 from hfoptim.optimizers.aggmo import AggMo as AggMo
 from hfoptim.optimizers.aida import Aida as Aida
+from hfoptim.optimizers.alice import Alice as Alice
 from hfoptim.optimizers.alig import AliG as AliG
 from hfoptim.optimizers.amos import Amos as Amos
 from hfoptim.optimizers.ano import Ano as Ano
@@ -44,6 +45,7 @@ from hfoptim.optimizers.apollo_adamw import APOLLOAdamW as APOLLOAdamW
 from hfoptim.optimizers.asgd import ASGD as ASGD
 from hfoptim.optimizers.avagrad import AvaGrad as AvaGrad
 from hfoptim.optimizers.bcos import BCOS as BCOS
+from hfoptim.optimizers.bsam import BSAM as BSAM
 from hfoptim.optimizers.came import CAME as CAME
 from hfoptim.optimizers.cocob import COCOB as COCOB
 from hfoptim.optimizers.conda import Conda as Conda
@@ -161,6 +163,7 @@ from hfoptim.optimizers.yogi import Yogi as Yogi
 __all__ = [
     "ASGD",
     "BCOS",
+    "BSAM",
     "CAME",
     "COCOB",
     "FOCUS",
@@ -225,6 +228,7 @@ __all__ = [
     "AggMo",
     "Aida",
     "AliG",
+    "Alice",
     "Amos",
     "Ano",
     "Apollo",

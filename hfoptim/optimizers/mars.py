@@ -179,6 +179,10 @@ class Mars(RuleOptimizer):
         return any(not group["is_approx"] for group in self.param_groups)
 
     @property
+    def two_points(self) -> str:
+        return f"{type(self).__name__} with is_approx=False"
+
+    @property
     def second_is_due(self) -> bool:
         """Whether the step to come calls its closure at the parameters of the step before; the first step does not."""
         return bool(self._known())
@@ -193,10 +197,10 @@ class Mars(RuleOptimizer):
             if "previous_param" in self.state.get(param, {})
         }
 
-    def before_closure(self, closure: Callable[[], Any] | None) -> None:
+    def before_closure(self, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
         """Keep the gradients at the parameters of the step before, in `last_grad`; before the first step nothing."""
         if not self.calls_closure_twice or self._is_only_for_state(self._entries()):
-            return
+            return closure
         if closure is None:
             raise RuntimeError(
                 "is_approx=False takes the gradient of each batch also at the parameters of the step before: call "
@@ -204,7 +208,7 @@ class Mars(RuleOptimizer):
             )
         known = self._known()
         if not known:
-            return
+            return closure
         present = [param.detach().clone() for param in known]
         try:
             with undisturbed():
@@ -221,3 +225,4 @@ class Mars(RuleOptimizer):
             with undisturbed():
                 for param, kept in zip(known, present, strict=True):
                     param.copy_(kept)
+        return closure

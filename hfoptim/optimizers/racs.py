@@ -44,7 +44,9 @@ def racs(form: Form, iterations: int) -> Rule:
         # The norm of the update by a product of vectors with the squares, before there is an update.
         norm = (by_rows.mT @ squares @ by_columns.mT).sqrt()
         factor, norm = limit(norm, last, h.growth)
-        return (grad * (by_rows.sqrt() * factor)).mul_(by_columns.sqrt()), of_columns, of_rows, norm
+        # Where the squares were: memory that is touched for the first time costs a CPU more than what is done with it.
+        update = torch.mul(grad, by_rows.sqrt() * factor, out=squares).mul_(by_columns.sqrt())
+        return update, of_columns, of_rows, norm
 
     fn.__name__ = "racs"
     state = {"s": zeros_over(-2), "q": zeros_over(-1), "theta": last_norm}

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from hfoptim.engine import RuleOptimizer, unmasked, unwrap, unwrap_all
 from hfoptim.engine.checks import integer
 from hfoptim.engine.inputs import mean_over_ranks
+from hfoptim.optimizers.bsam import BSAM
 from hfoptim.optimizers.mars import Mars
 from hfoptim.optimizers.sophia import SophiaG
 from hfoptim.trainer import private
@@ -31,7 +32,7 @@ from hfoptim.wrappers import SVRG, TwoPoints
 
 
 class SecondPass(TrainerCallback):
-    """Gives an optimizer in a Trainer the other gradients its steps need: SAM, SVRG, LBFGS, Adahessian, Sophia, MARS.
+    """Gives optimizers in a Trainer the other gradients they need: SAM, bSAM, SVRG, LBFGS, Adahessian, Sophia, MARS.
 
         Trainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[SecondPass()])
 
@@ -39,6 +40,8 @@ class SecondPass(TrainerCallback):
 
     - SAM, LBFGS: `step` gets a closure that goes through all micro-batches of the step once more, with the random
       numbers of the first time (dropout is the same), and clips as the Trainer does.
+    - BSAM: likewise; the step's first pass is at weights drawn around the mean, which the model has from the beginning
+      of a step to its end only.
     - SVRG: likewise, and a snapshot at the beginning of each epoch, or every `snapshot_every` steps: the gradient of
       each step of that epoch at the weights there are then, clipped as the steps' are, and the mean of all. The batches
       come from a dataloader of its own in the order of the epoch, and random numbers go on as without.
@@ -81,8 +84,12 @@ class SecondPass(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = private.trainer_in_charge()
+        if trainer not in _windows:
+            return
+        for each in unwrap_all(trainer.optimizer, BSAM):
+            each.sample()
         svrg = unwrap(trainer.optimizer, SVRG)
-        if svrg is None or trainer not in _windows:
+        if svrg is None:
             return
         steps = _steps_of_an_epoch(args, kwargs.get("train_dataloader"))
         # A training that begins with the state of another optimizer has none yet.
@@ -120,7 +127,7 @@ class _Needs:
     """What the optimizers of a trainer need.
 
     Args:
-        closure: those that evaluate the loss again in their step: SAM, SVRG, LBFGS.
+        closure: those that evaluate the loss again in their step: SAM, bSAM, SVRG, LBFGS.
         exact: those that do it at the weights before the last step: MARS.
         graph: those that take curvature from the gradients' graph.
         labels: those that take it from gradients for sampled labels.
@@ -150,7 +157,7 @@ class _Needs:
 def _needs(optimizer: Any) -> _Needs:
     rules = unwrap_all(optimizer, RuleOptimizer)
     return _Needs(
-        unwrap_all(optimizer, (TwoPoints, LBFGS)),
+        unwrap_all(optimizer, (TwoPoints, LBFGS, BSAM)),
         [each for each in rules if isinstance(each, Mars) and each.calls_closure_twice],
         [each for each in rules if each.is_second_order],
         [each for each in rules if isinstance(each, SophiaG)],
@@ -279,8 +286,12 @@ def _begin(trainer: Any) -> None:
 
 def _end(trainer: Any) -> None:
     window = _windows.pop(trainer, None)
-    for handle in window.handles if window is not None else ():
+    if window is None:
+        return
+    for handle in window.handles:
         handle.remove()
+    for each in unwrap_all(trainer.optimizer, BSAM):
+        each.restore()  # of a step that was broken off
 
 
 def _hooked(optimizer: Any) -> Optimizer:

@@ -210,6 +210,10 @@ def releasable(optimizer: Any) -> RuleOptimizer:
         raise ValueError(f"{name} does not work with gradient release: {why}")
     if inner.curvature is not None or inner.run_state.totals:
         raise ValueError(f"{name} does not work with gradient release: it computes something from all gradients first")
+    if inner.calls_closure_twice:
+        raise ValueError(
+            f"{name} does not work with gradient release: it takes gradients at two points, and steps with both"
+        )
     if inner.needs_loss:
         raise ValueError(
             f"{name} does not work with gradient release: it needs the loss, which is told after backward, before the "

@@ -30,11 +30,11 @@ def evaluate(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 def refuse_those_with_closures(optimizer: Any, why: str) -> None:
     """Raise a ValueError if an optimizer, or one inside of it, evaluates the model in its step.
 
-    So do LBFGS, SAM, SVRG, and MARS in its exact form.
+    So do LBFGS, SAM, SVRG, bSAM, and MARS in its exact form.
     """
     found = unwrap_all(optimizer, (LBFGS, TwoPoints))
     if found:
         raise ValueError(f"{type(found[0]).__name__} evaluates the model anew in its step, {why}")
     for each in unwrap_all(optimizer, RuleOptimizer):
         if each.calls_closure_twice:
-            raise ValueError(f"{type(each).__name__} with is_approx=False evaluates the model at two points, {why}")
+            raise ValueError(f"{each.two_points} evaluates the model at two points, {why}")

@@ -40,8 +40,12 @@ class TwoPoints(Wrapper):
         other = unwrap(optimizer, TwoPoints)
         if other is not None:
             raise ValueError(f"{type(self).__name__} cannot go around another {type(other).__name__}")
-        if any(each.calls_closure_twice for each in unwrap_all(optimizer, RuleOptimizer)):
-            raise ValueError(f"{type(self).__name__} cannot go around an optimizer with is_approx=False")
+        twice = [each for each in unwrap_all(optimizer, RuleOptimizer) if each.calls_closure_twice]
+        if twice:
+            raise ValueError(
+                f"{type(self).__name__} cannot go around {twice[0].two_points}, whose steps take gradients at two "
+                f"points of their own"
+            )
 
     # -- what a subclass may override ------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import is_dtensor
+from hfoptim.engine.ambient import undisturbed
 
 
 def told(cls: type[Any], of: Callable[[list[dict[str, Any]]], Tensor] | None = None) -> type[Any]:
@@ -31,6 +32,35 @@ def told(cls: type[Any], of: Callable[[list[dict[str, Any]]], Tensor] | None = N
     Told.__qualname__ = Told.__name__ = f"Told{cls.__name__}"
     globals()[Told.__name__] = Told  # where pickle looks for it
     return Told
+
+
+def at_one_place(cls: type[Any]) -> type[Any]:
+    """bSAM's class, which takes the gradients there are for those of both places: harnesses make them without a model.
+
+    Args:
+        cls: the class.
+    """
+
+    class AtOnePlace(cls):  # type: ignore[misc]
+        def before_closure(self, closure: Any) -> Any:
+            if closure is not None:
+
+                def closing() -> Any:
+                    loss = closure()
+                    with torch.no_grad(), undisturbed():
+                        self._take_first()
+                    return loss
+
+                return closing
+            entries = self._entries()
+            if entries and not self._is_only_for_state(entries):
+                with undisturbed():
+                    self._take_first()
+            return None
+
+    AtOnePlace.__qualname__ = AtOnePlace.__name__ = f"AtOnePlace{cls.__name__}"
+    globals()[AtOnePlace.__name__] = AtOnePlace  # where pickle looks for it
+    return AtOnePlace
 
 
 def loss_of(groups: list[dict[str, Any]]) -> Tensor:

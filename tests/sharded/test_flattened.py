@@ -31,6 +31,7 @@ REFUSED = {
     "sam_adamw": "Adam is inside of SAMAdam",
     "adahessian": "Adahessian differentiates gradients",
     "adai": "Adai sums over all parameters",
+    "bsam": "BSAM takes gradients of a batch twice",
 }
 
 

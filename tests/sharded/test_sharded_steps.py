@@ -79,7 +79,8 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     ),
     (
         {"alltoall_base_": 4},
-        "adago-decay apollo_adamw-other apollo_adamw-projected conda-decay conda-full dion-half dion2-half "
+        "adago-decay alice-alice_0 alice-tracking apollo_adamw-other apollo_adamw-projected conda-decay conda-full "
+        "dion-half dion2-half "
         "dion2-nordion2 fira-projected galore_adamw-other galore_adamw-projected klshampoo-default "
         "klsoap-one_factor ldadamw-feedback ldadamw-svd mars_m-decay muon-adamuon muon-decay muon-normuon "
         "muon-rms muonclip-decay muown-decay polargrad-decay racs-decay sinkgd-decay soap-default soap_muon-decay "

@@ -67,6 +67,8 @@ CASES = {
     "sophiah clipped": Case("sophiah", {"lr": 1e-1, "update_period": 2, "eps": 1e-3}, clip=0.1),
     "sam_adahessian": Case("sam_adahessian", {"lr": 1e-2, "eps": 1e-3, "rho": 0.2}),
     "mars clipped": Case("mars", {"lr": 1e-2, "gamma": 0.5, "eps": 1e-3, "is_approx": False}, clip=0.1),
+    "bsam": Case("bsam", {"lr": 0.5, "rho": 0.05, "num_data": 1e3, "weight_decay": 0.0}),
+    "bsam clipped": Case("bsam", {"lr": 4.0, "rho": 0.05, "num_data": 1e3, "weight_decay": 0.0}, clip=0.1),
     "lbfgs": Case("lbfgs", {"lr": 0.1, "max_iter": 4}),
     "lbfgs search": Case("lbfgs", {"max_iter": 4, "line_search_fn": "strong_wolfe"}),
     "sophiag": Case("sophiag", {"lr": 1e-2, "bs": 28, "update_period": 2, "betas": (0.9, 0.5), "weight_decay": 0.0}),
@@ -168,14 +170,17 @@ def by_hand(
 
     if case.name == "lbfgs":
         return float(optimizer.step(backward))
-    if case.name == "mars":
+    if case.name in ("mars", "bsam"):
+        first: list[torch.Tensor] = []
 
         def clipped() -> torch.Tensor:
             loss = backward()
             clip()
+            first.append(loss)
             return loss
 
-        return float(optimizer.step(clipped))
+        found = float(optimizer.step(clipped))
+        return first[0].item() if case.name == "bsam" else found
     if isinstance(optimizer, hfoptim.SVRG):
         loss = backward()
         clip()

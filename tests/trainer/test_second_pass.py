@@ -41,8 +41,8 @@ def test_the_weights_are_those_of_a_plain_loop(name, tmp_path):
 
 
 ON_TWO = {
-    "ddp": ("sam_sgd", "svrg_sgd clipped", "adahessian", "lbfgs search", "sophiag"),
-    "fsdp2": ("sam_sgd", "sam_adamw clipped", "looksam_sgd clipped", "svrg_sgd clipped"),
+    "ddp": ("sam_sgd", "bsam clipped", "svrg_sgd clipped", "adahessian", "lbfgs search", "sophiag"),
+    "fsdp2": ("sam_sgd", "sam_adamw clipped", "bsam", "looksam_sgd clipped", "svrg_sgd clipped"),
 }
 
 
@@ -70,6 +70,8 @@ def test_on_two_processes(kind, tmp_path):
         "sophiag",
         "lookahead_sophiah",
         "ema_mars",
+        "bsam",
+        "ema_bsam",
     ],
 )
 def test_a_resumed_training_is_the_same(resumes_exactly, name):  # noqa: F811
@@ -79,7 +81,7 @@ def test_a_resumed_training_is_the_same(resumes_exactly, name):  # noqa: F811
     options["looksam_adamw"] = {"looksam_k": 3}
     options["lookahead_sophiah"] = {"update_period": 3, "lookahead_k": 3}
     clip = {"max_grad_norm": 0.0} if name == "lbfgs" else {}
-    resumes_exactly(name, options.get(name), learning_rate=1e-2, by_callback=(name == "sam_adamw",), **clip)
+    resumes_exactly(name, options.get(name), learning_rate=1e-2, by_callback=(name in ("sam_adamw", "bsam"),), **clip)
 
 
 @pytest.mark.parametrize("every", [None, 4, 5])

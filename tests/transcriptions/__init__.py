@@ -18,18 +18,19 @@ from .authors import (
 )
 from .averages import AdamCScheduleFreePlus, ProdigyPlusScheduleFree
 from .base import Array, Transcription
-from .checked import COCOB, ACProp, DeMo, DoWG, MarsM
+from .checked import BSAM, COCOB, ACProp, DeMo, DoWG, MarsM
 from .factors import KLSOAP, SOAP, DistributedShampoo, KLShampoo, PSGDPro, SOAPMuon
 from .moments import AdamAtan2, AdamG, AdaPNM, DualAdam, FAdam, Padam, SimplifiedAdEMAMix
 from .signs import Ano, SophiaG, Tiger
 from .spectral import AdaGO, Dion, Dion2, Muown, PolarGrad, SinkGD, SpectralSphere, TurboMuon
-from .subspaces import RACS, LDAdamW
+from .subspaces import RACS, Alice, LDAdamW
 from .sums import BCOS, A2Grad, AdaSmooth, Kate, MirrorMADGRAD
 from .tensors import TAM, AdaTAM, Aida, Kourkoutas
 from .together import SWATS, Momo, MomoAdam
 
 __all__ = [
     "BCOS",
+    "BSAM",
     "COCOB",
     "KLSOAP",
     "RACS",
@@ -47,6 +48,7 @@ __all__ = [
     "AdamCScheduleFreePlus",
     "AdamG",
     "Aida",
+    "Alice",
     "Ano",
     "Array",
     "DeMo",

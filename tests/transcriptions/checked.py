@@ -84,6 +84,22 @@ class MarsM(Transcription):
         return x * (1 - lr * o.weight_decay) - 0.2 * lr * math.sqrt(max(flat.shape)) * direction
 
 
+class BSAM(Transcription):
+    """team-approx-bayes/bayesian-sam, optim.py, the step that follows the two gradients, which are one here."""
+
+    def start(self, x: Array) -> SimpleNamespace:
+        return SimpleNamespace(gm=np.zeros_like(x), s=None)
+
+    def update(self, x: Array, g: Array, s: SimpleNamespace, lr: float) -> Array:
+        o = self.options
+        s.s = np.full_like(x, o.s_init) if s.s is None else s.s
+        gs = np.sqrt(s.s * g**2)
+        s.gm = o.betas[0] * s.gm + (1 - o.betas[0]) * (g + o.weight_decay * x)
+        x = x - lr * s.gm / s.s
+        s.s = o.betas[1] * s.s + (1 - o.betas[1]) * (gs + o.damping + o.weight_decay)
+        return x
+
+
 class COCOB(Transcription):
     """Orabona and Tommasi, arXiv 1705.07795, algorithm 2 (COCOB-Backprop), as bremen79/parameterfree, cocob.py, with an
     L2 penalty and a factor `lr` of the gradient."""

@@ -180,6 +180,8 @@ def _of_optimizer(optimizer: EngineOptimizer, by: Flattener) -> str:
         return "differentiates gradients"
     if optimizer.goes_by_names:
         return "takes parameters by their names"
+    if optimizer.calls_closure_twice:
+        return "takes gradients of a batch twice"
     if by.steps_once:
         return ""
     if optimizer.needs_loss:
@@ -188,8 +190,6 @@ def _of_optimizer(optimizer: EngineOptimizer, by: Flattener) -> str:
         return "carries numbers from step to step that are of all parameters"
     if modes.has_two(optimizer):
         return "evaluates with other weights, which would not reach the model"
-    if optimizer.calls_closure_twice:
-        return "takes gradients of a batch twice"
     return ""
 
 
