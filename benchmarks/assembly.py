@@ -2,9 +2,9 @@
 through it.
 
 A kernel has several ways: whole blocks and the last one of a tensor, aligned and unaligned memory, the rare cases of a
-division. Branches are followed so that one of them, the *usual* way, comes out: no call of a subroutine (those are
-the rare cases), as many accesses of the wanted sort as there can be, then as few instructions as there can be. A loop
-is gone through once.
+division. Branches are followed so that one of them, the *usual* way, comes out: as many accesses of the wanted sort as
+there can be, then as few calls of subroutines (those are the rare cases) and as few instructions. A loop is gone
+through once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Instruction:
         return re.findall(r"%[a-z]+\d*(?:\.x)?", self.operands)
 
 
-Wanted = Callable[[Instruction], bool]
+# How much an instruction is wanted: 1 or 0; -1 if it is to be avoided.
+Wanted = Callable[[Instruction], int]
 
 
 class Listing:
@@ -72,11 +73,11 @@ class Listing:
         Raises:
             ValueError: no way leads to an end.
         """
-        # From the last instruction back: (calls, -wanted, instructions) from here to the end, and where to go next.
+        # From the last instruction back: (-wanted, calls, instructions) from here to the end, and where to go next.
         best: list[tuple[tuple[int, int, int], int] | None] = [None] * (len(self.instructions) + 1)
         for at in reversed(range(len(self.instructions))):
             one = self.instructions[at]
-            own = (int(one.name in self.calls), -int(wanted(one)), 1)
+            own = (-int(wanted(one)), int(one.name in self.calls), 1)
             choices = [] if one.name in (*self.jumps, *self.ends) and not one.predicated else [at + 1]
             # A jump back would go through a loop again.
             if one.name in self.jumps and (to := self.target(one)) > at:
@@ -115,14 +116,15 @@ class Sass(Listing):
             self.instructions.append(Instruction(found.group(2), found.group(3), found.group(1) is not None))
 
 
-def is_wide(one: Instruction) -> bool:
-    """Whether an instruction of SASS accesses global memory 16 bytes at a time."""
-    return one.name in ("LDG", "STG") and ".128" in one.op
+def wide(size: int) -> Wanted:
+    """Whether an instruction of SASS accesses global memory so many bytes at a time: 16, or 8."""
+    return lambda one: one.name in ("LDG", "STG") and f".{8 * size}" in one.op
 
 
-def is_narrow(one: Instruction) -> bool:
-    """Whether an instruction of SASS accesses global memory in smaller pieces."""
-    return one.name in ("LDG", "STG") and ".128" not in one.op
+def narrow(size: int) -> Wanted:
+    """Whether an instruction of SASS accesses global memory in other pieces than these."""
+    is_wide = wide(size)
+    return lambda one: one.name in ("LDG", "STG") and not is_wide(one)
 
 
 # -- PTX -------------------------------------------------------------------------------------------------------------
@@ -138,6 +140,7 @@ class Access:
         own: whether the address goes by the thread: the data of an entry, not what all threads of a program read.
         lookup: whether it goes by what was read: an entry of a table that stays in the cache.
         shared: whether it is of what all programs of a tensor read, and so hinted to stay in the cache.
+        vector: whether it is of several numbers at once, as accesses of aligned memory are.
     """
 
     store: bool
@@ -145,6 +148,7 @@ class Access:
     own: bool
     lookup: bool
     shared: bool = False
+    vector: bool = False
 
 
 class Ptx(Listing):
@@ -189,14 +193,17 @@ class Ptx(Listing):
         registers = set(re.findall(r"%[a-z]+\d+", address.group(1)))
         size = int(found.group(2) or 1) * int(found.group(3)) // 8
         shared = ".L1::evict_last" in one.op
-        return Access(found.group(1) == "st", size, bool(registers & thread), bool(registers & data), shared)
+        own, lookup, vector = bool(registers & thread), bool(registers & data), found.group(2) is not None
+        return Access(found.group(1) == "st", size, own, lookup, shared, vector)
 
     def usual_accesses(self, aligned: bool) -> list[Access]:
         """The accesses of the usual way: of whole blocks of aligned memory, or of unaligned."""
 
-        def wanted(one: Instruction) -> bool:
+        def wanted(one: Instruction) -> int:
             access = self.access(one)
-            return access is not None and access.own and not access.shared and (access.bytes == 16) == aligned
+            if access is None or not access.own or access.shared or access.lookup:
+                return 0
+            return int(access.vector) if aligned else -1 if access.vector else 1
 
         return [access for one in self.usual(wanted) if (access := self.access(one)) is not None]
 

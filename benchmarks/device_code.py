@@ -21,7 +21,7 @@ from typing import Any
 from unittest import mock
 
 import triton  # type: ignore[import-untyped]
-from assembly import Ptx, Sass, is_narrow, is_wide
+from assembly import Ptx, Sass, narrow, wide
 from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 from triton.runtime import driver  # type: ignore[import-untyped]
 
@@ -157,9 +157,11 @@ class Code:
 
         Of a program with one block to take: what it does once, such as adding up what others have left, is in it.
         """
-        way = self.sass.usual(is_wide if aligned else is_narrow)
+        data = [a for a in self._ptx.usual_accesses(True) if a.own and not a.shared]
+        size = max((a.bytes for a in data), default=16)
+        way = self.sass.usual((wide if aligned else narrow)(size))
         blocks = 1.0
-        if aligned and (once := sum(a.own and not a.shared and a.bytes == 16 for a in self._ptx.usual_accesses(True))):
+        if aligned and (once := sum(a.bytes == size for a in data)):
             # The assembler takes several passes through a short loop as one.
-            blocks = max(1.0, sum(map(is_wide, way)) / once)
+            blocks = max(1.0, sum(map(wide(size), way)) / once)
         return self.threads / entries * len(way) / blocks

@@ -148,14 +148,15 @@ def judged(case: Case, arch: int) -> dict[str, Any]:
     row |= {"launches": [launch.name for launch in launches], "kernels": [], **scheduled}
     for launch in launches:
         code = _code(launch, arch)
-        found: dict[str, Any] = {"kernel": launch.name, **code.needs()}
+        found: dict[str, Any] = {"kernel": launch.name, "warps": launch.warps, **code.needs()}
         # One program for each block; the others add up what these have left.
         if launch.grid > 1 and not launch.name.startswith("lines"):
             # A program that takes a tile of rows and columns walks over its rows, so many columns at a time; others
             # take one block, or one after the other.
             entries = row.get("tile") or BLOCK
             found |= code.moves(entries, case.aligned)
-            if arch == INSTRUCTIONS:
+            # They take as long as compiling: of one form for all, of all forms for one.
+            if arch == INSTRUCTIONS and (case.form == "fp32" or case.name == "adamw"):
                 found["instructions"] = code.instructions(entries, case.aligned)
         row["kernels"].append(found)
     return row
@@ -170,7 +171,7 @@ def compiled(case: Case, arch: int) -> dict[str, Any]:
 
 
 def _code(launch: Launch, arch: int) -> Code:
-    key = (launch.function.cache_key, arch)
+    key = (launch.function.cache_key, launch.warps, arch)
     if key not in _codes:
         _codes[key] = device_code.compiled(launch, arch)
     return _codes[key]

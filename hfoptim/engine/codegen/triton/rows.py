@@ -19,6 +19,8 @@ from hfoptim.engine.operators import BOOLEAN
 
 # Entries of a tile at a time.
 TILE = 2048
+# As `writer.MOST_NEEDED`: what a walk knows of rows and columns needs registers beside.
+MOST_NEEDED_IN_ROWS = 7.5
 # Columns that a program of `lines` takes, and parts of their sums that it adds up at a time.
 PART, PARTS = 32, 64
 # Parts of the sum of a batch that are added up at a time.
@@ -50,7 +52,6 @@ class RowWriter(Writer):
     ) -> None:
         super().__init__(program, layout, scalars, tensor_scalars)
         self.tile = self.down, self.along = tile
-        self.warps = 8  # 8 entries for each thread: twice as many do not fit its registers
         # A state of a batch is read before anything is stored, and kept for all who ask later.
         self.batch = {i: place for place, i in enumerate(i for i in self.live if self.kinds[i] == "batch")}
         self.column_sums = max(len(self.sums(phase, "column")) for phase in range(program.phases))
@@ -66,6 +67,10 @@ class RowWriter(Writer):
         yield from super()._phase(phase)
         if self._has_lines(phase):
             yield from self._function(f"lines{phase}", "line", self._lines(phase), warps=8)
+
+    def _warps(self, phase: int) -> int:
+        # A tile has twice the entries of a block.
+        return 16 if self._needed(phase) > MOST_NEEDED_IN_ROWS else 8
 
     def _factors(self) -> dict[int, int | None]:
         factors = super()._factors()

@@ -22,6 +22,7 @@ from hfoptim.engine.codegen.layout import PARAM, Layout, Slot
 from hfoptim.engine.codegen.places import Places
 from hfoptim.engine.codegen.schedule import Program, Store, Time
 from hfoptim.engine.codegen.trace import REDUCTIONS, Node
+from hfoptim.engine.codegen.triton.registers import needed
 from hfoptim.engine.operators import BOOLEAN, OPERATORS
 
 # Entries of a block, which one program takes. Of partial sums those that a program adds up at a time, one that does
@@ -32,6 +33,10 @@ PARTS = 256
 # Of a tensor of n blocks a program takes about sqrt(n) / RUN, where sums are taken. Each of the RUN sqrt(n) programs
 # then reads as many partial sums, RUN^2 for each of its blocks: half a byte per entry, out of the cache.
 RUN = 8
+
+# Where each of its entries needs more registers than so many, about, a thread takes 4 entries of a block, not 8: 8 of
+# them take more than the 128 that are wanted, or 168 in double precision (as compiled, docs/performance.md).
+MOST_NEEDED = 11
 
 # Triton's types of the functions' arguments. `results` has that of the rule's arithmetic.
 TYPES = {
@@ -158,10 +163,6 @@ class Writer(Places):
         # Of the tensor's own scalars those that some function reads from memory, and where they are there.
         self.kept = dict(self.own)
         self._read_kept: set[int] = set()
-        # Of a program that takes a block. With many tensors the entries of a thread do not all find registers; where
-        # each has 4 bytes or more, half as many still make an access of 16.
-        narrow = layout.coded or layout.rounding in _RESTS or any("16" in slot.kept for slot in layout.slots)
-        self.warps = 4 if narrow or layout.tensors < 5 else 8
         phases = range(program.phases)
         self.runs = any(self.sums(phase, "scalar") for phase in phases)
         # A pass reads what the one before it has left while it leaves its own: each has places for itself.
@@ -230,9 +231,25 @@ class Writer(Places):
     def _phase(self, phase: int) -> Iterator[str]:
         """The functions of a pass and of what follows it."""
         if self.program.walks(phase):
-            yield from self._function(f"pass{phase}", "block", self._pass(phase), warps=self.warps)
+            yield from self._function(f"pass{phase}", "block", self._pass(phase), warps=self._warps(phase))
         if self._ends(phase):
             yield from self._function(f"end{phase}", "row", self._end(phase), warps=8)
+
+    def _warps(self, phase: int) -> int:
+        """How many warps take a block together: with 8 entries for a thread, or 4 where those need its registers."""
+        # With many tensors their addresses need some, too. Where all numbers have 4 bytes or more, that is free:
+        # 4 of them still make an access of 16.
+        narrow = self.layout.coded or self.layout.rounding in _RESTS or any("16" in s.kept for s in self.layout.slots)
+        many = not narrow and self.layout.tensors > 4
+        return 8 if many or self._needed(phase) > MOST_NEEDED else 4
+
+    def _needed(self, phase: int) -> float:
+        """Registers that each entry of a thread needs, about; in double precision of those that there are more of."""
+        walks = [(phase, sub) for sub in range(self.program.subs(phase))]
+        loop = self.runs or not self.program.flat
+        found = [needed(self.program, self.layout, time, loop) for time in walks if self.program.roots(time)]
+        most = max(found, default=0.0)
+        return most / 1.5 if self.layout.compute == "float64" else most
 
     def _function(self, name: str, grid: str, body: Iterable[str], warps: int = 4) -> Iterator[str]:
         lines = list(body)
