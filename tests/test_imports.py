@@ -66,7 +66,8 @@ MAY_IMPORT = {
 OUTSIDE = {
     "schedules.drawing": {"torch", "matplotlib"},
     "schedules": {"torch", "typing_extensions"},
-    "hfoptim.engine.codegen.triton.runtime": {"triton"},  # functions that Triton compiles into kernels
+    "hfoptim.engine.codegen.triton.runtime": {"triton"},
+    "hfoptim.engine.codegen.triton.written": {"triton"},  # functions that Triton compiles into kernels
     "hfoptim.engine": {"torch", "typing_extensions"},
     "hfoptim.optimizers": {"torch", "typing_extensions"},
     "hfoptim.param_groups": {"torch"},

@@ -97,9 +97,8 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
         )
         return (squares + mixed).clamp(min=0.0).sqrt()
 
-    def scaled_ratio(param: Any, update_norm: Any, h: Any) -> Any:
+    def scaled_ratio(weight_norm: Any, update_norm: Any, h: Any) -> Any:
         """The trust ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced."""
-        weight_norm = param.norm()
         weight_norm = weight_norm * (1.0 - h.decay) if decoupled else weight_norm
         ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
         return ratio.clamp(max=h.scale) if trust_clip else ratio
@@ -109,14 +108,14 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
         masked_update, scale, exp_avg, exp_avg_sq = adam(grad, param, *args)
         update = whole(masked_update, scale, param, h)
         if adapted:
-            update = update * scaled_ratio(param, norm_of(update, masked_update, scale, param, h), h)
+            update = update * scaled_ratio(param.norm(), norm_of(update, masked_update, scale, param, h), h)
         return update, exp_avg, exp_avg_sq
 
     def report(grad: Any, param: Any, *args: Any) -> dict[str, Any]:
         h = args[-1]
         masked_update, scale, *_ = adam(grad, param, *args)
         norm = norm_of(whole(masked_update, scale, param, h), masked_update, scale, param, h)
-        return {"trust_ratio": scaled_ratio(param, norm, h) / h.scale}
+        return {"trust_ratio": scaled_ratio(param.norm(), norm, h) / h.scale}
 
     fn.__name__ = "lamb"
     state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}

@@ -10,8 +10,8 @@ import warnings
 
 import pytest
 import torch
-import triton as language
-import triton.language as tl
+import triton as language  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from interpreted import numbers_of_single_entries  # noqa: F401
 
 import hfoptim

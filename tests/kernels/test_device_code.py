@@ -155,8 +155,8 @@ LAUNCHES = {
 }
 
 # Of the whole catalogue, those with more than was wanted (`wanted` in launches.py): three passes over matrices, and two
-# over vectors, which have a kernel of their own.
-MORE_LAUNCHES = {"cmars": 5}
+# over vectors, which have a kernel of their own; several sums of rows, of tensors and of all, for tiles of two shapes.
+MORE_LAUNCHES = {"cmars": 5, "ranger21_base": 17}
 
 
 def run(script, *arguments):

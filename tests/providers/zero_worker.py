@@ -72,8 +72,12 @@ def train(name: str, folder: Path, ranks: int, deepspeed: dict[str, Any] | None,
         return {key: value.detach().clone() for key, value in model.named_parameters()}
     import deepspeed as ds
 
-    with ds.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
-        return {key: value.detach().float().clone() for key, value in model.named_parameters()}
+    found = {}
+    for key, value in model.named_parameters():
+        # One by one: of several, DeepSpeed waits for the last alone, which is not the last to arrive with gloo.
+        with ds.zero.GatheredParameters([value], enabled=stage == 3):
+            found[key] = value.detach().float().clone()
+    return found
 
 
 def config(stage: int, **more: Any) -> dict[str, Any]:
