@@ -42,7 +42,6 @@ from hfoptim.engine.parameter_names import bare
 from hfoptim.registry import option_defaults
 
 STEPS, HALF = 6, 3
-# What the numbers of a column are computed in: DeepSpeed keeps its weights in float32.
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 # How far a run may be from that of one process, as a share of how far that has moved.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-6}
@@ -136,12 +135,29 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def distance(got: dict[str, Tensor], want: dict[str, Tensor], start: dict[str, Tensor]) -> float:
-    """How far the weights are from those wanted, as a share of the largest movement of all."""
+def distance(got: dict[str, Tensor], want: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, float]:
+    """How far the weights are from those wanted, as a share of the largest movement of all.
+
+    Of entries that are too far by that, also how many roundings they are off: of the dtype's relative spacing times
+    the entry. A weight of 1 that moves by 0.05 in float32 has one at 2e-6 of the movement.
+    """
     assert got.keys() == want.keys(), (sorted(got), sorted(want))
     moved = max(float((want[name] - start[name]).abs().max()) for name in want)
-    away = max(float((got[name].reshape(want[name].shape) - want[name]).abs().max()) for name in want)
-    return away / moved if moved else float(away > 0.0)
+    away = {name: (got[name].reshape(want[name].shape) - want[name]).abs() for name in want}
+    farthest = max(float(each.max()) for each in away.values())
+    share = farthest / moved if moved else float(farthest > 0.0)
+    least = {name: TOLERANCES[each.dtype] * moved for name, each in want.items()}
+    roundings = [
+        float((each / (torch.finfo(each.dtype).eps * want[name].abs()))[each > least[name]].max())
+        for name, each in away.items()
+        if bool((each > least[name]).any())
+    ]
+    return {"distance": share, "roundings": max(roundings)} if roundings else {"distance": share}
+
+
+def precision(name: str) -> torch.dtype:
+    """What a name is trained in: double precision, which 8-bit state does not go with."""
+    return torch.float32 if option_defaults(name).get("state_dtype") in ("8bit", "4bit") else torch.float64
 
 
 def switch(optimizer: Any, mode: str) -> None:
@@ -208,26 +224,26 @@ SHARDINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 def by_torch(name: str, needs: Any, column: str) -> dict[str, Any]:
     """Divided by torch, as the column says, in double precision."""
-    start, want = alone(name, torch.float64, needs)
-    model = SHARDINGS[column](network(torch.float64, needs.sparse_only))
+    start, want = alone(name, precision(name), needs)
+    model = SHARDINGS[column](network(precision(name), needs.sparse_only))
     optimizer = make(name, model)
     take_steps(model, optimizer, range(STEPS), needs)
     switch(optimizer, "eval")
-    return {"distance": distance(weights(model), want, start)}
+    return distance(weights(model), want, start)
 
 
 def fsdp1(name: str, needs: Any, column: str) -> dict[str, Any]:
     """FullyShardedDataParallel, its parameters under their own names."""
-    start, want = alone(name, torch.float64, needs)
+    start, want = alone(name, precision(name), needs)
     model = FullyShardedDataParallel(
-        network(torch.float64, needs.sparse_only), use_orig_params=True, device_id=torch.device("cpu")
+        network(precision(name), needs.sparse_only), use_orig_params=True, device_id=torch.device("cpu")
     )
     optimizer = make(name, model)
     take_steps(model, optimizer, range(STEPS), needs)
     switch(optimizer, "eval")
     with FullyShardedDataParallel.summon_full_params(model):
         got = weights(model)
-    return {"distance": distance(got, want, start)}
+    return distance(got, want, start)
 
 
 def zero(name: str, needs: Any, column: str) -> dict[str, Any]:
@@ -262,12 +278,12 @@ def zero(name: str, needs: Any, column: str) -> dict[str, Any]:
                 got[bare(key)] = param.detach().clone()
     finally:
         engine.destroy()
-    return {"distance": distance(got, want, start)}
+    return distance(got, want, start)
 
 
 def save(name: str, needs: Any, column: str) -> dict[str, Any]:
     """Half of the steps, and a checkpoint."""
-    model: nn.Module = network(torch.float64, needs.sparse_only)
+    model: nn.Module = network(precision(name), needs.sparse_only)
     model = fsdp2(model) if dist.get_world_size() > 1 else model
     optimizer = make(name, model)
     take_steps(model, optimizer, range(HALF), needs)
@@ -278,8 +294,8 @@ def save(name: str, needs: Any, column: str) -> dict[str, Any]:
 
 def resume(name: str, needs: Any, column: str) -> dict[str, Any]:
     """The other half, on another number of processes."""
-    start, want = alone(name, torch.float64, needs)
-    model: nn.Module = network(torch.float64, needs.sparse_only)
+    start, want = alone(name, precision(name), needs)
+    model: nn.Module = network(precision(name), needs.sparse_only)
     model = fsdp2(model) if dist.get_world_size() > 1 else model
     optimizer = make(name, model)
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
@@ -288,7 +304,7 @@ def resume(name: str, needs: Any, column: str) -> dict[str, Any]:
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     take_steps(model, optimizer, range(HALF, STEPS), needs)
     switch(optimizer, "eval")
-    return {"distance": distance(weights(model), want, start)}
+    return distance(weights(model), want, start)
 
 
 FOLDER = Path()

@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from hfoptim import schedules
 from hfoptim.engine.checks import integer, number, strings
+from hfoptim.engine.distributed import flattened
 from hfoptim.factory.grouped import check_grouping, group_params, make_grouped, take_grouping
 from hfoptim.param_groups.group_matcher import GroupMatcher
 from hfoptim.param_groups.selection import (
@@ -143,7 +144,7 @@ def create_optimizer_v2(
             )
         if param_group_fn is not None and isinstance(model_or_params, nn.Module):
             params = param_group_fn(model_or_params)
-        return create(complete_groups(opt, params, options), **options)
+        return flattened.unflattened(create(complete_groups(opt, params, options), **options))
     model = model_or_params
     if layer_decay is not None and layer_decay_no_opt_scale:
         least = number("layer_decay_no_opt_scale", layer_decay_no_opt_scale)
@@ -170,7 +171,7 @@ def create_optimizer_v2(
     if finds_matrices(opt, options):
         grouped = all(isinstance(entry, dict) for entry in params)
         params = split_hidden_matrices(model, params if grouped else [{"params": params}], fallback)
-    return create(params, **options)
+    return flattened.unflattened(create(params, **options))
 
 
 def _without_unused(opt: str, options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ REFUSED = {
     "adahessian": "Adahessian differentiates gradients",
     "adai": "Adai sums over all parameters",
     "bsam": "BSAM takes gradients of a batch twice",
+    "lbfgs": "LBFGS takes products of vectors of all gradients",
+    "sparse_adam": "SparseAdam takes sparse gradients alone",
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import LBFGS, Optimizer
 
 from hfoptim.engine import bucket_cache, modes
 from hfoptim.engine.distributed.dtensor import is_dtensor
@@ -157,6 +158,22 @@ def refuse(optimizer: EngineOptimizer, groups: Sequence[Group], given: Given) ->
             )
 
 
+def unflattened(optimizer: Optimizer) -> Optimizer:
+    """An optimizer that may be torch's LBFGS, as it is.
+
+    On flattened parameters its products of vectors would be those of one rank, and each rank would evaluate the loss
+    another number of times, for which the others wait.
+
+    Raises:
+        ValueError: it is, and its parameters are flattened.
+    """
+    if isinstance(optimizer, LBFGS):
+        by = Given(optimizer.param_groups).flattener(optimizer.param_groups[0])
+        if by is not None:
+            raise ValueError(message("LBFGS", "takes products of vectors of all gradients", by))
+    return optimizer
+
+
 def message(name: str, reason: str, by: Flattener) -> str:
     """What a refusal says."""
     return (
@@ -182,6 +199,8 @@ def _of_optimizer(optimizer: EngineOptimizer, by: Flattener) -> str:
         return "takes parameters by their names"
     if optimizer.calls_closure_twice:
         return "takes gradients of a batch twice"
+    if optimizer.sparse_only:
+        return "takes sparse gradients alone"
     if by.steps_once:
         return ""
     if optimizer.needs_loss:
