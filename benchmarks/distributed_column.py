@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import hfoptim
 from hfoptim.engine import RuleOptimizer, modes, unwrap_all
@@ -47,7 +47,8 @@ ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-6}
 VOCABULARY, WIDTH, HIDDEN, CLASSES = 12, 8, 10, 5
 
-Step = Callable[[], None]
+Change = Callable[[int], None]
+Gradients = list[dict[str, Tensor]]
 
 
 class Network(nn.Module):
@@ -104,16 +105,20 @@ def make(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return hfoptim.create_optimizer_v2([group for group in groups if group["params"]], name)
 
 
-def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, needs: Any) -> None:
-    """Train for these steps."""
+def take_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, needs: Any, change: Change | None = None
+) -> None:
+    """Train for these steps; `change` is called with each one's number, once the gradients are there."""
     if modes.has_two(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
-    for batch in batches()[steps.start : steps.stop]:
+    for step, batch in zip(steps, batches()[steps.start : steps.stop], strict=True):
         closure = partial(_closure, model, optimizer, batch, needs.second_order)
         if needs.needs_closure:
             optimizer.step(closure)
             continue
         loss = closure()
+        if change is not None:
+            change(step)
         for inner in unwrap_all(optimizer, RuleOptimizer):
             inner.add_loss(loss.detach())
         optimizer.step()
@@ -165,12 +170,22 @@ def switch(optimizer: Any, mode: str) -> None:
         getattr(optimizer, mode)()
 
 
-def alone(name: str, dtype: torch.dtype, needs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights at the start, and after the steps on one process; those to evaluate, where there are others."""
+def alone(
+    name: str, dtype: torch.dtype, needs: Any, noted: Gradients | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights at the start, and after the steps on one process; those to evaluate, where there are others.
+
+    The gradients of the steps are put into `noted`.
+    """
     model = network(dtype, needs.sparse_only)
     start = weights(model)
     optimizer = make(name, model)
-    take_steps(model, optimizer, range(STEPS), needs)
+
+    def note(step: int) -> None:
+        assert noted is not None
+        noted.append({key: param.grad.clone() for key, param in model.named_parameters() if param.grad is not None})
+
+    take_steps(model, optimizer, range(STEPS), needs, None if noted is None else note)
     switch(optimizer, "eval")
     return start, weights(model)
 
@@ -201,16 +216,21 @@ def hsdp(model: nn.Module) -> nn.Module:
 
 def tensor_parallel(model: nn.Module) -> nn.Module:
     mesh = mesh_of("data", "tensor")
-    parallelize_module(model, mesh["tensor"], {"up": ColwiseParallel(use_local_output=False)})
-    parallelize_module(model, mesh["tensor"], {"head": ColwiseParallel(output_layouts=_replicated())})
+    # By columns and by rows, evenly and not; DTensors end where a layer does.
+    ways = {"up": ColwiseParallel(output_layouts=Replicate()), "down": RowwiseParallel(input_layouts=Replicate())}
+    parallelize_module(model, mesh["tensor"], {**ways, "head": ColwiseParallel(output_layouts=Replicate())})
     fully_shard(model, mesh=mesh["data"])
     return model
 
 
-def _replicated() -> Any:
-    from torch.distributed.tensor import Replicate
-
-    return Replicate()
+def give(model: nn.Module, noted: Gradients, step: int) -> None:
+    """The gradients of one process in the place of those that sharded parameters have, of which they are all but."""
+    for key, param in model.named_parameters():
+        grad: Any = noted[step][key]
+        assert isinstance(param.grad, DTensor)
+        near = torch.finfo(grad.dtype).eps ** 0.5
+        torch.testing.assert_close(param.grad.full_tensor(), grad, rtol=near, atol=near * float(grad.abs().max()))
+        param.grad = distribute_tensor(grad, param.device_mesh, param.placements, src_data_rank=None)
 
 
 SHARDINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -224,10 +244,13 @@ SHARDINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 def by_torch(name: str, needs: Any, column: str) -> dict[str, Any]:
     """Divided by torch, as the column says, in double precision."""
-    start, want = alone(name, precision(name), needs)
+    # Rows of a matrix on two ranks are added up in another order, and a basis of what is all but zero is any basis: so
+    # that it is the optimizers that are compared, gradients are those of one process there.
+    noted: Gradients | None = [] if column == "tp_fsdp2" else None
+    start, want = alone(name, precision(name), needs, noted)
     model = SHARDINGS[column](network(precision(name), needs.sparse_only))
     optimizer = make(name, model)
-    take_steps(model, optimizer, range(STEPS), needs)
+    take_steps(model, optimizer, range(STEPS), needs, None if noted is None else partial(give, model, noted))
     switch(optimizer, "eval")
     return distance(weights(model), want, start)
 

@@ -26,6 +26,7 @@ from hfoptim.registry.info import OptimInfo
 from hfoptim.registry.lookup import get_optimizer_class, get_optimizer_info, list_optimizers
 from hfoptim.training.accumulator import GradientAccumulator
 from hfoptim.training.gradient_release import prepare_for_gradient_release, remove_gradient_release
+from hfoptim.training.step_guard import StepGuard
 from hfoptim.wrappers import (
     EMA,
     GPA,
@@ -89,6 +90,7 @@ __all__ = [
     "OptimizerMonitor",
     "ScheduleChange",
     "ScheduleFree",
+    "StepGuard",
     "TokenWeights",
     "auto_group_layers",
     "create_optimizer",

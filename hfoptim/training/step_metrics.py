@@ -266,6 +266,18 @@ class StepMeasurement:
         sums[key] = sums[key] + value.to(sums[key].device) if key in sums else value
 
 
+def nonfinite(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """For each tensor, sparse or empty, too, whether it has infinite or undefined entries: 0-d, on its device."""
+    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    filled = [tensor for tensor in dense if tensor.numel()]
+    # The largest entry does not overflow, as a sum would.
+    norms = iter(torch._foreach_norm(filled, math.inf) if filled else [])
+    return [
+        ~torch.isfinite(next(norms)) if each.numel() else torch.zeros((), dtype=torch.bool, device=each.device)
+        for each in dense
+    ]
+
+
 class NonfiniteGradients:
     """Which parameters had gradients with infinite or undefined entries, over several steps; no step waits for it.
 
@@ -283,12 +295,7 @@ class NonfiniteGradients:
         """Look at the gradients of the step to come."""
         params = [param for group in self._groups for param in group["params"] if param.grad is not None]
         grads = [dtensor.local(dtensor.aligned(param.grad.detach(), param)) for param in params]
-        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-        kept = [(param, grad) for param, grad in zip(params, grads, strict=True) if grad.numel()]
-        # The largest entry does not overflow, as a sum would.
-        norms = torch._foreach_norm([grad for _, grad in kept], math.inf) if kept else []
-        for (param, _), norm in zip(kept, norms, strict=True):
-            bad = ~torch.isfinite(norm)
+        for param, bad in zip(params, nonfinite(grads), strict=True):
             self._found[param] = self._found[param] | bad if param in self._found else bad
 
     def take(self) -> list[str]:
