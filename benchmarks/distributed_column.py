@@ -246,7 +246,7 @@ def by_torch(name: str, needs: Any, column: str) -> dict[str, Any]:
     """Divided by torch, as the column says, in double precision."""
     # Rows of a matrix on two ranks are added up in another order, and a basis of what is all but zero is any basis: so
     # that it is the optimizers that are compared, gradients are those of one process there.
-    noted: Gradients | None = [] if column == "tp_fsdp2" else None
+    noted: Gradients | None = [] if column == "tp_fsdp2" and not needs.second_order else None
     start, want = alone(name, precision(name), needs, noted)
     model = SHARDINGS[column](network(precision(name), needs.sparse_only))
     optimizer = make(name, model)

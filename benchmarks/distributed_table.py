@@ -56,7 +56,12 @@ TOLERANCE, TOLERANCE_OF_ZERO, ROUNDINGS = 1e-9, 1e-6, 1.0
 # What torch and DeepSpeed cannot do, whatever optimizer of that kind it is, with words of the sentence that they say.
 THEIRS: dict[str, tuple[str, ...]] = {
     # torch's own: it makes one vector of all gradients, and its products of vectors are those of one rank.
-    "lbfgs": ("per-parameter options", "positional argument: 'closure'", "unevenly sharded"),
+    "lbfgs": (
+        "positional argument: 'closure'",
+        "'NoneType' object is not callable",
+        "unevenly sharded",
+        "is invalid for input of size",
+    ),
     # Sparse gradients, which nothing shards.
     "sparse_adam": ("sparse", "Sparse"),
     # A graph of gradients, which DDP's buckets break.

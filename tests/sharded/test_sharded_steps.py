@@ -39,7 +39,7 @@ def test_every_variant_was_looked_at(steps: dict[str, Found], which: str) -> Non
     variants = {f"{e.name}-{name}" for e in DENSE for name in (few_variants(e) if which == "few" else e.variants)}
     assert set(first["collectives"]) | set(first["refused"]) == variants
     # The same along the last dimension.
-    assert set(steps["by_columns"].ranks[0]) == taken(which)
+    assert set(steps["by_columns"].ranks[0]) == taken(which) | {"muown"}
 
 
 # Collectives of a step, for 7 parameters, or 13 where all are tried. docs/distributed.md says where they come from.

@@ -356,9 +356,12 @@ def by_columns(folder: Path, few: bool) -> dict[str, dict[str, int]]:
     def placements(param: Tensor) -> list[Any]:
         return [Shard(param.ndim - 1) if param.ndim else Replicate()]
 
+    chosen = firsts(few)
+    # Its state begins with the lengths of rows, of which each rank has a part.
+    chosen += [each for each in firsts(False) if each[0] == "muown" and each not in chosen]
     return {
         name: follow(entry, variant, distributed(names_for(variant, few), mesh, placements), 3)
-        for name, entry, variant in firsts(few)
+        for name, entry, variant in chosen
     }
 
 

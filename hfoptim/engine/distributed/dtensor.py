@@ -142,6 +142,12 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
     if not is_dtensor(param):
         return init(param, dtype)
     placements, followed = _division(init, param, owned)
+    if _mixes_parts(init, param, placements if followed else None):
+        value = init(whole_of(param), dtype)
+        if placements is None:
+            return value
+        part = part_of(value, param.device_mesh, placements).clone()
+        return _dtensor(part, param, placements, value.shape)
     if placements is None:
         return init(stand_in(param), dtype)
     shape = state_shape(init, param.shape)
@@ -152,6 +158,24 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
     if part.numel() == 0:
         part = part.new_empty(_part_shape(shape, param, placements))
     return _dtensor(part, param, placements, shape)
+
+
+def _mixes_parts(init: Init, param: DTensor, placements: Sequence[Placement] | None) -> bool:
+    """Whether a state's first value is made of values that lie on several ranks, such as the lengths of divided rows.
+
+    Args:
+        init: how the state begins.
+        param: its parameter.
+        placements: of the state, where they follow the parameter's dimensions.
+    """
+    if all(
+        of_param.is_replicate() or (placements is not None and not placements[i].is_replicate())
+        for i, of_param in enumerate(param.placements)
+    ):
+        return False
+    # Any two values tell: a state that begins as its shape says is the same for both.
+    small = torch.zeros((2,) * param.ndim, dtype=param.dtype)
+    return not torch.equal(init(small, torch.float32), init(small + 1, torch.float32))
 
 
 def stand_in(param: Any) -> Tensor:
