@@ -225,8 +225,9 @@ def tensor_parallel(model: nn.Module) -> nn.Module:
 
 def give(model: nn.Module, noted: Gradients, step: int) -> None:
     """The gradients of one process in the place of those that sharded parameters have, of which they are all but."""
+    param: Any
     for key, param in model.named_parameters():
-        grad: Any = noted[step][key]
+        grad = noted[step][key]
         assert isinstance(param.grad, DTensor)
         near = torch.finfo(grad.dtype).eps ** 0.5
         torch.testing.assert_close(param.grad.full_tensor(), grad, rtol=near, atol=near * float(grad.abs().max()))

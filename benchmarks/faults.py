@@ -4,11 +4,11 @@
     python benchmarks/faults.py --runs 1 --seed 137          # run 137 again
 
 Run i is made by the seed `seed + i`, which is printed. Two processes train with FSDP2 and StepGuard, and save with
-torch.distributed.checkpoint as they go. One of them meets a fault: killed in a step or while it saves, a NaN, a gradient
-that is missing, a parameter frozen from some step on, or a disk that is full (a limit on the size of its files, which the
-kernel keeps). Afterwards this is checked: both processes have ended within the limit; neither has gone on where the
-other has not; steps that were skipped were skipped by both; the newest whole checkpoint loads, and trained on without
-the fault it gives the weights of a run that never met it.
+torch.distributed.checkpoint as they go. One of them meets a fault: killed in a step or while it saves, a NaN, a
+gradient that is missing, a parameter frozen from some step on, or a disk that is full (a limit on the size of its
+files, which the kernel keeps). Afterwards this is checked: both processes have ended within the limit; neither has gone
+on where the other has not; steps that were skipped were skipped by both; the newest whole checkpoint loads, and trained
+on without the fault it gives the weights of a run that never met it.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def network() -> nn.Module:
 
 
 def gradients(model: nn.Module, step: int) -> None:
+    param: Any
     for place, param in enumerate(model.parameters()):
         drawn = torch.Generator().manual_seed(1000 * step + place)
         whole = torch.randn(param.shape, generator=drawn, dtype=torch.float64)
@@ -242,9 +243,8 @@ def main(
     minutes: Annotated[float, typer.Option(help="after which no more are begun")] = 60.0,
 ) -> None:
     """Run them, and say what was wrong; ends with 1 if anything was."""
-    hfoptim.list_optimizers()
     for name in NAMES:  # imported here, for all processes
-        hfoptim.get_optimizer_info(name).opt_class
+        hfoptim.get_optimizer_class(name)
     start, counts, wrong = time.monotonic(), Counter[str](), 0
     for number in range(runs):
         if time.monotonic() - start > 60 * minutes:
