@@ -79,8 +79,7 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     ),
     (
         {"alltoall_base_": 4},
-        "adago-decay alice-alice_0 alice-tracking apollo_adamw-other apollo_adamw-projected conda-decay conda-full "
-        "dion-half dion2-half "
+        "adago-decay apollo_adamw-other apollo_adamw-projected conda-decay conda-full dion-half dion2-half "
         "dion2-nordion2 fira-projected galore_adamw-other galore_adamw-projected klshampoo-default "
         "klsoap-one_factor ldadamw-feedback ldadamw-svd mars_m-decay muon-adamuon muon-decay muon-normuon "
         "muon-rms muonclip-decay muown-decay polargrad-decay racs-decay sinkgd-decay soap-default soap_muon-decay "
@@ -106,7 +105,8 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     ),
     (
         {"alltoall_base_": 6},
-        "distributed_shampoo-adam kron-decay kron-diagonal psgd_pro-decay shampoo-decay shampoo-decoupled soap-merged",
+        "alice-alice_0 alice-tracking distributed_shampoo-adam kron-decay kron-diagonal psgd_pro-decay "
+        "shampoo-decay shampoo-decoupled soap-merged",
     ),
     (
         {"all_reduce": 6, "allreduce_": 2},
