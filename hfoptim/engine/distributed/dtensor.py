@@ -174,8 +174,9 @@ def _mixes_parts(init: Init, param: DTensor, placements: Sequence[Placement] | N
     ):
         return False
     # Any two values tell: a state that begins as its shape says is the same for both.
-    small = torch.zeros((2,) * param.ndim, dtype=param.dtype)
-    return not torch.equal(init(small, torch.float32), init(small + 1, torch.float32))
+    zeros = stand_in(param)
+    ones = torch.ones((), dtype=param.dtype, device=param.device).expand(param.shape)
+    return not torch.equal(init(zeros, torch.float32), init(ones, torch.float32))
 
 
 def stand_in(param: Any) -> Tensor:
