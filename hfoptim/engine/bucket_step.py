@@ -120,8 +120,9 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
     dtype = storage.exact_dtype(param.dtype)
     for name, kept in zip(plan.rule.state, plan.storage, strict=True):
         if name not in state:
+            owned, of_values = dtensor.at_owner(plan.rule, param), plan.rule.state[name].of_values
             for key, init in storage.inits(kept, plan.rule, name).items():
-                state[key] = dtensor.new_state(init, param, dtype, dtensor.at_owner(plan.rule, param))
+                state[key] = dtensor.new_state(init, param, dtype, owned, of_values)
             if plan.rule.state[name].placed:
                 state[name].fill_(position)
             if plan.rule.state[name].drawn:

@@ -60,6 +60,8 @@ class State:
         placed: whether it is the position of the parameter in its group, from 0, in place of `init`'s number.
         shape: `(shape that the rule sees) -> shape` of a tensor of which it is the state, in place of the parameter: of
             a projected gradient, for example.
+        of_values: whether an entry of `init` is made of several of the parameter's, such as the length of a row. Where
+            these lie on several ranks, each takes the whole parameter for it.
     """
 
     init: Callable[[Tensor, torch.dtype], Tensor]
@@ -71,6 +73,7 @@ class State:
     redrawn: Callable[[int, Group], bool] | None = None
     placed: bool = False
     shape: Callable[[Sequence[int]], tuple[int, ...]] | None = None
+    of_values: bool = False
 
     def __call__(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return self.init(param, dtype)

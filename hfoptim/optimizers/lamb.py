@@ -85,20 +85,21 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
         update = update if scale is None else update * scale
         return add_scaled(update, param, h.inside) if adapted and not decoupled else update
 
-    def norm_of(update: Any, masked_update: Any, scale: Any, param: Any, h: Any) -> Any:
+    def norm_of(update: Any, masked_update: Any, scale: Any, param: Any, weight_norm: Any, h: Any) -> Any:
         """The norm of an update: with a mask, whose scale is a mean, from sums without it, so one pass has both."""
         if scale is None:
             return update.norm()
         if decoupled:
             return masked_update.norm() * scale
+        decay = weight_norm * h.inside
         mixed = (masked_update * param).sum() * (scale * h.inside * 2.0)
-        squares = (masked_update * masked_update).sum() * (scale * scale) + (param * param).sum() * (
-            h.inside * h.inside
-        )
+        squares = (masked_update * masked_update).sum() * (scale * scale) + decay * decay
         return (squares + mixed).clamp(min=0.0).sqrt()
 
-    def scaled_ratio(weight_norm: Any, update_norm: Any, h: Any) -> Any:
+    def scaled_ratio(update: Any, masked_update: Any, scale: Any, param: Any, h: Any) -> Any:
         """The trust ratio times h.scale, which the update lacks: it cancels but where the ratio is replaced."""
+        weight_norm = param.norm()
+        update_norm = norm_of(update, masked_update, scale, param, weight_norm, h)
         weight_norm = weight_norm * (1.0 - h.decay) if decoupled else weight_norm
         ratio = unless_zero(weight_norm / update_norm, weight_norm, update_norm, h.scale)
         return ratio.clamp(max=h.scale) if trust_clip else ratio
@@ -108,14 +109,14 @@ def lamb(adapted: bool, clipped: bool, grad_averaging: bool, trust_clip: bool, m
         masked_update, scale, exp_avg, exp_avg_sq = adam(grad, param, *args)
         update = whole(masked_update, scale, param, h)
         if adapted:
-            update = update * scaled_ratio(param.norm(), norm_of(update, masked_update, scale, param, h), h)
+            update = update * scaled_ratio(update, masked_update, scale, param, h)
         return update, exp_avg, exp_avg_sq
 
     def report(grad: Any, param: Any, *args: Any) -> dict[str, Any]:
         h = args[-1]
         masked_update, scale, *_ = adam(grad, param, *args)
-        norm = norm_of(whole(masked_update, scale, param, h), masked_update, scale, param, h)
-        return {"trust_ratio": scaled_ratio(param.norm(), norm, h) / h.scale}
+        update = whole(masked_update, scale, param, h)
+        return {"trust_ratio": scaled_ratio(update, masked_update, scale, param, h) / h.scale}
 
     fn.__name__ = "lamb"
     state = {"exp_avg": zeros, "exp_avg_sq": nonnegative}

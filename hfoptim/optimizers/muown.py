@@ -55,7 +55,7 @@ def _lengths(param: Tensor, dtype: torch.dtype) -> Tensor:
     return lengths.clamp(min=_LEAST_ROW)
 
 
-_LENGTHS = State(_lengths, of_shaped=True)
+_LENGTHS = State(_lengths, of_shaped=True, of_values=True)
 _STATE = {
     "g": _LENGTHS,
     "v_norm": _LENGTHS,

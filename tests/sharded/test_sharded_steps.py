@@ -101,7 +101,7 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     ),
     (
         {"allreduce_": 4},
-        "adafactor-lr apollo-belief apollo-stable lamb-caution sgdsai-default sm3-average sm3-sum",
+        "adafactor-lr apollo-belief apollo-stable sgdsai-default sm3-average sm3-sum",
     ),
     (
         {"alltoall_base_": 6},
@@ -123,6 +123,10 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     (
         {"allreduce_": 7},
         "adafactorbv-factored adalomo-clipped",
+    ),
+    (
+        {"allreduce_": 5},
+        "lamb-caution",
     ),
     (
         {"allreduce_": 12},

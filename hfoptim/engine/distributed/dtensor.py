@@ -129,7 +129,7 @@ def within_matrices(rule: Rule, param: Any) -> bool:
     return max(divided) >= -rule.dims or (rule.shape is not None and tuple(rule.shape(param.shape)) != param.shape)
 
 
-def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -> Tensor:
+def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False, of_values: bool = False) -> Tensor:
     """A state's first value: sharded like the parameter where it has the parameter's dimensions, else on every rank.
 
     Args:
@@ -138,11 +138,12 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
         dtype: the dtype of what is exact.
         owned: whether one rank steps the parameter: then others need nothing of what has other dimensions, such as the
             preconditioners of a matrix, and each keeps a part.
+        of_values: whether an entry is made of several of the parameter's, which may lie on several ranks.
     """
     if not is_dtensor(param):
         return init(param, dtype)
     placements, followed = _division(init, param, owned)
-    if _mixes_parts(init, param, placements if followed else None):
+    if of_values and not _follow(placements if followed else None, param):
         value = init(whole_of(param), dtype)
         if placements is None:
             return value
@@ -160,23 +161,12 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False) -
     return _dtensor(part, param, placements, shape)
 
 
-def _mixes_parts(init: Init, param: DTensor, placements: Sequence[Placement] | None) -> bool:
-    """Whether a state's first value is made of values that lie on several ranks, such as the lengths of divided rows.
-
-    Args:
-        init: how the state begins.
-        param: its parameter.
-        placements: of the state, where they follow the parameter's dimensions.
-    """
-    if all(
+def _follow(placements: Sequence[Placement] | None, param: DTensor) -> bool:
+    """Whether a state of these placements is divided wherever its parameter is; each rank has what its part is of."""
+    return all(
         of_param.is_replicate() or (placements is not None and not placements[i].is_replicate())
         for i, of_param in enumerate(param.placements)
-    ):
-        return False
-    # Any two values tell: a state that begins as its shape says is the same for both.
-    zeros = stand_in(param)
-    ones = torch.ones((), dtype=param.dtype, device=param.device).expand(param.shape)
-    return not torch.equal(init(zeros, torch.float32), init(ones, torch.float32))
+    )
 
 
 def stand_in(param: Any) -> Tensor:
