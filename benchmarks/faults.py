@@ -14,6 +14,7 @@ on without the fault it gives the weights of a run that never met it.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -172,6 +173,7 @@ def resume(run: dict[str, Any], folder: Path, rank: int) -> None:
 
 def _process(task: Any, run: dict[str, Any], folder: Path, rank: int) -> None:
     sys.stdout = sys.stderr = (folder / f"{task.__name__}.{rank}.txt").open("w", buffering=1)
+    faulthandler.dump_traceback_later(LIMIT - 5, file=sys.stderr)
     try:
         task(run, folder, rank)
     except BaseException as error:
@@ -201,7 +203,8 @@ def wrong_with(run: dict[str, Any], folder: Path) -> str:
     """What was not as it is to be; empty if all was."""
     codes, _ = launch(train, run, folder)
     if None in codes:
-        return f"a process hung: {codes}"
+        hung = folder / f"train.{codes.index(None)}.txt"
+        return f"a process hung: {codes}\n{hung.read_text()}"
     said = [(folder / f"said.{rank}").read_text().splitlines() for rank in range(RANKS)]
     failed = [code != 0 for code in codes]
     errors = [folder / f"train.error.{rank}" for rank in range(RANKS)]
