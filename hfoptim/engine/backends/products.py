@@ -6,8 +6,6 @@ program computes a tile on or below the diagonal, and stores it twice: (1 + 1 / 
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from hfoptim.engine.backends import triton
 from hfoptim.engine.codegen.triton import launch
+from hfoptim.engine.codegen.triton.first_use import told_once
 
 # Where it is taken: coarser numbers, which the tensor cores multiply; sides that are multiples of 16; and so many rows
 # that a matrix has several tiles a side. Narrower ones have nothing to gain, and torch's kernels are those of the
@@ -73,37 +72,20 @@ def _product(x: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tens
     return out
 
 
-@cache
+@told_once("computes both halves of symmetric products, by torch: Triton's kernel for one half")
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why products must not be computed by this on a device, which is told once; None where they are right."""
-    found = None if device.type == "meta" else _tried(device, dtype)
-    if found is not None:
-        warnings.warn(
-            f"hfoptim computes both halves of symmetric products, by torch: Triton's kernel for one half {found} on "
-            f"{device}; please report it, with the versions of triton and torch and the device",
-            stacklevel=2,
-        )
-    return found
-
-
-def _tried(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why not, after a sample: broken and whole tiles, rows one after the other and columns one after the other."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     apart = 0.0
-    try:
-        for rows, columns in ((SIDE + 80, 3 * DEPTH + 16), (2 * SIDE, 2 * DEPTH)):
-            values = torch.randn(2, rows, columns, generator=generator, dtype=torch.float64, device="cpu")
-            x = (values / columns**0.5).to(device, dtype)
-            for each in (x, x.mT.contiguous().mT):
-                made = _product(each, None, 1.0, 0.0)
-                exact = each.double() @ each.double().mT
-                apart = max(apart, _off(made, exact))
-                two = _product(made, made, 0.5, -1.5)
-                apart = max(apart, _off(two, 0.5 * made.double() @ made.double() - 1.5 * made.double()))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler or a driver may say
-        return f"does not run ({type(error).__name__}: {error})"
+    for rows, columns in ((SIDE + 80, 3 * DEPTH + 16), (2 * SIDE, 2 * DEPTH)):
+        values = torch.randn(2, rows, columns, generator=generator, dtype=torch.float64, device="cpu")
+        x = (values / columns**0.5).to(device, dtype)
+        for each in (x, x.mT.contiguous().mT):
+            made = _product(each, None, 1.0, 0.0)
+            exact = each.double() @ each.double().mT
+            apart = max(apart, _off(made, exact))
+            two = _product(made, made, 0.5, -1.5)
+            apart = max(apart, _off(two, 0.5 * made.double() @ made.double() - 1.5 * made.double()))
     return None if apart <= 1.0 else f"gave numbers {apart:.1f} roundings away"
 
 

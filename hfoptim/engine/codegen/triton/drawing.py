@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from array import array
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
 from hfoptim.engine.codegen.triton import launch
+from hfoptim.engine.codegen.triton.first_use import told_once
 
 DTYPES = (torch.float32, torch.float64)
 # Entries that one program draws.
@@ -44,29 +43,12 @@ def draw(tensors: Sequence[Tensor], seeds: Sequence[int]) -> None:
         launch.start(written.drawn, blocks, given, 4)
 
 
-@cache
+@told_once("draws noise by torch's operations, some seventy launches a tensor: Triton's kernel for it")
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why numbers must not be drawn by this on a device, which is told once; None where they are right."""
-    found = None if device.type == "meta" else _tried(device, dtype)
-    if found is not None:
-        warnings.warn(
-            f"hfoptim draws noise by torch's operations, some seventy launches a tensor: Triton's kernel for it "
-            f"{found} on {device}; please report it, with the versions of triton and torch and the device",
-            stacklevel=2,
-        )
-    return found
-
-
-def _tried(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why not, after one draw of a sample."""
     seeds = [storage.row_seed(3, number) for number in range(3)]
     sample = [torch.empty(size, dtype=dtype, device=device) for size in (2500, 1024, 3)]
-    try:
-        draw(sample, seeds)
-        others = [storage.normal(t.shape, seed, dtype, device) for t, seed in zip(sample, seeds, strict=True)]
-        off = max(float((a - b).abs().nan_to_num(nan=torch.inf).max()) for a, b in zip(sample, others, strict=True))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler or a driver may say
-        return f"does not run ({type(error).__name__}: {error})"
+    draw(sample, seeds)
+    others = [storage.normal(t.shape, seed, dtype, device) for t, seed in zip(sample, seeds, strict=True)]
+    off = max(float((a - b).abs().nan_to_num(nan=torch.inf).max()) for a, b in zip(sample, others, strict=True))
     return None if off <= _FINE[dtype] else f"gave numbers that are {off:.1e} away"
