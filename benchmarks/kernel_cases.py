@@ -149,8 +149,8 @@ def judged(case: Case, arch: int) -> dict[str, Any]:
     for launch in launches:
         code = _code(launch, arch)
         found: dict[str, Any] = {"kernel": launch.name, "warps": launch.warps, **code.needs()}
-        # One program for each block; the others add up what these have left.
-        if launch.grid > 1 and not launch.name.startswith("lines"):
+        # One program for each block; the others draw noise beforehand, or add up what these have left.
+        if launch.grid > 1 and not launch.name.startswith(("lines", "drawn")):
             # A program that takes a tile of rows and columns walks over its rows, so many columns at a time; others
             # take one block, or one after the other.
             entries = row.get("tile") or BLOCK
