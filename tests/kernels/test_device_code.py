@@ -68,7 +68,7 @@ _CODED_ROWS = "adafactorbv adafactorbvc adamp adamw_sn cadafactor cadafactorbv c
 WITHOUT_KERNEL_IN_CODES = frozenset([*_CODED_ROWS.split(), "ranger21_base"])
 # Torch's operations step the matrices of these: decompositions, roots and projections.
 _MATRICES = (
-    "apollo_adamw apollo_mini conda dash demo dion distributed_shampoo fira galore_adafactor "
+    "alice alice_0 apollo_adamw apollo_mini conda dash demo dion distributed_shampoo fira galore_adafactor "
     "galore_adamw galore_adamw_8bit klshampoo klsoap kron kronc kronw ldadamw psgd_pro racs shampoo "
     "soap soap_muon spectralsphere splus"
 )
