@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfoptim.engine import storage
+from hfoptim.engine import points, storage
 from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.counters import Counters
@@ -141,10 +141,7 @@ def ensure_state(plan: Plan, param: Tensor, state: dict[str, Any], ordinal: int,
 
 def _draw(state: Tensor, seed: int) -> None:
     """Fill a state with numbers of a standard normal distribution."""
-    shape = (*state.shape, 2) if state.is_complex() else state.shape
-    whole = storage.normal(shape, seed, state.dtype.to_real(), state.device)
-    whole = torch.view_as_complex(whole) if state.is_complex() else whole
-    dtensor.local(state).copy_(dtensor.here(whole, state))
+    points.reals(state).copy_(points.drawn(state, seed, state.dtype.to_real()))
 
 
 def _run_of(state: Tensor) -> tuple[Tensor, int] | None:
@@ -158,9 +155,8 @@ def _run_of(state: Tensor) -> tuple[Tensor, int] | None:
         if any(dim != -state.ndim or len(cut.groups) > 1 for dim, cut in cuts.items()):
             return None
         start = dtensor.start(state)
-    own = dtensor.local(state)
-    if own.is_complex():
-        own, start = torch.view_as_real(own), 2 * start
+    own = points.reals(state)
+    start *= 2 if state.is_complex() else 1
     return (own, start) if own.is_contiguous() else None
 
 

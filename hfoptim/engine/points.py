@@ -1,4 +1,4 @@
-"""Weights moved to other points, for optimizers that take gradients there; every rank moves its part."""
+"""Normal noise, and weights moved to other points where gradients are taken; every rank has its part."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ def filled_like(param: Tensor, value: float) -> Tensor:
     return torch.full_like(reals(param), value, dtype=storage.exact_dtype(param.dtype).to_real())
 
 
+def drawn(tensor: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+    """Numbers of a standard normal distribution for the `reals` of a tensor, the same in every sharding."""
+    shape = (*tensor.shape, 2) if tensor.is_complex() else tensor.shape
+    noise = storage.normal(shape, seed, dtype, tensor.device)
+    return reals(here(torch.view_as_complex(noise), tensor)) if tensor.is_complex() else here(noise, tensor)
+
+
 def noise_for(param: Tensor, step: int, ordinal: int) -> Tensor:
-    """Numbers of a standard normal distribution for the `reals` of a parameter, the same in every sharding.
+    """Numbers of a standard normal distribution for the `reals` of a parameter, at one step.
 
     Args:
         param: the parameter.
         step: the number of the step, from 1.
         ordinal: the parameter's place among those of all groups.
     """
-    exact = storage.exact_dtype(param.dtype).to_real()
-    shape = (*param.shape, 2) if param.is_complex() else param.shape
-    noise = storage.normal(shape, storage.drawing_seed(step, ordinal), exact, param.device)
-    return reals(here(torch.view_as_complex(noise), param)) if param.is_complex() else here(noise, param)
+    return drawn(param, storage.drawing_seed(step, ordinal), storage.exact_dtype(param.dtype).to_real())
 
 
 def move(param: Tensor, by: Tensor, divisor: Tensor, factor: float) -> None:

@@ -201,9 +201,6 @@ class Alice(WithFallback):
         if form is None:
             return super().rule_for(param, group)
         shape = as_matrix(param.shape) if form.flattened else param.shape
-        kind = group["proj_type"]
-        if shape[-2] == shape[-1] and kind.endswith("std"):
-            kind = "left"
-        projection = Projection.of(group["rank"], kind, shape)
+        projection = Projection.short(group, shape)
         rows = shape[-1] if projection.side == "right" else shape[-2]
         return alice(projection, form, group["leading"], group["low_rank_betas"][2] > 0.0, rows)

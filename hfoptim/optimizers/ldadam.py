@@ -140,8 +140,5 @@ class LDAdamW(WithFallback):
         if form is None:
             return super().rule_for(param, group)
         shape = as_matrix(param.shape) if form.flattened else param.shape
-        kind = group["proj_type"]
-        if shape[-2] == shape[-1] and kind.endswith("std"):
-            kind = "left"  # as the author's; GaLore's is the right one
-        projection = Projection.of(group["rank"], kind, shape)
+        projection = Projection.short(group, shape)  # as the author's of square ones, where GaLore's makes rows short
         return ldadam(projection, form, group["proj_method"] == "svd", group["error_feedback"])

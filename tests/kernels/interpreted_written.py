@@ -150,7 +150,7 @@ def stack(rows, columns, dtype, seed=0, turned=False):
 )
 def test_symmetric_products_are_those_of_double_precision(dtype, shape, turned):
     x = stack(*shape, dtype, turned=turned)
-    made = products._product(x, None, 1.0, 0.0)
+    made = products.symmetric(x, None, 1.0, 0.0)
     assert made.dtype is dtype
     exact = x.double() @ x.double().mT
     # Half a rounding, and what sums in float32 add to it.
@@ -161,7 +161,7 @@ def test_symmetric_products_are_those_of_double_precision(dtype, shape, turned):
     mirrored = tiles[:, None] != tiles
     assert torch.equal(made[:, mirrored], made.mT[:, mirrored])
     made = (made + made.mT) / 2
-    two = products._product(made, made, 0.25, -1.5)
+    two = products.symmetric(made, made, 0.25, -1.5)
     exact = 0.25 * made.double() @ made.double() - 1.5 * made.double()
     assert float((two.double() - exact).abs().max() / exact.abs().max()) <= fine
 
@@ -172,7 +172,7 @@ def test_every_tile_of_many_is_computed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "SIDE", 1)
         patch.setattr(products, "DEPTH", 4)
-        made = products._product(x, None, 1.0, 0.0)
+        made = products.symmetric(x, None, 1.0, 0.0)
     torch.testing.assert_close(made, x @ x.mT)
 
 
@@ -203,12 +203,12 @@ def test_newton_schulz_takes_them_on_a_gpu(shape, almost, on_cpus, started, monk
 
 def test_products_that_a_kernel_gets_wrong_are_torchs(on_cpus, monkeypatch):
     monkeypatch.setattr(products, "LEAST", 1)
-    real = products._product
+    real = products.symmetric
 
     def wrong(x, added, alpha, beta):
         return real(x, added, alpha, beta) * 1.05
 
-    monkeypatch.setattr(products, "_product", wrong)
+    monkeypatch.setattr(products, "symmetric", wrong)
     x = stack(16, 32, torch.bfloat16)
     with pytest.warns(UserWarning, match=r"both halves of symmetric products.*roundings away on cpu"):
         gram = products.gram(x)

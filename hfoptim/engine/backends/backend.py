@@ -37,7 +37,7 @@ class Backend:
         """Fill tensors with numbers of a standard normal distribution, as `storage.normal` gives them.
 
         Args:
-            tensors: contiguous, of one device.
+            tensors: contiguous, of one device and dtype.
             seeds: of each.
         """
         for tensor, seed in zip(tensors, seeds, strict=True):

@@ -30,7 +30,7 @@ def gram(x: Tensor) -> Tensor:
     Args:
         x: a stack of matrices, of three dimensions.
     """
-    return _product(x, None, 1.0, 0.0) if _takes(x) else x @ x.mT
+    return symmetric(x, None, 1.0, 0.0) if _takes(x) else x @ x.mT
 
 
 def square(x: Tensor, own: float, squared: float) -> Tensor:
@@ -41,7 +41,7 @@ def square(x: Tensor, own: float, squared: float) -> Tensor:
         own, squared: the factors.
     """
     if _takes(x) and x.is_contiguous():
-        return _product(x, x, squared, own)
+        return symmetric(x, x, squared, own)
     return torch.baddbmm(x, x, x, beta=own, alpha=squared)
 
 
@@ -57,7 +57,7 @@ def _takes(x: Tensor) -> bool:
     return problem(x.device, x.dtype) is None
 
 
-def _product(x: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
+def symmetric(x: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
     """alpha X X^T + beta D, for a contiguous D of the result's shape; without D alpha X X^T."""
     from hfoptim.engine.codegen.triton import written  # needs Triton
 
@@ -81,10 +81,10 @@ def problem(device: torch.device, dtype: torch.dtype) -> str | None:
         values = torch.randn(2, rows, columns, generator=generator, dtype=torch.float64, device="cpu")
         x = (values / columns**0.5).to(device, dtype)
         for each in (x, x.mT.contiguous().mT):
-            made = _product(each, None, 1.0, 0.0)
+            made = symmetric(each, None, 1.0, 0.0)
             exact = each.double() @ each.double().mT
             apart = max(apart, _off(made, exact))
-            two = _product(made, made, 0.5, -1.5)
+            two = symmetric(made, made, 0.5, -1.5)
             apart = max(apart, _off(two, 0.5 * made.double() @ made.double() - 1.5 * made.double()))
     return None if apart <= 1.0 else f"gave numbers {apart:.1f} roundings away"
 

@@ -48,13 +48,11 @@ class Triton(Generated):
         return kernel
 
     def draw(self, tensors: list[Tensor], seeds: list[int]) -> None:
-        left = list(range(len(tensors)))
-        for dtype in drawing.DTYPES:
-            chosen = [place for place in left if tensors[place].dtype is dtype]
-            if chosen and drawing.problem(tensors[chosen[0]].device, dtype) is None:
-                drawing.draw([tensors[place] for place in chosen], [seeds[place] for place in chosen])
-                left = [place for place in left if place not in chosen]
-        super().draw([tensors[place] for place in left], [seeds[place] for place in left])
+        kinds = {(tensor.device, tensor.dtype) for tensor in tensors}
+        if all(dtype in drawing.DTYPES and drawing.problem(device, dtype) is None for device, dtype in kinds):
+            drawing.draw(tensors, seeds)
+        else:
+            super().draw(tensors, seeds)
 
     def known_by(self, scalars: Mapping[str, Any]) -> tuple[Any, ...]:
         # A kernel reads a tensor's number on the device.

@@ -65,6 +65,12 @@ class Projection(NamedTuple):
         # A matrix has no more singular vectors than rows or columns.
         return cls(rank if random else min(rank, *shape[-2:]), side_of(kind, shape), random)
 
+    @classmethod
+    def short(cls, group: Group, shape: Sequence[int]) -> Projection:
+        """As `of` by a group's `rank` and `proj_type`, but columns are made short where a matrix is square."""
+        kind = group["proj_type"]
+        return cls.of(group["rank"], "left" if shape[-2] == shape[-1] and kind.endswith("std") else kind, shape)
+
     def low(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what is left of a matrix of that shape."""
         *stacked, rows, columns = shape
