@@ -143,29 +143,23 @@ def new_state(init: Init, param: Any, dtype: torch.dtype, owned: bool = False, o
     if not is_dtensor(param):
         return init(param, dtype)
     placements, followed = _division(init, param, owned)
-    if of_values and not _follow(placements if followed else None, param):
-        value = init(whole_of(param), dtype)
+    if placements is None or not followed or (of_values and not _follow(placements, param)):
+        value = init(whole_of(param) if of_values else stand_in(param), dtype)
         if placements is None:
             return value
-        part = part_of(value, param.device_mesh, placements).clone()
-        return _dtensor(part, param, placements, value.shape)
-    if placements is None:
-        return init(stand_in(param), dtype)
+        return _dtensor(part_of(value, param.device_mesh, placements).clone(), param, placements, value.shape)
     shape = state_shape(init, param.shape)
-    if not followed:
-        part = part_of(init(stand_in(param), dtype), param.device_mesh, placements).clone()
-        return _dtensor(part, param, placements, shape)
     part = init(param.to_local(), dtype)
     if part.numel() == 0:
         part = part.new_empty(_part_shape(shape, param, placements))
     return _dtensor(part, param, placements, shape)
 
 
-def _follow(placements: Sequence[Placement] | None, param: DTensor) -> bool:
+def _follow(placements: Sequence[Placement], param: DTensor) -> bool:
     """Whether a state of these placements is divided wherever its parameter is; each rank has what its part is of."""
     return all(
-        of_param.is_replicate() or (placements is not None and not placements[i].is_replicate())
-        for i, of_param in enumerate(param.placements)
+        theirs.is_replicate() or not own.is_replicate()
+        for theirs, own in zip(param.placements, placements, strict=True)
     )
 
 
