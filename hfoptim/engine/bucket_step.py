@@ -35,12 +35,16 @@ class BucketStep:
     params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)
+    # Whether another rank steps them.
+    elsewhere: bool = False
     # Of plain tensors that are stepped again and again.
     counters: Counters | None = None
 
     def __post_init__(self) -> None:
         # A bucket of its own for the probe, for which a backend may work out something, too.
         self._probed = Bucket(self.bucket.plan, self.bucket.rows)
+        # The bucket by round, where its results are sent in rounds.
+        self._parts: dict[int, tuple[Bucket, list[int]]] | None = None
 
     def advance(self) -> None:
         """Go on to the next step with the same rows, of plain tensors."""
@@ -78,6 +82,25 @@ class BucketStep:
     @cached_property
     def _has_empty(self) -> bool:
         return not all(row.param.numel() for row in self.bucket.rows)
+
+    def in_round(self, number: int, round_of: Mapping[Tensor, int]) -> Bucket | None:
+        """What of the bucket is stepped in a round; None for nothing.
+
+        Args:
+            number: of the round.
+            round_of: that of each parameter; the same for all steps of this bucket.
+        """
+        if self._parts is None:
+            rounds: dict[int, list[int]] = {}
+            for i, param in enumerate(self.params):
+                rounds.setdefault(round_of[param], []).append(i)
+            self._parts = {number: (self.bucket.chosen(rows), rows) for number, rows in rounds.items()}
+        if number not in self._parts:
+            return None
+        part, rows = self._parts[number]
+        part.scalars = self.bucket.scalars
+        part.seeds = [self.bucket.seeds[i] for i in rows] if self.bucket.seeds else []
+        return part.occupied()
 
     def occupied(self) -> Bucket:
         """The bucket without parameters that have no entries, such as empty parts of sharded ones."""

@@ -64,6 +64,7 @@ class RuleOptimizer(_Declared):
         state_dtype: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
         state_rounding: Literal["nearest", "stochastic"] | None = None
         gradient_release: bool = False
+        distribute_matrices: bool = False
 
     # The names it is chosen by.
     names: ClassVar[tuple[Name, ...]] = ()

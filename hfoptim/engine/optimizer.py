@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ from hfoptim.engine.bucket_step import (
 )
 from hfoptim.engine.checkpoints import loading
 from hfoptim.engine.distributed import dtensor, flattened, sharded
+from hfoptim.engine.distributed.owners import Owners, stepped_elsewhere
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
 from hfoptim.engine.precision import precise
@@ -34,6 +37,8 @@ from hfoptim.engine.run_state import NO_RUN_STATE, RunState, signed
 from hfoptim.engine.unwrapping import unmasked, unwrap_all
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from hfoptim.engine.report import Report
     from hfoptim.training.gradient_release import Release
 
@@ -125,6 +130,13 @@ class EngineOptimizer(Optimizer):
     around: tuple[Any, ...] = ()
     # The parameters it was given, which others may have replaced since.
     _given: flattened.Given | None = None
+    # The ranks with the same parameters, among which `distribute_matrices` divides them; None: all. Neither saved nor
+    # copied, as what follows.
+    process_group: ProcessGroup | None = None
+    # Who steps what.
+    _owners: Owners | None = None
+    # The states of all ranks, while `state_dict` is to have them without asking.
+    _whole_state: dict[int, dict[str, Any]] | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -331,9 +343,33 @@ class EngineOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs, as `torch.load(weights_only=True)` reads it.
 
-        Hyper-parameters are Python's own numbers and tuples, also where somebody wrote others into the groups.
+        Hyper-parameters are Python's own numbers and tuples, also where somebody wrote others into the groups. With
+        `distribute_matrices` it gathers what other ranks keep, so that every rank has to call it.
         """
-        return loading.portable(super().state_dict())
+        found = super().state_dict()
+        if self._whole_state is not None:
+            found = {**found, "state": {**found["state"], **self._whole_state}}
+        elif (owners := self.owners()) is not None and any(self.state.values()):
+            keys = [key for group in found["param_groups"] for key in group["params"]]
+            indices = dict(zip((p for group in self.param_groups for p in group["params"]), keys, strict=True))
+            found = {**found, "state": owners.whole_state(found["state"], indices)}
+        return loading.portable(found)
+
+    @contextmanager
+    def gathered_state(self) -> Iterator[None]:
+        """Have one rank call `state_dict` without the others, under `distribute_matrices`: they gather it here.
+
+        Every rank enters it:
+
+            with optimizer.gathered_state():
+                if rank == 0:
+                    torch.save(optimizer.state_dict(), path)
+        """
+        self._whole_state = self.state_dict()["state"] if self.owners() is not None else None
+        try:
+            yield
+        finally:
+            self._whole_state = None
 
     @leave_undisturbed
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -465,14 +501,16 @@ class EngineOptimizer(Optimizer):
             flattened.refuse(self, self.param_groups, self._parameters_given())
             added, self._curvature = self._curvature, None
             self.curvature.prepare(name, entries, self.param_groups, self.state, added)
+        self.owners()
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
         last, self._last_step = self._last_step, None
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
             flattened.refuse(self, self.param_groups, self._parameters_given())
             last, work = None, self._collect(entries)
-        inputs.meet_partners(work, self.state, self.partner_of)
-        self._advance(work, loss)
+        here = [item for item in work if not item.elsewhere]
+        inputs.meet_partners(here, self.state, self.partner_of)
+        self._advance(here, loss)
         self._run(work)
         if last is None and work and bucket_cache.can_be_kept(work):
             last = bucket_cache.LastStep(entries, work, self.state, self._options_now())
@@ -546,7 +584,16 @@ class EngineOptimizer(Optimizer):
         return bucket_cache.options_of(self.param_groups, self.changing_options)
 
     def _run(self, work: list[BucketStep]) -> None:
+        owners = self.owners()
+        if owners is not None:
+            owners.agree()
+            divided = [item for item in work if item.params[0] in owners.round_of]
+            for item in divided:
+                item.draw(self.state)
+            owners.step(partial(_step_round, divided, owners.round_of))
         for item in work:
+            if owners is not None and item.params[0] in owners.owner:
+                continue
             item.draw(self.state)
             if self.report is not None:
                 self.report.take(item)
@@ -558,6 +605,46 @@ class EngineOptimizer(Optimizer):
                     item.backend.step(bucket)
         for item in work:
             item.count()
+
+    def owners(self) -> Owners | None:
+        """Who steps which matrix under `distribute_matrices`; None where every rank steps all of its parameters.
+
+        Raises:
+            RuntimeError: a matrix is to be stepped here from now on whose state another rank has.
+        """
+        owners, last = self.owners_now(), self._owners
+        if owners is not last:
+            if last is not None:
+                self._check_kept(last.elsewhere - (owners.elsewhere if owners is not None else set()))
+            self.set_owners(owners)
+        return owners if owners is not None and owners.owner and owners.ranks > 1 else None
+
+    def owners_now(self) -> Owners | None:
+        """Who steps which matrix from now on, whoever has the state; the same object where nothing has changed."""
+        if not any(group["distribute_matrices"] for group in self.param_groups):
+            return None
+        divided = [[p for p in g["params"] if g["distribute_matrices"]] for g in self.param_groups]
+        if self._owners is not None and self._owners.are_for(divided, self.process_group):
+            return self._owners
+        taken = [[p for p in ps if self._is_divided(p, g)] for ps, g in zip(divided, self.param_groups, strict=True)]
+        return Owners(divided, taken, self.process_group)
+
+    def set_owners(self, owners: Owners | None) -> None:
+        """Go on with these, whose state is there."""
+        self._owners, self._last_step = owners, None
+
+    def _is_divided(self, param: Tensor, group: dict[str, Any]) -> bool:
+        return not dtensor.is_dtensor(param) and self.rule_for(param, group).scope is Scope.MATRIX
+
+    def _check_kept(self, params: set[Tensor]) -> None:
+        for index, group in enumerate(self.param_groups):
+            for position, param in enumerate(group["params"]):
+                if param in params and self.state.get(param, {}).get("step"):
+                    raise RuntimeError(
+                        f"{self._name_of(index, position)} was stepped by another rank (distribute_matrices=True), "
+                        f"which has its state; take state_dict() on every rank before the option, the ranks or the "
+                        f"order of the parameters change, and load it afterwards"
+                    )
 
     # -- one step -----------------------------------------------------------------------------------------------
 
@@ -613,6 +700,8 @@ class EngineOptimizer(Optimizer):
     def _collect(self, entries: list[_Entry], survey: Survey | None = None) -> list[BucketStep]:
         """Sort parameters into buckets, creating state where there is none."""
         survey = survey or self._survey()
+        owners = self.owners()
+        elsewhere = owners.elsewhere if owners is not None else ()
         planned = []
         for index, param, grad in entries:
             if param.is_inference():
@@ -623,9 +712,15 @@ class EngineOptimizer(Optimizer):
                 )
             group, sparse = self.param_groups[index], grad.layout is not torch.strided
             tried = backends.eager(group) if sparse else survey.backends[index, param.device.type]
-            plan = self._plan(param, group, tried)
-            backend = backends.first_of(tried, plan, param.device)
             _, position, ordinal = survey.places[param]
+            if param in elsewhere:
+                plan = plan_of(stepped_elsewhere, Decay.NONE, storage.exact_dtype(param.dtype))
+                backend: Backend = backends.LOOP
+                for name in self.state[param].keys() - {"step"}:
+                    del self.state[param][name]
+            else:
+                plan = self._plan(param, group, tried)
+                backend = backends.first_of(tried, plan, param.device)
             state = ensure_state(plan, param, self.state[param], ordinal, position)
             planned.append((index, backend, plan, param, grad, state))
         counts = torch.stack([entry[-1]["step"] for entry in planned]).tolist() if planned else []
@@ -640,7 +735,9 @@ class EngineOptimizer(Optimizer):
             key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole, sparse)
             if key not in work:
                 group, groups = self.param_groups[index], dtensor.groups_of(param)
-                work[key] = BucketStep(group, int(count) + 1, backend, Bucket(plan), groups, whole, sparse)
+                bucket = Bucket(plan)
+                work[key] = BucketStep(group, int(count) + 1, backend, bucket, groups, whole, sparse)
+                work[key].elsewhere = param in elsewhere
             work[key].add(param, row, state["step"], survey.places[param].ordinal)
         return list(work.values())
 
@@ -687,6 +784,16 @@ class EngineOptimizer(Optimizer):
 
     def _name_of(self, index: int, position: int) -> str:
         return checks.parameter_name(self.param_groups[index], index, position)
+
+
+def _step_round(work: list[BucketStep], round_of: Mapping[Tensor, int], number: int) -> None:
+    """Step what of the buckets is of one round."""
+    for item in work:
+        part = item.in_round(number, round_of)
+        if part is not None:
+            with part.shaped() as bucket:
+                if bucket.rows:
+                    item.backend.step(bucket)
 
 
 def _needs_peak(group: Group) -> bool:

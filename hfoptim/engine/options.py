@@ -139,13 +139,23 @@ OPTIONS = {
         "step each parameter inside of backward and free its gradient at once, once "
         "`hfoptim.prepare_for_gradient_release(model, optimizer)` was called; `step` then only ends a step",
     ),
+    "distribute_matrices": Option(
+        False,
+        "under DDP, step each matrix of a rule that looks at whole matrices (Muon, SOAP, Shampoo, ...) on one rank, "
+        "which alone keeps its state, and send the others the new weights; `step` and `state_dict` are then called on "
+        "every rank",
+    ),
 }
 ENGINE_DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 # What belongs to the run that loads a checkpoint, and not to the checkpoint.
 OF_THE_RUN = frozenset(name for name, option in OPTIONS.items() if option.of_run)
 
 # Of each of these sets one may be chosen.
-_EXCLUSIVE = (("foreach", "fused"), ("kahan_sum", "stochastic_rounding", "master_weights"))
+_EXCLUSIVE = (
+    ("foreach", "fused"),
+    ("kahan_sum", "stochastic_rounding", "master_weights"),
+    ("gradient_release", "distribute_matrices"),
+)
 
 
 def check_options(group: dict[str, Any]) -> None:

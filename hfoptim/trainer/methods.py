@@ -22,6 +22,7 @@ from hfoptim.trainer import (
     groups,
     losses,
     modes,
+    owners,
     private,
     release,
     second_pass,
@@ -95,6 +96,7 @@ def _attend(trainer: Any, optimizer: Any, num_training_steps: int) -> None:
         second_pass.attend(trainer, optimizer)
         schedule = maker.chosen_schedule or trainer.args.lr_scheduler_type.value
         advice.attend(trainer, optimizer, schedule, num_training_steps, maker.schedule_options)
+    owners.attend(trainer, optimizer)
     losses.attend(trainer, optimizer)
     coverage.attend(trainer, optimizer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +89,9 @@ class BAdam(Wrapper):
     ) -> None:
         given = (switch_block_every, switch_mode, block_prefix_list, include_embedding, include_lm_head, active_modules)
         super().__init__(optimizer, dict(zip(self.by_name, given, strict=True)))
+
+    def reads_state(self, own: Mapping[str, Any]) -> bool:
+        return True
 
     def check_inner(self, optimizer: Optimizer) -> None:
         if unwrap(optimizer, Wrapper) is not None:

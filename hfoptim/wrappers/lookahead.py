@@ -103,6 +103,9 @@ class Lookahead(Wrapper):
                 if param.requires_grad and param not in slow:
                     slow[param] = param.detach().clone()
 
+    def reads_state(self, own: Mapping[str, Any]) -> bool:
+        return bool(own["lookahead_pullback_momentum"] != "none")
+
     def sync_lookahead(self) -> None:
         """Synchronise now, whatever the number of steps since the last time. timm's training loop asks for it."""
         self.complete_groups()

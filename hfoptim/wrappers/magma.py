@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -151,6 +151,9 @@ class Magma(Wrapper):
             norms = [totals[f"{name} {index}"].sqrt().clamp(min=_TINY) for name in ("momentum", "gradient")]
             cosines.append((totals[f"both {index}"] / (norms[0] * norms[1])).float())
         return cosines
+
+    def reads_state(self, own: Mapping[str, Any]) -> bool:
+        return True
 
     def _momentum(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> Tensor:
         """The inner optimizer's momentum, or one of its own with the new gradient in it."""

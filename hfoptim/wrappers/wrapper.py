@@ -68,6 +68,8 @@ class Wrapper(Optimizer):
             other = unwrap(other.optimizer, Wrapper)
         if any(group.get("gradient_release") for group in optimizer.param_groups):
             raise ValueError(f"{cls} works before and after a step, which gradient release takes inside of backward")
+        if any(group.get("distribute_matrices") for group in optimizer.param_groups):
+            self._refuse_distributed(optimizer, own)
         self.check_inner(optimizer)
         own = self._own_of({**optimizer.param_groups[0], **own}, {**self.counters, **own})
         checked = [self._own_of(group, own) for group in optimizer.param_groups]
@@ -86,6 +88,27 @@ class Wrapper(Optimizer):
 
     def check_inner(self, optimizer: Optimizer) -> None:
         """Raise if the wrapper cannot go around this optimizer."""
+
+    def reads_state(self, own: Mapping[str, Any]) -> bool:
+        """Whether, with these options, it looks at the inner optimizer's state, what rounding leaves apart."""
+        return False
+
+    def _refuse_distributed(self, optimizer: Optimizer, own: Mapping[str, Any]) -> None:
+        """Raise a ValueError if it looks at what, with `distribute_matrices`, one rank alone has."""
+        cls = type(self).__name__
+        if self.reads_state(own):
+            raise ValueError(
+                f"{cls} looks at the state of {type(optimizer).__name__}, which with distribute_matrices=True lies on "
+                f"one rank for each matrix; leave that out"
+            )
+        kept = {
+            storage.rounding_of(p.dtype, group).residual for group in optimizer.param_groups for p in group["params"]
+        }
+        if kept - {None, ""}:
+            raise ValueError(
+                f"{cls} takes exact weights, whose last bits ({', '.join(sorted(filter(None, kept)))}) with "
+                f"distribute_matrices=True lie on one rank for each matrix; leave that out, or train float32 parameters"
+            )
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise if one of the wrapper's options in a group is wrong, and put each into it as Python's own."""

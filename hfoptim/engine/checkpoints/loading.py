@@ -55,6 +55,8 @@ def _load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
     group_of = {param: group for group, _ in groups for param in group["params"]}
     # Some peers, such as timm's Adan, count the steps of a group, not of a parameter.
     counted = {key: g["step"] for g in state_dict["param_groups"] if "step" in g for key in g["params"]}
+    owners = optimizer.owners_now()
+    elsewhere = owners.elsewhere if owners is not None else set()
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for key, saved in state_dict["state"].items():
         if key in own:
@@ -62,14 +64,17 @@ def _load(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
             if saved and key in counted:
                 saved = {"step": counted[key], **saved}
             try:
-                state[param] = _match_state(optimizer, param, saved, group_of[param])
+                matched = _match_state(optimizer, param, saved, group_of[param])
             except ValueError as error:
                 raise ValueError(
                     f"{described(optimizer, param)}: {error}{_taken_in_order(optimizer, state_dict)}"
                 ) from error
+            kept = {"step"} if param in elsewhere else matched.keys()
+            state[param] = {name: value for name, value in matched.items() if name in kept}
         else:
             state[key] = saved
     optimizer.__setstate__({"state": state, "param_groups": [group for group, _ in groups]})
+    optimizer.set_owners(owners)
 
 
 def _match_group(optimizer: EngineOptimizer, index: int, saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

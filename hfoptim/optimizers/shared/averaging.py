@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,20 +89,28 @@ class TwoModes(RuleOptimizer):
     @leave_undisturbed
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the weights for evaluation into the parameters; nothing if they are there."""
-        for param, state, group in self._switching(to_train=False):
-            state["y"] = param.detach().clone()
-            local(param.detach()).copy_(self.evaluated(param, state, group))
+        """Put the weights for evaluation into the parameters; nothing if they are there.
+
+        With `distribute_matrices`, on every rank.
+        """
+        with self._switching(to_train=False) as changing:
+            for param, state, group in changing:
+                state["y"] = param.detach().clone()
+                local(param.detach()).copy_(self.evaluated(param, state, group))
 
     @leave_undisturbed
     @torch.no_grad()
     def train(self) -> None:
-        """Put the training weights, y, back into the parameters; nothing if they are there."""
-        for param, state, group in self._switching(to_train=True):
-            if "y" in state:
-                param.copy_(state.pop("y"))
-            else:
-                local(param.detach()).copy_(self.trained(param, state, group))
+        """Put the training weights, y, back into the parameters; nothing if they are there.
+
+        With `distribute_matrices`, on every rank.
+        """
+        with self._switching(to_train=True) as changing:
+            for param, state, group in changing:
+                if "y" in state:
+                    param.copy_(state.pop("y"))
+                else:
+                    local(param.detach()).copy_(self.trained(param, state, group))
 
     def evaluated(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """The weights to evaluate with, their part on this rank, of a parameter that holds the trained ones."""
@@ -111,10 +120,19 @@ class TwoModes(RuleOptimizer):
         """The trained weights, likewise, of a parameter that holds those for evaluation and came without the others."""
         raise NotImplementedError
 
-    def _switching(self, to_train: bool) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
-        """(parameter, state, group) of all that change when the mode does, and the mode changed."""
-        changing = modes.switched(self.param_groups, to_train)
-        return [(p, self.state[p], group) for group in changing for p in group["params"] if self.state.get(p)]
+    @contextmanager
+    def _switching(self, to_train: bool) -> Iterator[list[tuple[Tensor, dict[str, Any], dict[str, Any]]]]:
+        """(parameter, state, group) of all that change here when the mode does; what others change comes afterwards."""
+        changing, owners = modes.switched(self.param_groups, to_train), self.owners()
+        elsewhere = owners.elsewhere if owners is not None else ()
+        yield [
+            (param, self.state[param], group)
+            for group in changing
+            for param in group["params"]
+            if self.state.get(param) and param not in elsewhere
+        ]
+        if owners is not None and changing:
+            owners.share()
 
 
 class Averaging(TwoModes):

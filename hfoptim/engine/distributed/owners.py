@@ -1,0 +1,251 @@
+"""Matrices that every rank has, under data parallelism, divided by work: each is stepped by one rank, its owner.
+
+What a rule of whole matrices computes, every rank would compute again from the same averaged gradients. With
+`distribute_matrices=True` the owner alone does, keeps the state alone, and sends the others the new parameter. Owners
+follow from shapes and their order, so that all ranks choose the same ones without asking each other. Parameters go out
+in rounds, each with one all-gather, which is on its way while the next one is computed.
+
+Every rank takes part in every round, whatever gradients it has: a gradient that one of them lacks makes none wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import chain
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from hfoptim.engine.distributed.messages import ALIGNMENT, length, packed, unpacked
+from hfoptim.engine.rule import ELEMENT, rule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# Entries that a rank sends in a round, at most, if it is not one parameter. Rounds are there to overlap: the last one
+# is waited for, so it should be short, and each costs the start of a collective.
+ROUND = 1 << 22
+# How long a rank that asks for the whole state waits for the others to do so, too.
+MEETING = timedelta(minutes=10)
+
+# Its newer name warns of the older one.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+# States by the index of their parameter.
+_States = dict[int, dict[str, Any]]
+
+
+@rule(ELEMENT)
+def stepped_elsewhere(grad: Any, param: Any, h: Any) -> tuple[Any, ...]:
+    """The rule of a parameter that another rank steps: this one counts the steps, and keeps nothing else."""
+    raise AssertionError("a parameter of another rank's was to be stepped here")
+
+
+def ranks_of(group: ProcessGroup | None) -> int:
+    """How many ranks there are; 1 where no processes are connected."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(group)
+
+
+class Owners:
+    """Who steps which matrix, in which round.
+
+    Args:
+        params: the parameters of each group that has the option, in the optimizer's order.
+        matrices: those of them that are divided.
+        group: the ranks; None: all.
+
+    Attributes:
+        elsewhere: the parameters that other ranks step.
+        rounds: for each round the parameters of each rank.
+        round_of: the round of each parameter that this rank steps.
+    """
+
+    def __init__(
+        self, params: list[list[Tensor]], matrices: Sequence[Sequence[Tensor]], group: ProcessGroup | None
+    ) -> None:
+        self.params, self.group, self.ranks = params, group, ranks_of(group)
+        self.rank = dist.get_rank(group) if self.ranks > 1 else 0
+        self.owner: dict[Tensor, int] = {}
+        loads = [0] * self.ranks
+        for own in matrices:
+            # Group by group, so that one that joins later changes nothing for those that are there.
+            for param in sorted(own, key=lambda p: -p.numel()):
+                self.owner[param] = loads.index(min(loads))
+                loads[self.owner[param]] += param.numel()
+        self.elsewhere = {param for param, owner in self.owner.items() if owner != self.rank}
+        self.rounds = list(self._rounds())
+        self.round_of = {param: i for i, each in enumerate(self.rounds) for param in each[self.rank]}
+        self._agreed = False
+        self._meeting: ProcessGroup | None = None
+
+    def are_for(self, params: list[list[Tensor]], group: ProcessGroup | None) -> bool:
+        """Whether these are the owners of the same parameters among the same ranks."""
+        return (
+            group is self.group
+            and ranks_of(group) == self.ranks
+            and [len(own) for own in params] == [len(own) for own in self.params]
+            and all(map(is_, chain(*params), chain(*self.params)))
+        )
+
+    def _rounds(self) -> Iterator[list[list[Tensor]]]:
+        each: list[list[Tensor]] = [[] for _ in range(self.ranks)]
+        filled, device = 0, None
+        for param, owner in self.owner.items():
+            full = filled + param.numel() > ROUND * self.ranks and filled > 0
+            if full or (device is not None and param.device != device):
+                yield each
+                each, filled = [[] for _ in range(self.ranks)], 0
+            each[owner].append(param)
+            filled, device = filled + param.numel(), param.device
+        if filled or any(each):
+            yield each
+
+    def agree(self) -> None:
+        """See, once, that all ranks divide the same parameters.
+
+        Raises:
+            RuntimeError: they do not; on every rank.
+        """
+        if self._agreed:
+            return
+        text = ";".join(f"{tuple(param.shape)} {param.dtype} {owner}" for param, owner in self.owner.items())
+        found: list[Any] = [None] * self.ranks
+        own = (len(self.owner), hashlib.sha256(text.encode()).hexdigest())
+        dist.all_gather_object(found, own, group=self.group)
+        if len(set(found)) > 1:
+            raise RuntimeError(
+                f"distribute_matrices=True divides matrices that every rank has, and the ranks have other ones, or in "
+                f"another order: {', '.join(str(count) for count, _ in found)} matrices; give every rank the same "
+                f"parameters, or set optimizer.process_group to the ranks that have the same"
+            )
+        self._agreed = True
+
+    # -- parameters -------------------------------------------------------------------------------------------------
+
+    def step(self, compute: Callable[[int], None]) -> None:
+        """Compute each round, and send what was computed while the next one is.
+
+        Args:
+            compute: steps this rank's parameters of a round, given its number.
+        """
+        on_the_way: list[tuple[int, Any, Tensor]] = []
+        failure: BaseException | None = None
+        failed: set[int] = set()
+        for i in range(len(self.rounds)):
+            try:
+                if failure is None:
+                    compute(i)
+            except Exception as error:
+                # The others wait for what it sends.
+                failure = error
+            on_the_way.append((i, *self._send(i, failure is not None)))
+            if len(on_the_way) > 2:
+                failed |= self._receive(*on_the_way.pop(0))
+        for each in on_the_way:
+            failed |= self._receive(*each)
+        if failure is not None:
+            raise failure
+        if failed:
+            ranks = " and ".join(map(str, sorted(failed)))
+            raise RuntimeError(
+                f"the step failed on rank {ranks}, whose error says why; the matrices that it steps "
+                f"(distribute_matrices=True) are as they were, or part of them, and the others are stepped"
+            )
+
+    def share(self) -> None:
+        """Send every rank the parameters that this one steps, as they are."""
+        self.agree()
+        self.step(lambda _: None)
+
+    def _send(self, index: int, failed: bool) -> tuple[Any, Tensor]:
+        """Begin to send a round's parameters, and whether this rank failed; and the memory for those of all."""
+        each = self.rounds[index]
+        most = max(sum(length(param.shape, param.dtype) for param in params) for params in each) + ALIGNMENT
+        device = next(param.device for params in each for param in params)
+        outgoing = packed([param.detach() for param in each[self.rank]], device, most)
+        outgoing[-1] = failed
+        received = torch.empty(most * self.ranks, dtype=torch.uint8, device=device)
+        return _all_gather(received, outgoing, group=self.group, async_op=True), received
+
+    def _receive(self, index: int, work: Any, received: Tensor) -> set[int]:
+        """Wait for a round's parameters, and put them in their place: the ranks that failed, as far as can be seen."""
+        work.wait()
+        failed = set()
+        for rank, (params, part) in enumerate(zip(self.rounds[index], received.chunk(self.ranks), strict=True)):
+            if rank != self.rank:
+                kinds = [(param.shape, param.dtype) for param in params]
+                for param, value in zip(params, unpacked(part, kinds), strict=True):
+                    param.detach().copy_(value)
+                # Elsewhere the host would wait for the device; the rank that failed has raised an error by itself.
+                if part.device.type == "cpu" and part[-1]:
+                    failed.add(rank)
+        return failed
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def whole_state(self, states: _States, indices: Mapping[Tensor, int]) -> _States:
+        """The states of all ranks' parameters, on every rank: what other ranks keep comes on the CPU.
+
+        Every rank has to call it. They meet in a group of its own: one that asks alone is told so, and disturbs no
+        collective of a training that goes on.
+
+        Args:
+            states: as they are here, by index.
+            indices: those of the parameters.
+
+        Raises:
+            RuntimeError: another rank did not come in time.
+        """
+        of_rank: list[list[int]] = [[] for _ in range(self.ranks)]
+        for param, owner in self.owner.items():
+            of_rank[owner].append(indices[param])
+        own = {
+            i: {key: (value.shape, value.dtype) if isinstance(value, Tensor) else value for key, value in state.items()}
+            for i in of_rank[self.rank]
+            if (state := states.get(i))
+        }
+        kinds: list[Any] = [None] * self.ranks
+        try:
+            group = self._met()
+            dist.all_gather_object(kinds, own, group=group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the state of an optimizer with distribute_matrices=True lies on several ranks, and state_dict() "
+                "gathers it: call it on every rank, and save on one of them. Another rank did not come within "
+                f"{MEETING.total_seconds():.0f} s"
+            ) from error
+        found = dict(states)
+        for rank, described in enumerate(kinds):
+            for i, state in described.items():
+                found[i] = self._broadcast(states.get(i, {}), state, rank, group)
+        return found
+
+    def _met(self) -> ProcessGroup:
+        """The ranks in a group of their own, on the CPU."""
+        if self._meeting is None:
+            ranks = dist.get_process_group_ranks(self.group if self.group is not None else dist.group.WORLD)
+            self._meeting = dist.new_group(ranks, timeout=MEETING, backend="gloo", use_local_synchronization=True)
+        return self._meeting
+
+    def _broadcast(
+        self, own: Mapping[str, Any], kinds: Mapping[str, Any], rank: int, group: ProcessGroup
+    ) -> dict[str, Any]:
+        """One parameter's state, of the rank that has it."""
+        tensors = {key: kind for key, kind in kinds.items() if isinstance(kind, tuple)}
+        cpu = torch.device("cpu")
+        if rank == self.rank:
+            message = packed([own[key].detach().to(cpu) for key in tensors], cpu)
+        else:
+            message = torch.empty(sum(length(*kind) for kind in tensors.values()), dtype=torch.uint8)
+        dist.broadcast(message, dist.get_global_rank(group, rank), group=group)
+        if rank == self.rank:
+            return dict(own)
+        # Each with memory of its own: what is saved of one is not the whole message.
+        values = [value.clone() for value in unpacked(message, list(tensors.values()))]
+        return {**kinds, **dict(zip(tensors, values, strict=True))}
