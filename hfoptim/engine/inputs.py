@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine.bucket_step import BucketStep
-from hfoptim.engine.distributed.dtensor import here, is_dtensor, local, whole_of
+from hfoptim.engine.distributed.dtensor import aligned, here, is_dtensor, local, whole_of
 from hfoptim.engine.precision import precise
 from hfoptim.engine.storage import exact_dtype
 
@@ -27,8 +27,9 @@ class Due(NamedTuple):
 class Curvature:
     """A state that is computed before a step from all gradients and their graph. Declared on an optimizer's class.
 
-    Gradients then need a graph, `loss.backward(create_graph=True)`; sharded and complex parameters, GradScaler and
-    gradient release are refused.
+    Gradients then need a graph, `loss.backward(create_graph=True)`; complex parameters, GradScaler and gradient release
+    are refused. Sharded parameters are taken where their gradients have a graph: tensor parallelism gives one, FSDP2
+    does not.
 
     Args:
         state: its name. The rules have it, too, kept exactly: `State(zeros.init)`.
@@ -51,11 +52,17 @@ class Curvature:
         """Add the estimates for a micro-batch, whose graph the gradients have, to those before, where any is due.
 
         Raises:
-            TypeError: a parameter is sharded or complex.
+            TypeError: a parameter is complex, or sharded and its gradient has no graph.
         """
         due = self._due(owner, entries, groups, states)
         if not due:
             return
+        for _, param, grad in due:
+            if is_dtensor(param) and not grad.requires_grad:
+                raise TypeError(
+                    f"{owner} differentiates gradients, and that of a sharded parameter has no graph; FSDP2 makes "
+                    f"none, tensor parallelism does, with loss.backward(create_graph=True)"
+                )
         step = max(_steps_of(param, states) for _, param, _ in due)
         for (_, param, _), value in zip(due, self.estimate(due, step), strict=True):
             sums[param] = value if param not in sums else sums[param].add_(value)
@@ -70,7 +77,8 @@ class Curvature:
                 have the graph of the whole step.
 
         Raises:
-            TypeError: a parameter is sharded or complex.
+            TypeError: as from `add`; or there are sums over micro-batches of a parameter that is not sharded over all
+                ranks.
         """
         due = self._due(owner, entries, groups, states)
         if not due:
@@ -83,17 +91,15 @@ class Curvature:
             found = []
             for _, param, _ in due:
                 none = torch.zeros_like(param, dtype=exact_dtype(param.dtype))
-                found.append(mean_over_ranks(sums.get(param, none)))
+                found.append(_mean_of_curvature(owner, sums.get(param, none)))
         for (_, param, _), value in zip(due, self.finish(due, found) if self.finish else found, strict=True):
             states[param].setdefault(self.state, value).copy_(value)
 
     def _due(self, owner: str, entries: _Entries, groups: _Groups, states: _States) -> list[Due]:
-        for _, param, _ in entries:
-            if param.is_complex() or is_dtensor(param):
-                kind = "complex" if param.is_complex() else "sharded"
-                raise TypeError(f"{owner} differentiates gradients, and does not take {kind} parameters")
+        if any(param.is_complex() for _, param, _ in entries):
+            raise TypeError(f"{owner} differentiates gradients, and does not take complex parameters")
         return [
-            Due(groups[index], param, grad)
+            Due(groups[index], param, aligned(grad, param))
             for index, param, grad in entries
             if self.is_due(param, groups[index], states)
         ]
@@ -102,6 +108,20 @@ class Curvature:
 _Entries = Sequence[tuple[int, Tensor, Tensor]]
 _Groups = Sequence[Mapping[str, Any]]
 _States = MutableMapping[Tensor, dict[str, Any]]
+
+
+def _mean_of_curvature(owner: str, value: Any) -> Any:
+    """The mean over the ranks; all that share a sharded parameter have seen the same batches."""
+    if not is_dtensor(value):
+        return mean_over_ranks(value)
+    ranks = torch.distributed.get_world_size()
+    if value.device_mesh.size() < ranks:
+        raise TypeError(
+            f"{owner} adds up its curvature over micro-batches, and a parameter is sharded over "
+            f"{value.device_mesh.size()} of {ranks} ranks, of which the others may have seen other batches; take steps "
+            f"without add_curvature()"
+        )
+    return value
 
 
 def _steps_of(param: Tensor, states: _States) -> int:

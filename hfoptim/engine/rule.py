@@ -230,6 +230,8 @@ class Rule:
             others, and their state, stay as they are. For rules of scope `ELEMENT`.
         dims: how many of the last dimensions a rule of scope `MATRIX` looks at; those before them are a batch.
         partner: what it is to know of another parameter, which is a state of the rule.
+        whole: whether it takes entries by their place in the whole tensor, such as every eleventh: it is not tried on
+            parts of sharded parameters.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -243,6 +245,7 @@ class Rule:
     sparse: bool = False
     dims: int = 2
     partner: Partner | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:

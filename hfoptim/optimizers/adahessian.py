@@ -59,9 +59,10 @@ class Adahessian(RuleOptimizer):
     Gradients need a graph: `loss.backward(create_graph=True)`, for which timm's training loops read `is_second_order`.
     A step costs about one more backward pass for every sample. `p.grad` is left as it is; remove it after each step
     (`zero_grad()`), as it holds the graph. With `add_curvature()` after each backward pass, D is added up over
-    micro-batches and their graphs are freed one by one, which is what the Trainer does. Not for sharded or complex
-    parameters, nor for gradients that DistributedDataParallel has averaged, whose graph is lost (in a loop of one's
-    own: backward and `add_curvature()` under `no_sync()`, then average the gradients).
+    micro-batches and their graphs are freed one by one, which is what the Trainer does. Sharded parameters are taken
+    under tensor parallelism, whose gradients have a graph; FSDP2 gives them none, and DistributedDataParallel loses it
+    (in a loop of one's own: backward and `add_curvature()` under `no_sync()`, then average the gradients). Not for
+    complex parameters.
 
     The random z depend on a fixed seed and the step alone, so that a resumed run repeats them. A parameter that the
     gradients do not depend on has D = 0.
@@ -69,7 +70,7 @@ class Adahessian(RuleOptimizer):
     State: `exp_avg` (m), `exp_hessian_diag_sq` (v), `hessian` (D).
 
     Raises:
-        TypeError: from `step`, a sharded or complex parameter.
+        TypeError: from `step`, a complex parameter, or a sharded one whose gradient has no graph.
         RuntimeError: from `step`: no gradient has a graph, or GradScaler has scaled them.
 
     Source:

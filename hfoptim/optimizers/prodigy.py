@@ -20,7 +20,6 @@ from hfoptim.optimizers.shared.distance import (
     LR_FACTOR,
     exact_zeros,
     rate,
-    refuse_sharded,
     sample_of,
     sampled,
 )
@@ -107,8 +106,9 @@ def prodigy(first_moment: bool, every: int) -> Rule:
     fn.__name__ = "prodigy"
     first = {"exp_avg": zeros} if first_moment else {}
     own = {"p0": sample_of(clone, every), "s": sample_of(exact_zeros, every)}
+    states = {**first, "exp_avg_sq": nonnegative, **own}
     scope = ELEMENT if every == 1 else TENSOR
-    return Rule(fn, scope, {**first, "exp_avg_sq": nonnegative, **own}, _per_step, Probe(sums, _probing))
+    return Rule(fn, scope, states, _per_step, Probe(sums, _probing), whole=every > 1)
 
 
 class Prodigy(RuleOptimizer):
@@ -129,10 +129,11 @@ class Prodigy(RuleOptimizer):
 
     Follows prodigyopt, whose state_dict loads, but for two things: there a group with lr=0 still decays, and goes on
     with the momentum it had; and options that groups disagree in are those of the first group. optax has
-    `use_bias_correction=True` only. State: `exp_avg` (m), unless beta1 is 0, `exp_avg_sq` (v), `p0`, `s`.
+    `use_bias_correction=True` only. With slice_p > 1 a sharded parameter (DTensor) goes to one rank for each step, as
+    those entries are the whole tensor's. State: `exp_avg` (m), unless beta1 is 0, `exp_avg_sq` (v), `p0`, `s`.
 
     Raises:
-        ValueError: groups that disagree, or, from `step()`, slice_p > 1 with a sharded parameter.
+        ValueError: groups that disagree.
         TypeError: a complex parameter with slice_p > 1.
 
     Source:
@@ -170,7 +171,6 @@ class Prodigy(RuleOptimizer):
     )
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        refuse_sharded(param, group["slice_p"])
         return prodigy(group["betas"][0] > 0, group["slice_p"])
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Size, Tensor
 from hfoptim.engine import Group, Name, RunState, Scalars, hyper, rms
 from hfoptim.engine.rule import TENSOR, Probe, Rule, clone
 from hfoptim.optimizers.shared.averaging import Averaging, averaged
-from hfoptim.optimizers.shared.distance import D0, LR_FACTOR, exact_zeros, refuse_sharded, sample_of, sampled
+from hfoptim.optimizers.shared.distance import D0, LR_FACTOR, exact_zeros, sample_of, sampled
 from hfoptim.optimizers.shared.factored import Factored
 from hfoptim.optimizers.shared.moments import debiased_rates
 from hfoptim.optimizers.shared.rectification import rectification
@@ -112,7 +112,7 @@ def prodigy_plus(moment: Factored, atan2: bool, stable: bool, every: int) -> Rul
     fn.__name__ = "prodigy_plus"
     own = {"p0": sample_of(clone, every), "s": sample_of(exact_zeros, every)}
     state = {"z": clone, **moment.state("exp_avg_sq"), **own}
-    return Rule(fn, TENSOR, state, _per_step, Probe(sums, _probing), returns_step_size=True)
+    return Rule(fn, TENSOR, state, _per_step, Probe(sums, _probing), returns_step_size=True, whole=every > 1)
 
 
 class ProdigyPlusScheduleFree(Averaging):
@@ -135,19 +135,21 @@ class ProdigyPlusScheduleFree(Averaging):
     if one of them has 32 entries. The parameter holds x from `eval()` to `train()`, as in AdamWScheduleFree, where all
     of it is told. Wants a constant lr, no clipping, and with `split_groups=False` one d for all groups.
 
+    A sharded parameter (DTensor) goes to one rank for each step unless slice_p is 1, as every 11th entry is one of the
+    whole tensor's; with slice_p=1 its parts stay where they are.
+
     State: `z`, `p0`, `s`, `exp_avg_sq` (v) or its factors `exp_avg_sq_row`, `exp_avg_sq_col`, in evaluation mode `y`
     (p). In each group `d`, `d_numerator` (r), `d_denom`, `weight_sum`, `k` (t) and `train_mode`; for parameters that
     are not on a CPU 0-d tensors on their device, so that no step waits for it.
 
     Follows the author's class with use_schedulefree, also in the root of the rms. That divides the factored v by a mean
     over the wrong dimension where the larger one comes first, so that it is the row means alone, and has 8 digits of
-    4 / pi. `stochastic_rounding` is the engine's here, `slice_p` is 11 there, `p0` and `s` are kept in full precision,
+    4 / pi. `stochastic_rounding` is the engine's here, `p0` and `s` are kept in full precision,
     and stay after `prodigy_steps`. Not here: use_schedulefree=False, use_speed, use_adopt, use_focus, use_cautious,
     use_grams, use_orthograd, split_groups_mean, fused_back_pass.
 
     Raises:
-        ValueError: groups with split_groups=False that disagree in what d depends on, or, from `step()`, slice_p > 1
-            with a sharded parameter.
+        ValueError: groups with split_groups=False that disagree in what d depends on.
         RuntimeError: from `step()` in evaluation mode.
         TypeError: a complex parameter.
 
@@ -210,7 +212,6 @@ class ProdigyPlusScheduleFree(Averaging):
                 )
 
     def rule_for(self, param: Tensor, group: dict[str, Any]) -> Rule:
-        refuse_sharded(param, group["slice_p"])
         moment = _largest_two(param.shape) if group["factored"] else Factored(None)
         atan2 = group["eps"] is None
         return prodigy_plus(moment, atan2, group["use_stableadamw"] and not atan2, group["slice_p"])

@@ -152,7 +152,7 @@ class SophiaH(RuleOptimizer):
     State: `momentum` (m), `hessian_moment` (h), `hessian` (D).
 
     Raises:
-        TypeError: from `step`, a sharded or complex parameter.
+        TypeError: from `step`, a complex parameter, or a sharded one whose gradient has no graph.
         RuntimeError: from `step`: no gradient has a graph, or GradScaler has scaled them.
 
     Source:

@@ -10,9 +10,6 @@ from cases import Entry
 from family import Found, launch, taken
 from tiers import DENSE, few_variants
 
-# Variants with slice_p above 1.
-SLICED = {"prodigy-sliced", "prodigy_plus_schedule_free-plain"}
-
 
 @pytest.fixture(scope="module")
 def steps(folder: Path, which: str) -> dict[str, Found]:
@@ -30,8 +27,7 @@ def test_an_optimizer_takes_the_steps_of_one_process(
         key = f"{entry.name}-{name}"
         assert (key in first["refused"]) != (key in first["collectives"]), key
         if key in first["refused"]:
-            # Its gradients need a graph, or it looks at entries by their place in the whole parameter.
-            assert entry.name not in taken("all") or key in SLICED
+            assert entry.name not in taken("all"), "its gradients need no graph"
 
 
 def test_every_variant_was_looked_at(steps: dict[str, Found], which: str) -> None:
@@ -147,6 +143,10 @@ OF_EACH: list[tuple[dict[str, int], str]] = [
     (
         {"allreduce_": 1, "alltoall_base_": 2},
         "adam_mini-decay",
+    ),
+    (
+        {"allreduce_": 1, "alltoall_base_": 3},
+        "prodigy-sliced prodigy_plus_schedule_free-plain",
     ),
     (
         {"alltoall_base_": 12},

@@ -36,6 +36,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import hfoptim
 from hfoptim.engine import MATRIX, TENSOR, rms, rule, scalar, zeros, zeros_without
@@ -526,6 +527,39 @@ def partial_gradients(mesh: DeviceMesh) -> None:
         torch.testing.assert_close(full(param.detach()), plain.detach())
 
 
+def curvature(mesh: DeviceMesh) -> None:
+    """Tensor parallelism gives gradients with a graph: Hessians are those of one process; FSDP2's are refused."""
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    batches = torch.randn(4, 2, 7, 6, dtype=torch.float64)
+
+    def trained(cls: Any, model: nn.Module, micro: bool, **options: Any) -> list[Tensor]:
+        optimizer = cls(list(model.named_parameters()), lr=0.05, **options)
+        for batch in batches:
+            optimizer.zero_grad()
+            for x in batch if micro else (batch.flatten(0, 1),):
+                (model(x) ** 2).mean().backward(create_graph=True)
+                if micro:
+                    optimizer.add_curvature()
+            optimizer.step()
+        return [full(param.detach()) for param in model.parameters()]
+
+    for micro in (False, True):
+        for cls, options in (
+            (hfoptim.Adahessian, {"n_samples": 2}),
+            (hfoptim.SophiaH, {"p": 1.0, "update_period": 2}),
+        ):
+            ways = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            model = parallelize_module(copy.deepcopy(start), mesh, ways)
+            both = zip(
+                trained(cls, model, micro, **options), trained(cls, copy.deepcopy(start), micro, **options), strict=True
+            )
+            for got, wanted in both:
+                torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+    with pytest.raises(TypeError, match="has no graph; FSDP2 makes none"):
+        trained(hfoptim.Adahessian, fully_shard(copy.deepcopy(start), mesh=mesh), False)
+
+
 def making_state(mesh: DeviceMesh) -> None:
     """What torch's functions do to an optimizer that has no state yet: nothing but make it."""
     for make in (
@@ -596,6 +630,7 @@ def sums_of_changed_gradients(mesh: DeviceMesh) -> dict[str, dict[str, int]]:
 def kinds(folder: Path, few: bool) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     partial_gradients(mesh)
+    curvature(mesh)
     making_state(mesh)
     changed_gradients(mesh)
     return {

@@ -117,8 +117,10 @@ def start(param: Any) -> int:
 
 
 def at_owner(rule: Rule, param: Any) -> bool:
-    """Whether a matrix rule steps this parameter on one rank: it is divided within its matrices, by one group."""
-    return rule.scope is Scope.MATRIX and within_matrices(rule, param) and len(groups_of(param)) == 1
+    """Whether one rank steps this parameter as it needs all of it, or whole matrices; it is divided by one group."""
+    if len(groups_of(param)) != 1:
+        return False
+    return rule.whole or (rule.scope is Scope.MATRIX and within_matrices(rule, param))
 
 
 def within_matrices(rule: Rule, param: Any) -> bool:
@@ -269,6 +271,11 @@ def part_of(value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) ->
 
     everywhere = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return everywhere.redistribute(placements=placements).to_local()
+
+
+def divided(value: Tensor, like: Any) -> Tensor:
+    """A tensor that every rank has, divided as another one of its shape is."""
+    return _dtensor(here(value, like), like, like.placements, value.shape) if is_dtensor(like) else value
 
 
 def here(value: Tensor, like: Any) -> Tensor:

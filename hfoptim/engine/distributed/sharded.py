@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 from hfoptim.engine import storage
 from hfoptim.engine.apply import entering, moved
+from hfoptim.engine.backends.loop import Loop
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.distributed.dtensor import (
     Groups,
@@ -141,6 +142,9 @@ def evaluate(
         if found is not None:
             yield found, () if over_ranks else groups
             continue
+        if len(groups) == 1 and not over_ranks:
+            yield from ((numbers, groups) for numbers in _numbers_at_owners(batch, function, whole, groups[0]))
+            continue
         for index in range(len(batch.rows)):
             with gathered(batch.chosen([index])).shaped() as row:
                 yield from (({name: [value] for name, value in values.items()}, ()) for values in whole(row, function))
@@ -167,7 +171,7 @@ def _of_parts(bucket: Bucket, groups: Groups, function: Function) -> dict[str, l
 def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:
     """Parameters, gradients and each state, in the shape that the rule sees; None where it needs whole tensors."""
     plan = bucket.plan
-    if plan.scope is Scope.MATRIX or not plan.plain:
+    if plan.scope is Scope.MATRIX or plan.rule.whole or not plan.plain:
         return None
     rows = []
     for row in bucket.rows:
@@ -208,20 +212,12 @@ def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGr
     """Gather each row on the rank that owns it, step it there, send every rank its parts of the results."""
     ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
     owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, len(ranks))]
-    divided = [[t for row in share.rows for t in row.tensors if cuts(t)] for share in owned]
-    received = _exchange(
-        [[local(t) for t in tensors] for tensors in divided],
-        [[(_part_shape(t, ranks, r), t.dtype) for t in divided[me]] for r in ranks],
-        group,
-        bucket.device,
-    )
-    gathered = iter([torch.cat(parts, _dim(t)) for t, *parts in zip(divided[me], *received, strict=True)])
-    rows = [row.map(lambda t: next(gathered) if cuts(t) else local(t)) for row in owned[me].rows]
-    if rows:
-        with Bucket(bucket.plan, rows, bucket.scalars, owned[me].seeds).shaped() as shaped:
+    mine = _gathered_at_owners(owned, group, bucket.device)
+    if mine.rows:
+        with mine.shaped() as shaped:
             whole(shaped)
     results = [[t for row in share.rows for t in row.written] for share in owned]
-    new = [t for row in rows for t in row.written]
+    new = [t for row in mine.rows for t in row.written]
     returned = _exchange(
         [[_part(value, t, ranks, r) for t, value in zip(results[me], new, strict=True)] for r in ranks],
         [[(local(t).shape, t.dtype) for t in tensors] for tensors in results],
@@ -231,6 +227,45 @@ def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGr
     for tensors, values in zip(results, returned, strict=True):
         for tensor, value in zip(tensors, values, strict=True):
             local(tensor).copy_(value)
+
+
+def _gathered_at_owners(owned: list[Bucket], group: ProcessGroup, device: torch.device) -> Bucket:
+    """The whole tensors of the rows that this rank owns; every rank sends its parts, in one all-to-all.
+
+    Args:
+        owned: the rows by the rank that owns them.
+        group: the ranks.
+        device: of all tensors.
+    """
+    ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
+    divided = [[t for row in share.rows for t in row.tensors if cuts(t)] for share in owned]
+    received = _exchange(
+        [[local(t) for t in tensors] for tensors in divided],
+        [[(_part_shape(t, ranks, r), t.dtype) for t in divided[me]] for r in ranks],
+        group,
+        device,
+    )
+    whole = iter([torch.cat(parts, _dim(t)) for t, *parts in zip(divided[me], *received, strict=True)])
+    rows = [row.map(lambda t: next(whole) if cuts(t) else local(t)) for row in owned[me].rows]
+    return Bucket(owned[me].plan, rows, owned[me].scalars, owned[me].seeds)
+
+
+def _numbers_at_owners(
+    bucket: Bucket, function: Function, whole: Evaluate, group: ProcessGroup
+) -> Iterator[dict[str, list[Tensor]]]:
+    """What a function gives for each row on the rank that owns it: sums over the ranks are those over all rows."""
+    ranks = dist.get_world_size(group)
+    owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, ranks)]
+    mine = _gathered_at_owners(owned, group, bucket.device)
+    if mine.rows:
+        with mine.shaped() as shaped:
+            yield from ({name: [value] for name, value in values.items()} for values in whole(shaped, function))
+        return
+    # A rank that owns nothing adds nothing, under every name that the others sum up.
+    first = bucket.chosen([0]).rows[0].map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
+    with Bucket(bucket.plan, [first], bucket.scalars, []).shaped() as shaped:
+        for values in Loop().evaluate(shaped, function):
+            yield {name: [torch.zeros((), dtype=v.dtype, device=bucket.device)] for name, v in values.items()}
 
 
 def _everywhere(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
@@ -317,7 +352,8 @@ def _exchange(
 
 def _bytes(tensor: Tensor) -> Tensor:
     """A tensor's memory, filled up to the alignment."""
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    # A single entry counts as contiguous with any stride, of which bytes cannot be seen.
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
     return torch.nn.functional.pad(flat, (0, -flat.numel() % ALIGNMENT))
 
 

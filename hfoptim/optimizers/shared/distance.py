@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Group, RuleOptimizer, RunState, State, hyper, is_dtensor, zeros
+from hfoptim.engine import Group, RuleOptimizer, RunState, State, hyper, zeros
 from hfoptim.engine.checks import number, plain
 from hfoptim.optimizers.shared.moments import corrected
 from hfoptim.optimizers.shared.peer_flags import any_value
@@ -33,16 +33,7 @@ def sample_of(state: State, every: int) -> State:
     """The same state, of those entries alone."""
     if every == 1:
         return state
-    return State(lambda param, dtype: state.init(param, dtype).flatten()[::every].clone())
-
-
-def refuse_sharded(param: Tensor, every: int) -> None:
-    """Raise a ValueError if entries are to be taken from a parameter of which this rank has a part."""
-    if every > 1 and is_dtensor(param):
-        raise ValueError(
-            f"slice_p={every} takes every so many-th entry of a whole tensor, which a sharded parameter (DTensor) is "
-            f"not; use slice_p=1"
-        )
+    return State(lambda param, dtype: state.init(param, dtype).flatten()[::every].clone(), of_values=True)
 
 
 LR_FACTOR: Any = hyper(1.0, "factor of the step size found; for a schedule. Below 0.01 it draws a warning")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Due, Group
+from hfoptim.engine import Due, Group, is_dtensor
+from hfoptim.engine.distributed.dtensor import aligned, divided
 from hfoptim.engine.storage import exact_dtype
 
 SEED = 2147483647
@@ -24,8 +25,12 @@ def gaussian(param: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _drawn(group: Group, param: Tensor, generator: torch.Generator) -> Tensor:
-    normal = group.get("hessian_distribution") == "gaussian"
-    return gaussian(param, generator) if normal else rademacher(param, generator)
+    draw = gaussian if group.get("hessian_distribution") == "gaussian" else rademacher
+    if not is_dtensor(param):
+        return draw(param, generator)
+    # That of the whole parameter, so that it does not depend on the number of ranks.
+    whole = torch.empty(param.shape, dtype=param.dtype, device=param.device)
+    return divided(draw(whole, generator), param)
 
 
 def diagonals(due: Sequence[Due], step: int) -> list[Tensor]:
@@ -62,5 +67,5 @@ def diagonals(due: Sequence[Due], step: int) -> list[Tensor]:
         )
         for count, diagonal, product, vector in zip(counts, found, products, vectors, strict=True):
             if product is not None and sample < count:
-                diagonal.add_(product * vector, alpha=1.0 / count)
+                diagonal.add_(aligned(product, diagonal) * vector, alpha=1.0 / count)
     return found
