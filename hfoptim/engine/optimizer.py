@@ -444,6 +444,10 @@ class EngineOptimizer(Optimizer):
         for _, param, grad in entries:
             param.grad = grad.detach()
 
+    def drop_step(self) -> None:
+        """Forget what was told of a step that is not taken after all: losses, curvature."""
+        self._loss = self._curvature = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Take one optimization step; under gradient release, end the one that backward has taken.
@@ -474,7 +478,7 @@ class EngineOptimizer(Optimizer):
             entries = self._entries()
             if self._is_only_for_state(entries):
                 self._collect(entries)
-                self._loss = self._curvature = None  # what it was told is no part of the next step
+                self.drop_step()  # what it was told is no part of the next step
             elif self.release is not None:
                 self.release.end(self, entries)
             elif entries and any(group["gradient_release"] for group in self.param_groups):
