@@ -27,7 +27,7 @@ from hfoptim.engine.bucket_step import (
     totals_of,
 )
 from hfoptim.engine.checkpoints import loading
-from hfoptim.engine.distributed import dtensor, flattened, sharded
+from hfoptim.engine.distributed import agreement, dtensor, flattened, sharded
 from hfoptim.engine.distributed.owners import Owners, stepped_elsewhere
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
@@ -130,6 +130,8 @@ class EngineOptimizer(Optimizer):
     around: tuple[Any, ...] = ()
     # The parameters it was given, which others may have replaced since.
     _given: flattened.Given | None = None
+    # Whether it is known that plain parameters beside divided ones are the same on all ranks.
+    _agreed: bool = False
     # The ranks with the same parameters, among which `distribute_matrices` divides them; None: all. Neither saved nor
     # copied, as what follows.
     process_group: ProcessGroup | None = None
@@ -511,6 +513,7 @@ class EngineOptimizer(Optimizer):
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
             flattened.refuse(self, self.param_groups, self._parameters_given())
+            agreement.refuse_replaced(name, self.param_groups)
             last, work = None, self._collect(entries)
         here = [item for item in work if not item.elsewhere]
         inputs.meet_partners(here, self.state, self.partner_of)
@@ -524,6 +527,10 @@ class EngineOptimizer(Optimizer):
 
     def _advance(self, work: list[BucketStep], loss: Tensor | None) -> None:
         """Sum what is summed over all tensors, advance the run state, and give each bucket its scalars."""
+        over = [item.groups for item in work if item.groups and item.bucket.plan.rule.probe is not None]
+        if over and not self._agreed:
+            agreement.refuse_differing(type(self).__name__, self.param_groups, over)
+            self._agreed = True
         of_step = work, self.param_groups, self.run_state.init
         first, arithmetic = (device_numbers.arithmetic_of(work) for _ in range(2))
         probed = device_numbers.computed(lambda _: probe_scalars(work), *of_step, first)
