@@ -289,12 +289,14 @@ def zero(name: str, needs: Any, column: str) -> dict[str, Any]:
             engine.backward(loss_of(engine, batches()[0]))
             engine.step()
             raise AssertionError(f"{name} needs more than a gradient, and took a step without")
+        switch(optimizer, "train")
         for batch in batches():
             loss = loss_of(engine, batch)
             for inner in unwrap_all(optimizer, RuleOptimizer):
                 inner.add_loss(loss.detach())
             engine.backward(loss)
             engine.step()
+        switch(optimizer, "eval")
         got = {}
         for key, param in model.named_parameters():
             # One by one: of several, DeepSpeed 0.19 waits for the last alone, and gloo may finish it first.

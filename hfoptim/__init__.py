@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from hfoptim.optimizers import *  # noqa: F403
     from hfoptim.trainer import (
         EvaluationWeights,
-        GuardSteps,
         OptimizerCallback,
         OptimizerMonitor,
         ScheduleChange,
@@ -81,7 +80,6 @@ __all__ = [
     "FriendlySAM",
     "GradientAccumulator",
     "GrokFast",
-    "GuardSteps",
     "LookSAM",
     "Lookahead",
     "Magma",
@@ -134,7 +132,6 @@ else:  # made when it is asked for, as it takes a look at all the sources
 # What needs transformers is imported when it is asked for.
 _OF_TRAINER = (
     "EvaluationWeights",
-    "GuardSteps",
     "OptimizerCallback",
     "OptimizerMonitor",
     "ScheduleChange",

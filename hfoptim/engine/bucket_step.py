@@ -32,6 +32,8 @@ class BucketStep:
     whole: bool
     # Whether its gradients are.
     sparse: bool = False
+    # Whether its tensors are flattened parts, and sums over the whole are of all ranks.
+    by_sums: bool = False
     params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)

@@ -27,8 +27,9 @@ from hfoptim.engine.bucket_step import (
     totals_of,
 )
 from hfoptim.engine.checkpoints import loading
-from hfoptim.engine.distributed import agreement, dtensor, flattened, sharded
+from hfoptim.engine.distributed import dtensor, flattened, sharded
 from hfoptim.engine.distributed.owners import Owners, stepped_elsewhere
+from hfoptim.engine.distributed.segmented import Segmented
 from hfoptim.engine.options import check_options, documentation
 from hfoptim.engine.plan import DECOUPLED_PLACES, Decay, Plan, corrected, option_scalars, plan_of, unit, whole
 from hfoptim.engine.precision import precise
@@ -130,8 +131,6 @@ class EngineOptimizer(Optimizer):
     around: tuple[Any, ...] = ()
     # The parameters it was given, which others may have replaced since.
     _given: flattened.Given | None = None
-    # Whether it is known that plain parameters beside divided ones are the same on all ranks.
-    _agreed: bool = False
     # The ranks with the same parameters, among which `distribute_matrices` divides them; None: all. Neither saved nor
     # copied, as what follows.
     process_group: ProcessGroup | None = None
@@ -139,6 +138,9 @@ class EngineOptimizer(Optimizer):
     _owners: Owners | None = None
     # The states of all ranks, while `state_dict` is to have them without asking.
     _whole_state: dict[int, dict[str, Any]] | None = None
+    # Steps flattened parameters with their shapes, where that is needed; `_within`: the same, while it does so.
+    _segmented: Segmented | None = None
+    _within: Segmented | None = None
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -243,6 +245,8 @@ class EngineOptimizer(Optimizer):
         if not chosen:
             return
         if flattened.is_flattened([group]):
+            if not group["hyperball"] and flattened.is_recorded(group, flattened.FSDP1):
+                return  # looked at with the shapes, when these are stepped
             raise ValueError(
                 f"{chosen[0]} looks at rows or the whole of parameters, which FullyShardedDataParallel (FSDP1) has "
                 f"flattened; take fully_shard (FSDP2), or leave it out"
@@ -309,18 +313,19 @@ class EngineOptimizer(Optimizer):
         super().add_param_group(param_group)
         if "differentiable" not in self.param_groups[0]:  # torch adds it to the defaults once there are groups
             param_group.pop("differentiable", None)
+        known = self._parameters_given()
+        known.add(param_group)
         try:
             if _needs_peak(param_group) and param_group.get("max_lr") is None:
                 # The lr that the group starts with, as a number of its own: a schedule may change a tensor in place.
                 param_group["max_lr"] = checks.number("lr", param_group["lr"])
                 self.check_group(param_group)
-            known = self._parameters_given()
-            known.add(param_group)
-            flattened.refuse(self, [param_group], known)
+            flattened.refuse(self, [param_group], known, made=True)
             self.check_added(param_group)
             self._check_units(param_group)
         except Exception:
             self.param_groups.pop()
+            known.remove_last()
             raise
 
     def _own_first(self, group: Group) -> dict[str, Any]:
@@ -334,7 +339,7 @@ class EngineOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 if name != "differentiable":  # torch's, in the defaults of every optimizer
                     group.setdefault(name, value)
-        self._parameters_given()
+        self._parameters_given().replace(self.param_groups)
 
     def _parameters_given(self) -> flattened.Given:
         """The parameters that it was given; of a copy, those that it has when it is made."""
@@ -348,6 +353,9 @@ class EngineOptimizer(Optimizer):
         Hyper-parameters are Python's own numbers and tuples, also where somebody wrote others into the groups. With
         `distribute_matrices` it gathers what other ranks keep, so that every rank has to call it.
         """
+        if self._segmented is not None:
+            groups = self._parameters_given().groups
+            return loading.portable(self._segmented.state_dict(self, groups, super().state_dict))
         found = super().state_dict()
         if self._whole_state is not None:
             found = {**found, "state": {**found["state"], **self._whole_state}}
@@ -383,7 +391,12 @@ class EngineOptimizer(Optimizer):
         Raises:
             ValueError: it is another optimizer's, or its groups, parameters or shapes are not these; nothing changed.
         """
-        loading.load(unmasked(self), state_dict)
+        found = flattened.of_state(self, state_dict)
+        if found is None:
+            loading.load(unmasked(self), state_dict)
+        else:
+            groups = self._parameters_given().groups
+            found.load(self, groups, state_dict, lambda plain: loading.load(unmasked(self), plain))
 
     def adapt_loaded(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         """Turn a peer's saved state of one parameter into ours, where `peer_state` does not suffice."""
@@ -446,10 +459,6 @@ class EngineOptimizer(Optimizer):
         for _, param, grad in entries:
             param.grad = grad.detach()
 
-    def drop_step(self) -> None:
-        """Forget what was told of a step that is not taken after all: losses, curvature."""
-        self._loss = self._curvature = None
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Take one optimization step; under gradient release, end the one that backward has taken.
@@ -477,10 +486,13 @@ class EngineOptimizer(Optimizer):
                 found = closure()
             take_loss(self, found)
         with undisturbed():
+            # What is flattened, and needs its shapes, leaves no last step.
+            if self._last_step is None and flattened.stepped(self):
+                return found
             entries = self._entries()
             if self._is_only_for_state(entries):
                 self._collect(entries)
-                self.drop_step()  # what it was told is no part of the next step
+                self._loss = self._curvature = None  # what it was told is no part of the next step
             elif self.release is not None:
                 self.release.end(self, entries)
             elif entries and any(group["gradient_release"] for group in self.param_groups):
@@ -504,7 +516,7 @@ class EngineOptimizer(Optimizer):
         inputs.refuse_capture([param for _, param, _ in entries[:1]], name)
         loss = self._mean_loss() if self.needs_loss else None
         if self.curvature is not None:
-            flattened.refuse(self, self.param_groups, self._parameters_given())
+            self._refuse_flattened()
             added, self._curvature = self._curvature, None
             self.curvature.prepare(name, entries, self.param_groups, self.state, added)
         self.owners()
@@ -512,8 +524,7 @@ class EngineOptimizer(Optimizer):
         last, self._last_step = self._last_step, None
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
         if work is None:
-            flattened.refuse(self, self.param_groups, self._parameters_given())
-            agreement.refuse_replaced(name, self.param_groups)
+            self._refuse_flattened()
             last, work = None, self._collect(entries)
         here = [item for item in work if not item.elsewhere]
         inputs.meet_partners(here, self.state, self.partner_of)
@@ -525,16 +536,20 @@ class EngineOptimizer(Optimizer):
             last.drop_gradients()
         self._last_step = last
 
+    def _refuse_flattened(self) -> None:
+        if self._within is None:
+            flattened.refuse(self, self.param_groups, self._parameters_given())
+
     def _advance(self, work: list[BucketStep], loss: Tensor | None) -> None:
         """Sum what is summed over all tensors, advance the run state, and give each bucket its scalars."""
-        over = [item.groups for item in work if item.groups and item.bucket.plan.rule.probe is not None]
-        if over and not self._agreed:
-            agreement.refuse_differing(type(self).__name__, self.param_groups, over)
-            self._agreed = True
         of_step = work, self.param_groups, self.run_state.init
-        first, arithmetic = (device_numbers.arithmetic_of(work) for _ in range(2))
+        within = self._within
+        # Ranks exchange tensors.
+        first, arithmetic = (None if within else device_numbers.arithmetic_of(work) for _ in range(2))
         probed = device_numbers.computed(lambda _: probe_scalars(work), *of_step, first)
         totals = totals_of(work, probed, arithmetic, self.run_state.naming(self.param_groups))
+        if within is not None:
+            totals = within.summed(totals)
 
         def scalars(of: Callable[[Any], Any] | None) -> list[dict[str, Any]]:
             more = self._begin(totals, loss, of)
@@ -610,6 +625,10 @@ class EngineOptimizer(Optimizer):
                 self.report.take(item)
             if item.whole:
                 sharded.run(item.bucket, item.backend.step)
+                continue
+            if item.by_sums:
+                assert self._within is not None
+                self._within.step_by_sums(item.bucket, item.params)
                 continue
             with row_sparse.gathered(item.bucket) if item.sparse else item.occupied().shaped() as bucket:
                 if bucket.rows:
@@ -714,23 +733,25 @@ class EngineOptimizer(Optimizer):
         owners = self.owners()
         elsewhere = owners.elsewhere if owners is not None else ()
         planned = []
+        wholes: Mapping[Tensor, Tensor] = {} if self._within is None else self._within.wholes
         for index, param, grad in entries:
+            whole_param = wholes.get(param, param)
             if param.is_inference():
-                name = self._name_of(index, survey.places[param].position)
+                name = self._name_of(index, survey.places[whole_param].position)
                 raise RuntimeError(
                     f"{name} was made in torch.inference_mode(), outside of which nothing can be written to it; make "
                     f"or load the model under torch.no_grad() instead"
                 )
             group, sparse = self.param_groups[index], grad.layout is not torch.strided
             tried = backends.eager(group) if sparse else survey.backends[index, param.device.type]
-            _, position, ordinal = survey.places[param]
+            _, position, ordinal = survey.places[whole_param]
             if param in elsewhere:
                 plan = plan_of(stepped_elsewhere, Decay.NONE, storage.exact_dtype(param.dtype))
                 backend: Backend = backends.LOOP
                 for name in self.state[param].keys() - {"step"}:
                     del self.state[param][name]
             else:
-                plan = self._plan(param, group, tried)
+                plan = self._plan(whole_param, group, tried)
                 backend = backends.first_of(tried, plan, param.device)
             state = ensure_state(plan, param, self.state[param], ordinal, position)
             planned.append((index, backend, plan, param, grad, state))
@@ -743,13 +764,14 @@ class EngineOptimizer(Optimizer):
             whole = dtensor.is_dtensor(param) and sharded.takes(plan, row)
             layout = dtensor.layout(param)
             sparse = grad.layout is not torch.strided
-            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole, sparse)
+            by_sums = self._within is not None and self._within.goes_by_sums(param)
+            key = (index, plan, param.dtype, grad.dtype, dtypes, param.device, count, layout, whole, sparse, by_sums)
             if key not in work:
                 group, groups = self.param_groups[index], dtensor.groups_of(param)
                 bucket = Bucket(plan)
-                work[key] = BucketStep(group, int(count) + 1, backend, bucket, groups, whole, sparse)
+                work[key] = BucketStep(group, int(count) + 1, backend, bucket, groups, whole, sparse, by_sums)
                 work[key].elsewhere = param in elsewhere
-            work[key].add(param, row, state["step"], survey.places[param].ordinal)
+            work[key].add(param, row, state["step"], survey.places[wholes.get(param, param)].ordinal)
         return list(work.values())
 
     def plan_for(self, param: Tensor, group: dict[str, Any]) -> Plan:

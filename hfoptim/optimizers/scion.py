@@ -27,6 +27,7 @@ from hfoptim.engine import (
     zeros,
 )
 from hfoptim.engine.checks import flag
+from hfoptim.engine.distributed.segments import original_shape
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import DividedMatrices, Form, as_matrix, form_of, matrices_of
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of
@@ -231,17 +232,17 @@ class Scion(DividedMatrices):
 
     def _kind(self, param: Tensor, group: Group) -> tuple[str, Form | None]:
         """The norm of a parameter, and how it is matrices."""
-        norm, form = group["norm_type"], None
+        norm, form, shape = group["norm_type"], None, original_shape(param)
         if norm == "Auto":
             form = self._form_of(param, group)
             hidden = "SpectralConv" if form is not None and form.flattened else "Spectral"
-            norm = hidden if form is not None else "Sign" if param.ndim >= 2 else "BiasRMS"
+            norm = hidden if form is not None else "Sign" if len(shape) >= 2 else "BiasRMS"
         name, spectral = self.name_of(param, group), norm.startswith("Spectral")
-        if spectral and param.ndim < 2:
-            raise ValueError(f"norm_type={norm!r} for {name or 'a parameter'} of shape {tuple(param.shape)}, no matrix")
-        if form is None and param.ndim >= 2:
+        if spectral and len(shape) < 2:
+            raise ValueError(f"norm_type={norm!r} for {name or 'a parameter'} of shape {tuple(shape)}, no matrix")
+        if form is None and len(shape) >= 2:
             split = (group["split"], group["split_dim"]) if spectral else (1, None)
-            form = form_of(name, param.shape, True, group["stacked"], *split)
+            form = form_of(name, shape, True, group["stacked"], *split)
         return norm, form
 
 

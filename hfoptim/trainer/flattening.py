@@ -12,17 +12,19 @@ from hfoptim.trainer import private
 def attend(trainer: Any, optimizer: Any) -> None:
     """Raise where a trainer's optimizer would compute something else under DeepSpeed's ZeRO, before it starts.
 
+    What needs the shapes of parameters has them from DeepSpeed's records, which are there at the first step.
+
     Args:
         trainer: the trainer, about to train.
         optimizer: its optimizer, wrapped or not.
 
     Raises:
-        ValueError: it looks at shapes, at whole tensors or at all parameters; ZeRO-1, -2 or -3 is on.
+        ValueError: it does what the parameters' shapes are not enough for; ZeRO-1, -2 or -3 is on.
     """
     if not private.zero_stage(trainer):
         return
     for inner in unwrap_all(optimizer, RuleOptimizer):
         for group in inner.param_groups:
-            reason = flattened.why_not(inner, group, flattened.ZERO)
+            reason = flattened.unmet(inner, group, flattened.ZERO)
             if reason:
                 raise ValueError(flattened.message(type(inner).__name__, reason, flattened.ZERO))

@@ -1,4 +1,4 @@
-"""Under DeepSpeed's ZeRO, on two processes: element-wise optimizers are those of one process, the others say no."""
+"""Under DeepSpeed's ZeRO, on two processes, optimizers are those of one process, or say no before the first step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ NAMES = {
     "lion": None,
     "laprop": None,
     "lookahead_adamw": None,
-    "lamb": "Lamb takes means or norms of whole tensors, and DeepSpeed ZeRO has flattened",
-    "muon": "Muon takes parameters by their names, their partners or their shapes, and DeepSpeed ZeRO has flattened",
-    "adafactor": "Adafactor takes means or norms of whole tensors, and DeepSpeed ZeRO has flattened",
-    "prodigy": "Prodigy carries numbers from step to step that are of all parameters, and DeepSpeed ZeRO",
-    "cadamw": "Adam has an option that takes means or norms of whole tensors, and DeepSpeed ZeRO",
+    "lamb": None,
+    "muon": None,
+    "adafactor": None,
+    "prodigy": None,
+    "cadamw": None,
+    "adamw_schedule_free": None,
+    "lookahead_lamb": "Lamb is inside of Lookahead and takes means or norms of whole tensors, and DeepSpeed ZeRO has",
+    "sam_adamw": "Adam is inside of SAMAdam",
 }
 
 
@@ -44,4 +47,6 @@ def test_in_a_trainer(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatc
             assert torch.equal(first[key], second[key])
             moved = (value - start[key]).abs().max()
             assert moved > 0
-            assert (first[key] - value).abs().max() <= 1e-6 * moved, (name, key)
+            # Of sums in another order an entry may be one rounding off.
+            far = (first[key] - value).abs()
+            assert (far <= (1e-6 * moved).clamp(min=1.2e-7 * value.abs())).all(), (name, key)

@@ -35,10 +35,12 @@ class Cut:
     Args:
         size: of the whole dimension.
         groups: the ranks that have the parts; one group per dimension of the mesh that divides it.
+        stands_for_all: whether it is that of a flattened tensor, whose own dimensions are gone.
     """
 
     size: int
     groups: Groups
+    stands_for_all: bool = False
 
 
 def is_dtensor(tensor: Tensor) -> bool:

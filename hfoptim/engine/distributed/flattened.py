@@ -1,7 +1,8 @@
 """Parameters that somebody has flattened: parts of one long vector, which FSDP1 and DeepSpeed's ZeRO make of them.
 
 An entry's own step is the same in such a part. Whatever looks at a shape, at a whole tensor or at a parameter's place
-would compute something else without a word, so it is refused by name before the first step.
+would compute something else without a word: it is stepped with the shapes that there were (`segmented.py`), and where
+these are not to be had, or would not do, refused by name before the first step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from hfoptim.engine import bucket_cache, modes
+from hfoptim.engine.distributed import segments
 from hfoptim.engine.distributed.dtensor import is_dtensor
+from hfoptim.engine.distributed.segmented import KEY, Segmented
 from hfoptim.engine.precision import precise
 from hfoptim.engine.rule import Rule, Scope
 
@@ -87,8 +90,13 @@ class Given:
     Others may do so: FSDP2 puts DTensors there, mixed precision copies in float32. These have the same shapes.
     """
 
-    def __init__(self, groups: Sequence[Group] = ()) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]] = ()) -> None:
+        # All groups that there are: DeepSpeed lets an optimizer have one of them at a time.
+        self.groups: list[dict[str, Any]] = []
+        # By the place of the group, flat tensors and their gradients.
+        self._waiting: dict[int, dict[Tensor, Tensor | None]] = {}
         self._params: dict[int, weakref.ref[Tensor]] = {}
+        self._originals: list[list[weakref.ref[Tensor]]] = []
         self._shapes: dict[int, list[torch.Size]] = {}
         # The groups that were let pass, with the options that they had.
         self._taken: dict[int, tuple[Flattener, list[list[Any]]]] = {}
@@ -97,11 +105,67 @@ class Given:
         for group in groups:
             self.add(group)
 
-    def add(self, group: Group) -> None:
-        """Note a group and its parameters."""
+    def add(self, group: dict[str, Any]) -> None:
+        """Note a group and its parameters, once."""
+        if self.groups and self.groups[-1] is group:
+            return
+        self.groups.append(group)
+        self._originals.append([weakref.ref(param) for param in group["params"]])
         # Under DeepSpeed's zero.Init they are empty, and know what they were.
         self._shapes[id(group)] = [getattr(param, "ds_shape", param.shape) for param in group["params"]]
         self._params.update((id(param), weakref.ref(param)) for param in group["params"])
+
+    def replace(self, groups: list[dict[str, Any]]) -> None:
+        """Note that other groups, with the same parameters, have taken the place of those that there were."""
+        if len(groups) != len(self.groups):
+            self.groups, self._originals = [], []
+            for group in groups:
+                self.add(group)
+            return
+        for old, new in zip(self.groups, groups, strict=True):
+            self._shapes[id(new)] = self._shapes[id(old)]
+        self.groups = list(groups)
+
+    def remove_last(self) -> None:
+        """Forget the group that was added last."""
+        self.groups.pop()
+        self._originals.pop()
+
+    def originals(self) -> list[list[Tensor]] | None:
+        """The parameters that were given, by groups; None where one is no longer there."""
+        found = [[reference() for reference in group] for group in self._originals]
+        return None if any(param is None for group in found for param in group) else found  # type: ignore[return-value]
+
+    def wait(self, groups: Sequence[Group]) -> None:
+        """Note the flat tensors of groups, and the gradients that they have now."""
+        places = {id(group): place for place, group in enumerate(self.groups)}
+        for group in groups:
+            for flat in group["params"]:
+                waiting = self._waiting.setdefault(places[id(group)], {})
+                if flat in waiting:
+                    raise RuntimeError("a part of the parameters was stepped twice before all had been stepped once")
+                waiting[flat] = flat.grad
+
+    def are_all_waiting(self) -> bool:
+        """Whether the flat tensors of all groups have been noted."""
+        for place, originals in enumerate(self._originals):
+            size = segments.size_in_parts([reference() for reference in originals])
+            waiting = self._waiting.get(place, {})
+            if size == 0:
+                continue
+            if not waiting or (size is not None and sum(flat.numel() for flat in waiting) < size):
+                return False
+        return True
+
+    def waiting(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The flat tensors and their gradients, which are then forgotten."""
+        found = [pair for flats in self._waiting.values() for pair in flats.items()]
+        self._waiting = {}
+        return found
+
+    def flats(self) -> list[list[Tensor]]:
+        """The flat tensors of each group."""
+        return [list(self._waiting.get(place, {})) for place in range(len(self.groups))]
 
     def flattener(self, group: Group) -> Flattener | None:
         """What has flattened a group's parameters, if anything has."""
@@ -138,8 +202,16 @@ class Given:
 # -- refusing ---------------------------------------------------------------------------------------------------------
 
 
-def refuse(optimizer: EngineOptimizer, groups: Sequence[Group], given: Given) -> None:
-    """Raise a ValueError if parameters of these groups are flattened, and the optimizer's step is another one then."""
+def refuse(optimizer: EngineOptimizer, groups: Sequence[dict[str, Any]], given: Given, made: bool = False) -> None:
+    """Raise a ValueError if parameters of these groups are flattened, and the optimizer's step is another one then.
+
+    Args:
+        optimizer: the optimizer.
+        groups: some of its groups.
+        given: its parameters.
+        made: whether the groups are being added: what can be stepped with its shapes may pass, and is looked at anew
+            when it is stepped.
+    """
     for group in groups:
         by = given.flattener(group)
         if by is None:
@@ -148,6 +220,8 @@ def refuse(optimizer: EngineOptimizer, groups: Sequence[Group], given: Given) ->
         options = bucket_cache.options_of([group], optimizer.changing_options)
         if not given.was_taken(group, by, options):
             reason = why_not(optimizer, group, by)
+            if reason and made and not unmet(optimizer, group, by) and is_recorded(group, by):
+                continue
             if reason:
                 raise ValueError(message(name, reason, by))
             given.take(group, by, options)
@@ -156,6 +230,130 @@ def refuse(optimizer: EngineOptimizer, groups: Sequence[Group], given: Given) ->
                 f"{by.name} steps this parameter group in several parts, and {name} counts its steps: raise "
                 f"sub_group_size above the number of parameters of a group, or take FSDP2"
             )
+
+
+def is_recorded(group: Group, by: Flattener) -> bool:
+    """Whether shapes of parameters that are flattened before the optimizer is made can be had."""
+    if by is ZERO:
+        return all(getattr(param, "ds_tensor", None) is not None for param in group["params"])
+    try:
+        segments.of_fsdp1([group["params"]])
+    except segments.Unrecorded:
+        return False
+    return True
+
+
+# -- stepping with shapes ---------------------------------------------------------------------------------------------
+
+
+def stepped(optimizer: EngineOptimizer) -> bool:
+    """Take a step with the shapes that parameters had before they were flattened, where the optimizer needs them.
+
+    Under DeepSpeed, which steps one group after the other, it is taken with the last of them.
+
+    Returns:
+        Whether the step is taken, or will be. Else nothing is flattened, or entries are stepped as they are.
+
+    Raises:
+        ValueError: what has flattened them keeps no record that is read here.
+    """
+    given = optimizer._parameters_given()
+    if optimizer._segmented is None:
+        by = _needing_shapes(optimizer, given)
+        if by is None:
+            return False
+        given.wait(optimizer.param_groups)
+        if not given.are_all_waiting():
+            return True
+        optimizer._segmented = _segmented(optimizer, given, by)
+        _refuse_watching(optimizer, by.name)
+        optimizer._segmented.take(optimizer, given.groups, given.waiting())
+    else:
+        _refuse_watching(optimizer, optimizer._segmented.name)
+        flats = [param for group in optimizer.param_groups for param in group["params"]]
+        optimizer._segmented.take(optimizer, given.groups, [(flat, flat.grad) for flat in flats])
+    return True
+
+
+def of_state(optimizer: EngineOptimizer, state_dict: Mapping[str, Any]) -> Segmented | None:
+    """What is to load a state_dict; None: the optimizer is not stepped with shapes, or nothing is to be loaded for it.
+
+    Every rank calls it with what it has itself saved.
+
+    Raises:
+        ValueError: as for `stepped`; or the state_dict is of flattened parameters, and these are not flattened.
+    """
+    given = optimizer._parameters_given()
+    held = not isinstance(state_dict, Mapping) or KEY in state_dict or any(state_dict.get("state", {}).values())
+    if optimizer._segmented is None and optimizer._within is None and held:
+        by = _needing_shapes(optimizer, given)
+        if by is not None:
+            given.wait(optimizer.param_groups)
+            optimizer._segmented = _segmented(optimizer, given, by)
+            given.waiting()
+        elif isinstance(state_dict, Mapping) and KEY in state_dict:
+            raise ValueError(
+                "the state_dict is of parameters that were flattened and stepped with their shapes, which these are "
+                "not; it goes on where it was saved"
+            )
+    return optimizer._segmented
+
+
+def _refuse_watching(optimizer: EngineOptimizer, by: str) -> None:
+    """Raise a RuntimeError for what would see a part of the parameters only."""
+    if optimizer.report is not None or optimizer.release is not None:
+        what = "reports of its rules" if optimizer.report is not None else "gradient release"
+        raise RuntimeError(
+            f"{by} has flattened the parameters, each of which {type(optimizer).__name__} steps on some of the ranks; "
+            f"{what} would be of these alone. Leave it out, or take FSDP2"
+        )
+
+
+def switch(optimizer: EngineOptimizer, change: Callable[[], None]) -> None:
+    """Put other weights into an optimizer's parameters, by `change`, and from there into the model of every rank."""
+    found = optimizer._segmented
+    if found is None:
+        change()
+    else:
+        found.switch(optimizer, optimizer._parameters_given().groups, change)
+
+
+def _needing_shapes(optimizer: EngineOptimizer, given: Given) -> Flattener | None:
+    """What has flattened the parameters of an optimizer that can be stepped with their shapes alone; None: not so."""
+    by = next(filter(None, map(given.flattener, optimizer.param_groups)), None)
+    if by is None or by is UNKNOWN or any(optimizer.state.values()):
+        return None
+    options = [bucket_cache.options_of([group], optimizer.changing_options) for group in given.groups]
+    if all(given.was_taken(group, by, own) for group, own in zip(given.groups, options, strict=True)):
+        return None
+    if any(unmet(optimizer, group, by) for group in given.groups):
+        return None
+    return by if any(why_not(optimizer, group, by) for group in given.groups) else None
+
+
+def _segmented(optimizer: EngineOptimizer, given: Given, by: Flattener) -> Segmented:
+    """Find out where the parameters lie; every rank does so, and all raise where one cannot."""
+    layout, problem = None, ""
+    try:
+        layout = segments.of_fsdp1([group["params"] for group in given.groups]) if by is FSDP1 else _of_zero(given)
+    except segments.Unrecorded as error:
+        problem = str(error)
+    problems = [problem]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        problems = [""] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(problems, problem)
+    found = next(filter(None, problems), "")
+    if found or layout is None:
+        reason = next(filter(None, (why_not(optimizer, group, by) for group in given.groups)))
+        raise ValueError(message(type(optimizer).__name__, reason, by, found))
+    return Segmented(optimizer, by.name, given.groups, layout, not by.steps_once)
+
+
+def _of_zero(given: Given) -> segments.Layout:
+    originals = given.originals()
+    if originals is None:
+        raise segments.Unrecorded("no parameters of the model any more")
+    return segments.of_zero(originals, given.flats())
 
 
 def unflattened(optimizer: Optimizer) -> Optimizer:
@@ -174,18 +372,42 @@ def unflattened(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def message(name: str, reason: str, by: Flattener) -> str:
-    """What a refusal says."""
+def message(name: str, reason: str, by: Flattener, unrecorded: str = "") -> str:
+    """What a refusal says; `unrecorded`: why there are no shapes to step with."""
+    found = f" (their shapes were not to be had: {unrecorded})" if unrecorded else ""
     return (
-        f"{name} {reason}, and {by.name} has flattened the parameters into parts of one long vector, where that would "
-        f"be something else without a word. Train with FSDP2 (fully_shard; fsdp_version 2 of Accelerate and the "
-        f"Trainer) or DDP, or take an optimizer of single entries, such as adamw, lion or adan"
+        f"{name} {reason}, and {by.name} has flattened the parameters into parts of one long vector{found}, where "
+        f"that would be something else without a word. Train with FSDP2 (fully_shard; fsdp_version 2 of Accelerate "
+        f"and the Trainer) or DDP, or take an optimizer of single entries, such as adamw, lion or adan"
     )
 
 
 def why_not(optimizer: EngineOptimizer, group: Group, by: Flattener) -> str:
     """What an optimizer does that is not the same in flattened parts; empty if nothing is."""
-    return _of_wrappers(optimizer, by) or _of_optimizer(optimizer, by) or _of_rules(optimizer, group, by)
+    return _always(optimizer, by) or _of_optimizer(optimizer, by) or _of_rules(optimizer, group, by)
+
+
+def unmet(optimizer: EngineOptimizer, group: Group, by: Flattener) -> str:
+    """What an optimizer does for which the shapes that parameters had are not enough; empty if nothing is."""
+    reason = _always(optimizer, by)
+    if not reason and optimizer.around and not by.steps_once:
+        # The wrapper's step would come before that of the parameters, which waits for all groups.
+        reason = why_not(optimizer, group, by)
+        reason = f"is inside of {type(optimizer.around[0]).__name__} and {reason}" if reason else ""
+    return reason
+
+
+def _always(optimizer: EngineOptimizer, by: Flattener) -> str:
+    reason = _of_wrappers(optimizer, by)
+    if reason:
+        return reason
+    if optimizer.curvature is not None:
+        return "differentiates gradients"
+    if optimizer.calls_closure_twice:
+        return "takes gradients of a batch twice"
+    if optimizer.sparse_only:
+        return "takes sparse gradients alone"
+    return ""
 
 
 def _of_wrappers(optimizer: EngineOptimizer, by: Flattener) -> str:
@@ -193,14 +415,8 @@ def _of_wrappers(optimizer: EngineOptimizer, by: Flattener) -> str:
 
 
 def _of_optimizer(optimizer: EngineOptimizer, by: Flattener) -> str:
-    if optimizer.curvature is not None:
-        return "differentiates gradients"
     if optimizer.goes_by_names:
         return "takes parameters by their names"
-    if optimizer.calls_closure_twice:
-        return "takes gradients of a batch twice"
-    if optimizer.sparse_only:
-        return "takes sparse gradients alone"
     if by.steps_once:
         return ""
     if optimizer.needs_loss:

@@ -218,7 +218,7 @@ def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGr
             whole(shaped)
     results = [[t for row in share.rows for t in row.written] for share in owned]
     new = [t for row in mine.rows for t in row.written]
-    returned = _exchange(
+    returned = exchange(
         [[_part(value, t, ranks, r) for t, value in zip(results[me], new, strict=True)] for r in ranks],
         [[(local(t).shape, t.dtype) for t in tensors] for tensors in results],
         group,
@@ -239,7 +239,7 @@ def _gathered_at_owners(owned: list[Bucket], group: ProcessGroup, device: torch.
     """
     ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
     divided = [[t for row in share.rows for t in row.tensors if cuts(t)] for share in owned]
-    received = _exchange(
+    received = exchange(
         [[local(t) for t in tensors] for tensors in divided],
         [[(_part_shape(t, ranks, r), t.dtype) for t in divided[me]] for r in ranks],
         group,
@@ -316,7 +316,7 @@ def _part(value: Tensor, tensor: Tensor, ranks: Sequence[int], rank: int) -> Ten
     return value.narrow(dim, *span(value.shape[dim], len(ranks), rank))
 
 
-def _exchange(
+def exchange(
     outgoing: list[list[Tensor]],
     incoming: list[list[tuple[torch.Size, torch.dtype]]],
     group: ProcessGroup,

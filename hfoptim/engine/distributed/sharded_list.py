@@ -70,6 +70,7 @@ class ShardedList:
         return result
 
     def unsqueeze(self, dim: int) -> ShardedList:
+        self._refuse_flattened("unsqueeze")
         moved = []
         for part, own in zip(self.parts, self.cuts, strict=True):
             new = dim if dim < 0 else dim - part.ndim - 1
@@ -77,6 +78,7 @@ class ShardedList:
         return ShardedList(self.parts.unsqueeze(dim), moved, self.groups)
 
     def squeeze(self, dim: int) -> ShardedList:
+        self._refuse_flattened("squeeze")
         moved = []
         for part, own in zip(self.parts, self.cuts, strict=True):
             (old,) = _from_end(dim, part.ndim)
@@ -116,6 +118,10 @@ class ShardedList:
         x: Any = self
         return -((-x).amax(dim, keepdim))
 
+    def _refuse_flattened(self, what: str) -> None:
+        if any(cut.stands_for_all for own in self.cuts for cut in own.values()):
+            raise Unshardable(f"{what}, where dimensions are gone")
+
     def _with(self, parts: TensorList) -> ShardedList:
         return ShardedList(parts, self.cuts, self.groups)
 
@@ -123,6 +129,8 @@ class ShardedList:
         self, function: Callable[..., Tensor], dim: Any, keepdim: bool, op: str = "SUM"
     ) -> tuple[ShardedList, list[int]]:
         """(the reduction, how many entries went into each of its own)."""
+        if dim is not None:
+            self._refuse_flattened("a reduction over some dimensions")
         results: list[Tensor] = []
         left: list[Cuts] = []
         taken: list[Groups] = []

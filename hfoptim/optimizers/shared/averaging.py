@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local, modes, storage
 from hfoptim.engine.ambient import leave_undisturbed
+from hfoptim.engine.distributed import flattened
 from hfoptim.engine.rule import add_scaled
 
 
@@ -91,8 +92,12 @@ class TwoModes(RuleOptimizer):
     def eval(self) -> None:
         """Put the weights for evaluation into the parameters; nothing if they are there.
 
-        With `distribute_matrices`, on every rank.
+        With `distribute_matrices`, on every rank; also where parameters are flattened.
         """
+        if any(group["train_mode"] for group in self.param_groups):
+            flattened.switch(self, self._to_evaluate)
+
+    def _to_evaluate(self) -> None:
         with self._switching(to_train=False) as changing:
             for param, state, group in changing:
                 state["y"] = param.detach().clone()
@@ -103,8 +108,12 @@ class TwoModes(RuleOptimizer):
     def train(self) -> None:
         """Put the training weights, y, back into the parameters; nothing if they are there.
 
-        With `distribute_matrices`, on every rank.
+        With `distribute_matrices`, on every rank; also where parameters are flattened.
         """
+        if not all(group["train_mode"] for group in self.param_groups):
+            flattened.switch(self, self._to_train)
+
+    def _to_train(self) -> None:
         with self._switching(to_train=True) as changing:
             for param, state, group in changing:
                 if "y" in state:

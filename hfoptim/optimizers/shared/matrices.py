@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, hyper
 from hfoptim.engine.checks import entries, integer
+from hfoptim.engine.distributed.segments import original_shape
 from hfoptim.optimizers.shared.moments import adam_state, moments_step, nesterov_moments_step, one_ahead
 from hfoptim.param_groups.logical_matrices import is_fused_qkv
 from hfoptim.param_groups.selection import why_not_hidden
@@ -213,7 +214,7 @@ class HiddenMatrices(RuleOptimizer):
         for param in group["params"]:
             self._form_of(param, group)
         unknown = [each for each in self.param_groups if self.chosen_by_name(each) and "param_names" not in each]
-        if len({param.ndim >= 2 for each in unknown for param in each["params"]}) == 2:
+        if len({len(original_shape(param)) >= 2 for each in unknown for param in each["params"]}) == 2:
             raise ValueError(
                 f"{type(self).__name__} cannot tell embeddings and heads from the matrices inside the network: the "
                 f"parameters have no names. Give model.named_parameters(), or hfoptim.param_groups_muon(model), or "
@@ -221,7 +222,8 @@ class HiddenMatrices(RuleOptimizer):
             )
 
     def _form_of(self, param: Tensor, group: Group) -> Form | None:
-        return form_of(self.name_of(param, group), param.shape, group["use_muon"], group["stacked"], split=1)
+        name, shape = self.name_of(param, group), original_shape(param)
+        return form_of(name, shape, group["use_muon"], group["stacked"], split=1)
 
 
 class DividedMatrices(HiddenMatrices):
@@ -245,8 +247,8 @@ class DividedMatrices(HiddenMatrices):
     )
 
     def _form_of(self, param: Tensor, group: Group) -> Form | None:
-        name = self.name_of(param, group)
-        return form_of(name, param.shape, group["use_muon"], group["stacked"], group["split"], group["split_dim"])
+        name, shape = self.name_of(param, group), original_shape(param)
+        return form_of(name, shape, group["use_muon"], group["stacked"], group["split"], group["split_dim"])
 
 
 class WithFallback(HiddenMatrices):

@@ -1,0 +1,48 @@
+"""Under DeepSpeed's ZeRO, on two processes: rules that look at whole tensors give the weights of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zero_shapes_worker
+from ranks import run_ranks
+
+pytest.importorskip("deepspeed")
+
+WORKER = Path(__file__).resolve().parent / "zero_shapes_worker.py"
+# Sums over tensors, matrices, rows, sums over all parameters, other weights to evaluate, noise by an entry's place.
+NAMES = ["lamb", "muon", "adafactor", "prodigy", "adamw_schedule_free", "soap", "noisy_sgd"]
+WAYS = ["bf16", "clip", "pieces", "resume", "small"]
+# Weights in bfloat16 round away what another order of a sum changes, or make a whole rounding of it.
+CLOSE = {"bf16": 1e-2, "": 2e-6}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_weights_are_those_of_one_process(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    cases = [*NAMES, *(f"{name}:{way}" for name in NAMES[:5] for way in WAYS if stage == 3 or way != "small")]
+    refused = {
+        "lamb:wrapped": "ValueError: Lamb is inside of Lookahead and takes means or norms of whole tensors",
+        "lamb:offload": "its offloading",
+    }
+    run_ranks(WORKER, str(tmp_path), str(stage), *cases, *refused, ranks=2, output=tmp_path, timeout=600)
+    start = dict(zero_shapes_worker.Network().named_parameters())
+    for case in cases:
+        first, second = (torch.load(tmp_path / f"{case}.{rank}.pt") for rank in range(2))
+        assert not isinstance(first, str), (case, first)
+        name, _, way = case.partition(":")
+        options: dict[str, Any] = {"bf16": {"low": True}, "clip": {"clip": 0.05}, "pieces": {"pieces": 2}}.get(way, {})
+        want = zero_shapes_worker.alone(name, **options)
+        moved = max(float((want[key] - start[key]).abs().max()) for key in want)
+        assert moved > 0
+        for key, value in want.items():
+            assert torch.equal(first[key], second[key]), (case, key)
+            away = float((first[key] - value).abs().max())
+            assert away <= CLOSE.get(way, CLOSE[""]) * moved, (case, key, away / moved)
+    for case, said in refused.items():
+        found = [torch.load(tmp_path / f"{case}.{rank}.pt") for rank in range(2)]
+        assert found[0] == found[1]
+        assert said in found[0], (case, found[0])
