@@ -21,6 +21,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -73,6 +74,8 @@ def draw(seed: int) -> dict[str, Any]:
         # Of a kill: seconds after the beginning of the step or the save. Of a full disk: bytes that still go.
         "after": chosen.random() * 0.02,
         "bytes": chosen.randrange(0, 3000),
+        # Who keeps the store by which the ranks find each other: a process beside them, as with torchrun, or rank 0.
+        "store": chosen.choice(("launcher", "rank 0")),
     }
 
 
@@ -102,11 +105,13 @@ def killed_after(seconds: float) -> None:
     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
-def begin(folder: Path, rank: int, store: str) -> None:
+def begin(run: dict[str, Any], rank: int) -> None:
+    """Join the others. Not by a file: where a rank is killed while it writes there, torch reads it for ever."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=WAIT)
-    )
+    wait = timedelta(seconds=WAIT)
+    keeps = run["store"] == "rank 0" and rank == 0
+    store = dist.TCPStore("127.0.0.1", run["port"], None, keeps, timeout=wait, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=wait)
 
 
 def made(name: str) -> tuple[nn.Module, Any]:
@@ -117,7 +122,7 @@ def made(name: str) -> tuple[nn.Module, Any]:
 
 def train(run: dict[str, Any], folder: Path, rank: int) -> None:
     """One process of a run; what it did goes into a file, line by line."""
-    begin(folder, rank, "store")
+    begin(run, rank)
     model, optimizer = made(run["name"])
     guard = hfoptim.StepGuard(optimizer, nonfinite=run["way"], differing=run["way"], timeout=WAIT)
     mine = run["rank"] == rank
@@ -152,7 +157,7 @@ def resume(run: dict[str, Any], folder: Path, rank: int) -> None:
 
     The steps that were skipped before it are skipped in that run, too.
     """
-    begin(folder, rank, "store.again")
+    begin(run, rank)
     told = json.loads((folder / "resume.json").read_text())
     model, optimizer = made(run["name"])
     if told["checkpoint"]:
@@ -186,6 +191,14 @@ def _process(task: Any, run: dict[str, Any], folder: Path, rank: int) -> None:
 def launch(task: Any, run: dict[str, Any], folder: Path) -> tuple[list[int | None], float]:
     """The exit codes of both processes, None of one that had to be ended, and the seconds they took."""
     context = multiprocessing.get_context("fork")
+    kept = None
+    if run["store"] == "launcher":
+        kept = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        run = {**run, "port": kept.port}
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            run = {**run, "port": free.getsockname()[1]}
     running = [context.Process(target=_process, args=(task, run, folder, rank)) for rank in range(RANKS)]
     start = time.monotonic()
     for process in running:
@@ -196,6 +209,7 @@ def launch(task: Any, run: dict[str, Any], folder: Path) -> tuple[list[int | Non
     for process in running:
         process.kill()
         process.join()
+    del kept
     return codes, time.monotonic() - start
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from hfoptim.optimizers import *  # noqa: F403
     from hfoptim.trainer import (
         EvaluationWeights,
+        GuardSteps,
         OptimizerCallback,
         OptimizerMonitor,
         ScheduleChange,
@@ -80,6 +81,7 @@ __all__ = [
     "FriendlySAM",
     "GradientAccumulator",
     "GrokFast",
+    "GuardSteps",
     "LookSAM",
     "Lookahead",
     "Magma",
@@ -132,6 +134,7 @@ else:  # made when it is asked for, as it takes a look at all the sources
 # What needs transformers is imported when it is asked for.
 _OF_TRAINER = (
     "EvaluationWeights",
+    "GuardSteps",
     "OptimizerCallback",
     "OptimizerMonitor",
     "ScheduleChange",

@@ -27,7 +27,7 @@ from hfoptim.engine.bucket_step import (
     totals_of,
 )
 from hfoptim.engine.checkpoints import loading
-from hfoptim.engine.distributed import dtensor, flattened, sharded
+from hfoptim.engine.distributed import agreement, dtensor, flattened, sharded
 from hfoptim.engine.distributed.owners import Owners, stepped_elsewhere
 from hfoptim.engine.distributed.segmented import Segmented
 from hfoptim.engine.options import check_options, documentation
@@ -131,6 +131,8 @@ class EngineOptimizer(Optimizer):
     around: tuple[Any, ...] = ()
     # The parameters it was given, which others may have replaced since.
     _given: flattened.Given | None = None
+    # Whether it is known that plain parameters beside divided ones are the same on all ranks.
+    _agreed: bool = False
     # The ranks with the same parameters, among which `distribute_matrices` divides them; None: all. Neither saved nor
     # copied, as what follows.
     process_group: ProcessGroup | None = None
@@ -459,6 +461,10 @@ class EngineOptimizer(Optimizer):
         for _, param, grad in entries:
             param.grad = grad.detach()
 
+    def drop_step(self) -> None:
+        """Forget what was told of a step that is not taken after all: losses, curvature."""
+        self._loss = self._curvature = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Take one optimization step; under gradient release, end the one that backward has taken.
@@ -492,7 +498,7 @@ class EngineOptimizer(Optimizer):
             entries = self._entries()
             if self._is_only_for_state(entries):
                 self._collect(entries)
-                self._loss = self._curvature = None  # what it was told is no part of the next step
+                self.drop_step()  # what it was told is no part of the next step
             elif self.release is not None:
                 self.release.end(self, entries)
             elif entries and any(group["gradient_release"] for group in self.param_groups):
@@ -537,11 +543,17 @@ class EngineOptimizer(Optimizer):
         self._last_step = last
 
     def _refuse_flattened(self) -> None:
+        """Raise if others have put something else into the groups, which cannot be stepped as it is."""
         if self._within is None:
             flattened.refuse(self, self.param_groups, self._parameters_given())
+            agreement.refuse_replaced(type(self).__name__, self.param_groups)
 
     def _advance(self, work: list[BucketStep], loss: Tensor | None) -> None:
         """Sum what is summed over all tensors, advance the run state, and give each bucket its scalars."""
+        over = [item.groups for item in work if item.groups and item.bucket.plan.rule.probe is not None]
+        if over and not self._agreed:
+            agreement.refuse_differing(type(self).__name__, self.param_groups, over)
+            self._agreed = True
         of_step = work, self.param_groups, self.run_state.init
         within = self._within
         # Ranks exchange tensors.

@@ -51,3 +51,19 @@ def unwrap_all(optimizer: Any, wanted: type | tuple[type, ...]) -> list[Any]:
         return [optimizer]
     inside = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "optimizer", None)]
     return [found for inner in inside if inner is not None for found in unwrap_all(inner, wanted)]
+
+
+def note_skipped(optimizer: Any, skipped: bool) -> None:
+    """Let Accelerate's wrapper know whether a step was left out, as it is where float16 overflows.
+
+    Its schedules and the Trainer's ask it then, and wait. Nothing where there is no such wrapper, or where it has a
+    GradScaler and finds out by itself.
+
+    Args:
+        optimizer: an optimizer, wrapped or not.
+        skipped: whether the step was left out.
+    """
+    while optimizer is not None:
+        if "_is_overflow" in getattr(optimizer, "__dict__", {}) and getattr(optimizer, "scaler", None) is None:
+            optimizer._is_overflow = skipped
+        optimizer = getattr(optimizer, "optimizer", None)

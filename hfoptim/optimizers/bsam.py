@@ -183,6 +183,10 @@ class BSAM(RuleOptimizer):
             for param, weight in kept.items():
                 param.copy_(weight)
 
+    def drop_step(self) -> None:
+        super().drop_step()
+        self.restore()
+
     def before_closure(self, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
         if closure is None:
             entries = self._entries()

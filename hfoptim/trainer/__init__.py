@@ -2,6 +2,7 @@
 
 from hfoptim.trainer.callback import OptimizerCallback
 from hfoptim.trainer.checkpoints import last_whole_checkpoint
+from hfoptim.trainer.guard import GuardSteps
 from hfoptim.trainer.losses import TellLoss
 from hfoptim.trainer.modes import EvaluationWeights
 from hfoptim.trainer.monitor import OptimizerMonitor
@@ -12,6 +13,7 @@ from hfoptim.trainer.token_weights import TokenWeights
 
 __all__ = [
     "EvaluationWeights",
+    "GuardSteps",
     "OptimizerCallback",
     "OptimizerMonitor",
     "ScheduleChange",

@@ -44,6 +44,7 @@ __all__ = [
     "clipping_method",
     "decay_parameter_names",
     "deletion_order",
+    "forget_meshes",
     "in_every_trainer",
     "intercept",
     "keep_scheduler",
@@ -110,6 +111,13 @@ class _Intercepted:
         method = self.method or functools.partial(getattr(type(trainer), self.name), trainer)
         return self.handler(trainer, method, self.name, *args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        # torch's schedules mark the `step` of an optimizer, and look for the mark.
+        method = self.__dict__.get("method")
+        if method is None:
+            raise AttributeError(name)
+        return getattr(method, name)
+
     def __getstate__(self) -> tuple[Any, ...]:
         return self.trainer(), self.method, self.name, self.handler
 
@@ -139,6 +147,12 @@ def clip_gradients(trainer: Any, model: Any) -> None:
     owner, name = clipping_method(trainer)
     clip = functools.partial(getattr(type(owner), name), owner)
     clip(model) if owner is trainer else clip(model.parameters(), trainer.args.max_grad_norm)
+
+
+def forget_meshes(trainer: Any) -> None:
+    """Have a trainer look again on which meshes its gradients lie: it may have looked when there were none (5.x)."""
+    if hasattr(trainer, "_mixed_mesh_grads"):
+        trainer._mixed_mesh_grads = None
 
 
 def windows_of_epoch(trainer: Any, epoch: int) -> Iterator[tuple[list[Any], Any]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from hfoptim.engine import checks
+from hfoptim.engine import checks, unwrap_all
 from hfoptim.engine.distributed import dtensor, flattened
+from hfoptim.engine.optimizer import EngineOptimizer
+from hfoptim.engine.unwrapping import note_skipped
+from hfoptim.training.attendance import Attendance
 from hfoptim.training.step_metrics import nonfinite
 
 _NONFINITE, _DIFFERING = ("raise", "skip"), ("raise", "skip", "allow")
@@ -37,6 +41,24 @@ class StepGuard:
     apart by their place in the groups, so every rank must have the same; the constructor makes sure of it, with
     gradients or without, and so is for all ranks to call.
 
+    A rank that fails, is killed or stuck in a backward pass is found by those that wait for it there, once the group's
+    own timeout is over or its connection is closed. Said by name where the pass is told:
+
+            with guard.during("backward pass"):
+                loss.backward()
+
+    With clipping, ask before it, as the norm of gradients with a NaN makes all of them NaN:
+
+            if guard.agree():
+                torch.nn.utils.clip_grad_norm_(params, 1.0)
+                with guard.during("step"):
+                    optimizer.step()
+                schedule.step()
+
+    With Accelerate's wrapper `step` does nothing while gradients are accumulated, and a step that was left out counts
+    as one that was skipped for an overflow: `accelerator.optimizer_step_was_skipped`, and a prepared schedule waits.
+    In a Trainer: `hfoptim.GuardSteps`.
+
     Args:
         optimizer: any torch.optim.Optimizer whose steps are yours to call; Accelerate's wrapper, too.
         nonfinite (default "raise"): what becomes of a step where a gradient of any rank has an infinite or undefined
@@ -45,6 +67,8 @@ class StepGuard:
             others have none: "raise", "skip", or "allow", for parameters that differ between ranks, such as experts.
         process_group (default None): the ranks; None: all.
         timeout (default None): seconds that the ranks wait for each other before a step; None: as the group does.
+
+    `skipped` counts the steps that were left out, and `reason` says why the last one was.
 
     Raises:
         ValueError: a choice that there is none of, parameters that FSDP1 or DeepSpeed has flattened (which rank has a
@@ -66,11 +90,7 @@ class StepGuard:
             raise TypeError(
                 f"optimizer={optimizer!r} is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
             )
-        for name, given, known in (("nonfinite", nonfinite, _NONFINITE), ("differing", differing, _DIFFERING)):
-            if given not in known:
-                raise ValueError(f"{name}={given!r} is none of {', '.join(map(repr, known))}")
-        if timeout is not None and not checks.number("timeout", timeout) > 0:
-            raise ValueError(f"timeout={timeout!r} must be above 0, in seconds")
+        self.check(nonfinite, differing, timeout)
         groups = optimizer.param_groups
         if flattened.Given().flattener(groups[0]) is not None:
             raise ValueError(
@@ -87,10 +107,20 @@ class StepGuard:
         self._many = dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1
         self._group = process_group
         self._ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD) if self._many else [0]
-        # How many agreements this rank has come to, and how many steps were not taken.
+        self._attendance = Attendance(self._ranks)
+        # How many agreements this rank has come to.
         self._count = 0
-        self.skipped = 0
+        self.skipped, self.reason = 0, ""
         self._same_parameters()
+
+    @staticmethod
+    def check(nonfinite: str, differing: str, timeout: float | None) -> None:
+        """Raise a ValueError for choices that there are none of, a TypeError for a timeout that is no number."""
+        for name, given, known in (("nonfinite", nonfinite, _NONFINITE), ("differing", differing, _DIFFERING)):
+            if given not in known:
+                raise ValueError(f"{name}={given!r} is none of {', '.join(map(repr, known))}")
+        if timeout is not None and not checks.number("timeout", timeout) > 0:
+            raise ValueError(f"timeout={timeout!r} must be above 0, in seconds")
 
     def step(self, *, loss: Tensor | float | None = None) -> bool:
         """Take the optimizer's step, if all ranks agree on it.
@@ -103,17 +133,35 @@ class StepGuard:
 
         Raises:
             RuntimeError: gradients that are not finite or differ, where that is to raise, with the same words on all
-                ranks, and nothing changed; or a rank did not come.
+                ranks, and nothing changed; or a rank did not come, or ended in the step.
         """
+        accelerates: Any = getattr(self.optimizer, "gradient_state", None)
+        if accelerates is not None and not accelerates.sync_gradients:
+            return False
         if not self.agree():
             return False
         given: dict[str, Any] = {} if loss is None else {"loss": loss}
-        self.optimizer.step(**given)
+        with self.during("step"):
+            self.optimizer.step(**given)
         return True
+
+    def during(self, stage: str) -> AbstractContextManager[None]:
+        """A context for what all ranks do together, in which those that wait in vain say for whom.
+
+        Args:
+            stage: what it is called; its number is put behind it.
+
+        Raises:
+            RuntimeError: in it: a rank has failed there (and with what), has not come, or has not come out. The others
+                notice when the connection is closed, or after the timeout of their process group.
+        """
+        return self._attendance.at(stage)
 
     @torch.no_grad()
     def agree(self) -> bool:
         """Whether all ranks are to take the step to come; for those who call it themselves.
+
+        Where they are not, what optimizers were told for it (losses, curvature) is dropped.
 
         Raises:
             RuntimeError: as `step`.
@@ -132,12 +180,17 @@ class StepGuard:
             name = named[min(wrong.values())][0]
             also = " and others" if len(set(wrong.values())) > 1 else ""
             return self._decide(self.nonfinite, f"the gradient of {name}{also} is not finite on {_ranks_of([*wrong])}")
+        note_skipped(self.optimizer, False)
         return True
 
     def _decide(self, way: str, said: str) -> bool:
         if way == "raise":
             raise RuntimeError(f"{said}: no rank has taken the step")
         self.skipped += 1
+        self.reason = said
+        for inner in unwrap_all(self.optimizer, EngineOptimizer):
+            inner.drop_step()
+        note_skipped(self.optimizer, True)
         return False
 
     def _named(self) -> list[tuple[str, Tensor]]:
@@ -156,12 +209,21 @@ class StepGuard:
         every = self._objects(own)
         if len({len(each) for each in every}) > 1:
             counts = ", ".join(f"{len(each)} on rank {rank}" for rank, each in zip(self._ranks, every, strict=True))
-            raise ValueError(f"the ranks have other numbers of parameters: {counts}")
+            raise ValueError(f"the ranks have other numbers of parameters: {counts}{self._of_lacking(every)}")
         for each in zip(*every, strict=True):
             if len(set(each)) > 1:
                 ways = [f"{', '.join(map(str, way[1:3]))}, {'trained' if way[3] else 'frozen'}" for way in each]
                 said = "; ".join(f"{way} on rank {rank}" for rank, way in zip(self._ranks, ways, strict=True))
                 raise ValueError(f"{each[0][0]} is not the same parameter everywhere: {said}")
+
+    def _of_lacking(self, every: list[list[tuple[Any, ...]]]) -> str:
+        """A parameter that some ranks lack, where parameters have names."""
+        if not all(group.get("param_names") for group in self.optimizer.param_groups if group["params"]):
+            return ""
+        names = [{name for name, *_ in each} for each in every]
+        first = min(set.union(*names) - set.intersection(*names), default=None)
+        lacking = [rank for rank, each in zip(self._ranks, names, strict=True) if first not in each]
+        return "" if first is None else f"; {first} is not there, or frozen, on {_ranks_of(lacking)}"
 
     def _of_differing(self, names: list[str], has: list[bool]) -> str:
         """Which parameter has a gradient on some ranks alone."""
@@ -181,15 +243,12 @@ class StepGuard:
         device = dtensor.local(self.optimizer.param_groups[0]["params"][0]).device
         mine = torch.tensor([self._count, *own], device=device)
         all_of_them = [torch.empty_like(mine) for _ in self._ranks]
-        try:
-            self._arrive()
+        with self._attendance.at("agreement"):
             work = dist.all_gather(all_of_them, mine, group=self._group, async_op=True)
             if self._timeout is None:
                 work.wait()
             else:
                 work.wait(self._timeout)
-        except RuntimeError as error:
-            self._missing(error)
         told = [each.tolist() for each in all_of_them]
         counts = {rank: count for rank, (count, *_) in zip(self._ranks, told, strict=True)}
         if len(set(counts.values())) > 1:
@@ -201,35 +260,6 @@ class StepGuard:
         every: list[Any] = [None] * len(self._ranks)
         dist.all_gather_object(every, own, group=self._group)
         return every
-
-    def _key(self, rank: int) -> str:
-        return f"hfoptim.StepGuard/{'-'.join(map(str, self._ranks))}/{rank}"
-
-    def _arrive(self) -> None:
-        """Leave word of having come, for a rank that waits in vain."""
-        dist.distributed_c10d._get_default_store().set(self._key(dist.get_rank()), str(self._count))
-
-    def _missing(self, error: Exception) -> NoReturn:
-        """Say which ranks have not come."""
-        gone = {}
-        try:
-            store = dist.distributed_c10d._get_default_store()
-            for rank in self._ranks:
-                came = int(store.get(self._key(rank))) if store.check([self._key(rank)]) else 0
-                if came < self._count:
-                    gone[rank] = came
-        except (RuntimeError, ValueError):
-            raise RuntimeError(
-                f"the ranks could not agree on step {self._count}, and the store that knows who came is gone, with the "
-                f"rank that kept it: {error}"
-            ) from error
-        if not gone:
-            raise RuntimeError(f"a rank has ended while the ranks agreed on step {self._count}: {error}") from error
-        last = ", ".join(str(came) for came in gone.values())
-        raise RuntimeError(
-            f"{_ranks_of([*gone])} did not come to agreement {self._count} before a step (the last one there: {last})"
-            f": {error}"
-        ) from error
 
 
 def _digest(value: Any) -> int:

@@ -55,6 +55,8 @@ LAYOUTS: dict[str, Make] = {
     "narrow": _shape(16, 20),
     "conv_wide": _shape(18, 20, 3, 2),
     "stack": _shape(3, 17, 19),
+    # More entries than state must have to be compressed, in rows that are too short for blocks of their own.
+    "short_rows": _shape(83, 60),
     # More entries than state must have to be compressed, in no rows.
     "long": _shape(5001),
     # Names that an optimizer may go by; a model of width 4 with heads of 2, and one of them for the keys.

@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 import hfoptim
 
 STEPS, BAD = 4, 2
+# Seconds that ranks wait for each other in a backward pass with a fault.
+PATIENCE = 10
 
 
 def network() -> nn.Sequential:
@@ -142,17 +144,59 @@ def killed(folder: Path) -> str:
     return "no error"
 
 
-TASKS = {task.__name__: task for task in (faults, unlike, waiting, killed)}
+def _backward(fault: str) -> str:
+    """What a rank says of a training with DDP, in which rank 1 meets a fault inside of its second backward pass."""
+    model = nn.parallel.DistributedDataParallel(network())
+    guard = hfoptim.StepGuard(hfoptim.AdamW(model.named_parameters()))
+
+    def meet(grad: Tensor) -> Tensor:
+        if dist.get_rank() == 1 and guard._count == 2:  # of the second pass
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "stuck":
+                time.sleep(2 * PATIENCE)
+            raise ValueError("spoiled")
+        return grad
+
+    model.module[2].weight.register_hook(meet)
+    try:
+        for step in range(3):
+            batch = torch.randn(4, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            with guard.during("backward pass"):
+                model(batch).square().sum().backward()
+            guard.step()
+            model.zero_grad()
+    except (RuntimeError, ValueError) as error:
+        if dist.get_rank() == 1:
+            time.sleep(PATIENCE + 2)  # its connection stays open
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def failing(folder: Path) -> str:
+    return _backward("fails")
+
+
+def stuck(folder: Path) -> str:
+    return _backward("stuck")
+
+
+def ended(folder: Path) -> str:
+    return _backward("killed")
+
+
+TASKS = {task.__name__: task for task in (faults, unlike, waiting, killed, failing, stuck, ended)}
 
 
 def main() -> None:
     folder, rank, ranks, tasks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    store = f"file://{folder}/{'-'.join(tasks)}.store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    # By the variables that torchrun sets: a store in a file is asked nothing.
+    seconds = PATIENCE if tasks[0] in ("failing", "stuck", "ended") else 60
+    dist.init_process_group("gloo", rank=rank, world_size=ranks, timeout=timedelta(seconds=seconds))
     for task in tasks:
         (folder / f"{task}.{rank}.json").write_text(json.dumps(TASKS[task](folder)))
     gc.collect()
-    if tasks[-1] in ("waiting", "killed"):
+    if tasks[-1] not in ("faults", "unlike"):
         os._exit(0)  # the group is broken
     dist.destroy_process_group()
 

@@ -52,18 +52,41 @@ def test_all_ranks_raise_or_skip_and_go_on_as_if_the_step_had_not_been(tmp_path:
     assert "trained on rank 0; " in first["unlike"]["frozen"]
     assert first["unlike"]["frozen"].endswith("frozen on rank 1")
     assert "(4, 5)" in first["unlike"]["other"]
-    assert first["unlike"]["number"] == "the ranks have other numbers of parameters: 4 on rank 0, 3 on rank 1"
+    assert first["unlike"]["number"] == (
+        "the ranks have other numbers of parameters: 4 on rank 0, 3 on rank 1; parameter '2.bias' is not there, or "
+        "frozen, on rank 1"
+    )
 
 
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     first, _ = found(tmp_path, "waiting")
-    assert first["waiting"].startswith("rank 1 did not come to agreement 3 before a step (the last one there: 2)")
+    assert first["waiting"].startswith("rank 1 did not come to agreement 3 (last in step 1): ")
 
 
 def test_a_rank_that_was_killed_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="rank 1: -9"):
         found(tmp_path, "killed")
     assert json.loads((tmp_path / "killed.0.json").read_text()).startswith("rank 1 did not come to agreement 3")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("failing", "RuntimeError: rank 1 failed in backward pass 2: ValueError: spoiled: "),
+        ("stuck", "RuntimeError: rank 1 did not come out of backward pass 2: "),
+    ],
+)
+def test_a_rank_that_others_wait_for_in_a_backward_pass_is_named(tmp_path: Path, fault: str, said: str) -> None:
+    first, second = found(tmp_path, fault)
+    assert first[fault].startswith(said)
+    assert not second[fault].startswith("no error")
+
+
+def test_a_rank_that_was_killed_in_a_backward_pass_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 1: -9"):
+        found(tmp_path, "ended")
+    said = json.loads((tmp_path / "ended.0.json").read_text())
+    assert said.startswith("RuntimeError: rank 1 did not come out of backward pass 2: ")
 
 
 def one(**options: Any) -> tuple[hfoptim.StepGuard, nn.Module]:
