@@ -629,15 +629,19 @@ class EngineOptimizer(Optimizer):
             for item in divided:
                 item.draw(self.state)
             owners.step(partial(_step_round, divided, owners.round_of))
-        for item in work:
-            if owners is not None and item.params[0] in owners.owner:
-                continue
+        rest = [item for item in work if owners is None or item.params[0] not in owners.owner]
+        for item in rest:
             item.draw(self.state)
             if self.report is not None:
                 self.report.take(item)
-            if item.whole:
-                sharded.run(item.bucket, item.backend.step)
-                continue
+        here = [item for item in rest if not item.whole]
+        sharded.run([(item.bucket, item.backend.step) for item in rest if item.whole], partial(self._step_here, here))
+        for item in work:
+            item.count()
+
+    def _step_here(self, work: list[BucketStep]) -> None:
+        """Step buckets whose tensors this rank has."""
+        for item in work:
             if item.by_sums:
                 assert self._within is not None
                 self._within.step_by_sums(item.bucket, item.params)
@@ -645,8 +649,6 @@ class EngineOptimizer(Optimizer):
             with row_sparse.gathered(item.bucket) if item.sparse else item.occupied().shaped() as bucket:
                 if bucket.rows:
                     item.backend.step(bucket)
-        for item in work:
-            item.count()
 
     def owners(self) -> Owners | None:
         """Who steps which matrix under `distribute_matrices`; None where every rank steps all of its parameters.

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from harness import feed, parameters, set_lr
 from tiers import few_variants
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import hfoptim
 from hfoptim.engine import RuleOptimizer
 from hfoptim.engine.backends import MATRIX
 from hfoptim.engine.distributed import owners as owners_module
+from hfoptim.engine.distributed import sharded
 from hfoptim.engine.rule import Scope
 
 # Matrices of one shape and of others, kernels, a stack; a vector and a scalar, which every rank steps.
@@ -138,11 +143,9 @@ def checkpoints(folder: Path, few: bool) -> list[str]:
         steps_of([(ours, mine), (theirs, other)], variant, range(1, 3))
         saved, alone = copy.deepcopy(ours.state_dict()), copy.deepcopy(theirs.state_dict())
         ways: dict[str, Callable[[Any, dict[str, nn.Parameter]], None]] = {
-            "whole": lambda optimizer, params, saved=saved: optimizer.load_state_dict(copy.deepcopy(saved)),
-            "of one": lambda optimizer, params, alone=alone: optimizer.load_state_dict(copy.deepcopy(alone)),
-            "dcp": lambda optimizer, params, key=key, ours=ours, mine=mine: through_dcp(
-                folder / key, ours, mine, optimizer, params
-            ),
+            "whole": partial(load_copy, saved),
+            "of one": partial(load_copy, alone),
+            "dcp": partial(through_dcp, folder / key, ours, mine),
         }
         for how, load in ways.items():
             for divided in (True, False):
@@ -163,6 +166,10 @@ def checkpoints(folder: Path, few: bool) -> list[str]:
                 same_state(ours.state_dict(), theirs.state_dict(), key)
         seen.append(key)
     return seen
+
+
+def load_copy(saved: dict[str, Any], optimizer: Any, params: dict[str, nn.Parameter]) -> None:
+    optimizer.load_state_dict(copy.deepcopy(saved))
 
 
 def module_of(params: dict[str, nn.Parameter]) -> nn.Module:
@@ -351,6 +358,41 @@ def trainer(folder: Path, few: bool) -> dict[str, Any]:
     }
 
 
+def batches(folder: Path, few: bool) -> dict[str, Any]:
+    """FSDP2 with matrices in many batches, which are on their way at once: as on one process."""
+    sharded.BATCH = 64
+    found: dict[str, Any] = {}
+    for name in ("muon", "soap"):
+        cls = hfoptim.get_optimizer_class(name)
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(12, 8), (5, 7), (8, 8), (3, 9), (12, 8), (7, 5)]
+        weights = {
+            f"layers_{i}": nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+            for i, shape in enumerate(shapes)
+        }
+        model = module_of({key: nn.Parameter(p.detach().clone()) for key, p in weights.items()})
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        ours = cls(list(model.named_parameters()), lr=0.05)
+        theirs = cls(list(weights.items()), lr=0.05)
+        counts: dict[str, int] = {}
+        for _ in range(4):
+            for key, param in model.named_parameters():
+                grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+                weights[key].grad = grad
+                assert isinstance(param, DTensor)
+                param.grad = distribute_tensor(grad, param.device_mesh, param.placements, src_data_rank=None)
+            theirs.step()
+            with CommDebugMode() as mode:
+                ours.step()
+            counts = {str(op).split(".")[-1]: n for op, n in mode.get_comm_counts().items() if n}
+        far = max(
+            float((p.full_tensor() - weights[key]).detach().abs().max())  # type: ignore[attr-defined]
+            for key, p in model.named_parameters()
+        )
+        found[name] = {"far": far, "collectives": counts}
+    return found
+
+
 def groups(folder: Path, few: bool) -> float:
     """Two halves of the ranks, each with weights of its own, divide them among themselves."""
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
@@ -372,11 +414,11 @@ def groups(folder: Path, few: bool) -> float:
     return distance(pairs[0][1], pairs[1][1])
 
 
-SMALL = {"vocab_size": 16, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
+SMALL: dict[str, Any] = {"vocab_size": 16, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
 SMALL |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 TASKS: dict[str, Callable[[Path, bool], Any]] = {
-    task.__name__: task for task in (steps, memory, checkpoints, faults, modes, wrapped, trainer, groups)
+    task.__name__: task for task in (steps, memory, checkpoints, faults, modes, wrapped, trainer, batches, groups)
 }
 
 

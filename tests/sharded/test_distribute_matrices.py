@@ -68,6 +68,14 @@ def test_checkpoints(tmp_path: Path, ranks: int) -> None:
     assert len(found(tmp_path, ranks, "few", "checkpoints", timeout=3000)["checkpoints"][0]) >= 40
 
 
+def test_batches_under_way_at_once(tmp_path: Path) -> None:
+    """Matrices of FSDP2, in more batches than one: the numbers of one process, and two all-to-alls for each."""
+    for told in found(tmp_path, 2, "few", "batches")["batches"]:
+        for each in told.values():
+            assert each["far"] <= 1e-12
+            assert each["collectives"] == {"alltoall_base_": 2 * 3}
+
+
 @pytest.mark.slow
 def test_halves_of_the_ranks(tmp_path: Path) -> None:
     assert found(tmp_path, 4, "few", "groups")["groups"] == [0.0] * 4

@@ -337,7 +337,7 @@ class Segmented:
             ]
             for rank in range(self.ranks)
         ]
-        received = [iter(each) for each in exchange(outgoing, incoming, self.layout.process_group, self._device)]
+        received = [iter(each) for each in exchange(outgoing, incoming, self.layout.process_group, self._device)()]
         found: dict[Tensor, Tensor] = {}
         for member in mine:
             assert member.segment is not None
@@ -368,7 +368,7 @@ class Segmented:
         ]
         wanted = [[part for part in parts if part.numel()] for parts in wanted]
         incoming = [[(part.shape, part.dtype) for part in parts] for parts in wanted]
-        returned = exchange(outgoing, incoming, self.layout.process_group, self._device)
+        returned = exchange(outgoing, incoming, self.layout.process_group, self._device)()
         for parts, values in zip(wanted, returned, strict=True):
             for part, value in zip(parts, values, strict=True):
                 part.detach().copy_(value)

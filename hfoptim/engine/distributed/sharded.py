@@ -1,7 +1,8 @@
 """The backend for parameters that are divided among ranks and rules that look at whole tensors.
 
 A rule of reductions runs on the local parts, with the reductions of all tensors of a batch in one all-reduce. Any other
-is run on whole tensors: each goes to one rank, its owner, and the results come back, with one all-to-all each way.
+is run on whole tensors: each goes to one rank, its owner, and the results come back, with one all-to-all each way,
+which are on their way while other tensors are computed.
 Element-wise rules do not come here: the engine gives other backends the local parts.
 """
 
@@ -32,6 +33,7 @@ from hfoptim.engine.distributed.dtensor import (
     whole_of,
     within_matrices,
 )
+from hfoptim.engine.distributed.messages import length, packed, unpacked
 from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
 from hfoptim.engine.plan import Plan
 from hfoptim.engine.rule import Function, Scope
@@ -41,14 +43,14 @@ from hfoptim.engine.tensor_slots import TensorSlots
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Entries of the parameters that a rank has in work at once; their gradients, state and results come on top.
+# Entries of the parameters of a batch, for each rank; their gradients, state and results come on top. Up to three are
+# there at once: one on its way to its owners, one in work, one on its way back.
 BATCH = 1 << 24
-# Messages mix dtypes; what begins at a multiple of this can be viewed as any of them.
-ALIGNMENT = 16
 
 # Plans and shapes found to need whole tensors.
 _whole_only: set[Any] = set()
 
+_Arrival = Callable[[], list[list[Tensor]]]
 Evaluate = Callable[[Bucket, Function], Iterator[dict[str, Tensor]]]
 
 
@@ -65,21 +67,39 @@ def takes(plan: Plan, row: TensorSlots) -> bool:
     return plan.scope is not Scope.ELEMENT
 
 
-def run(bucket: Bucket, whole: Callable[[Bucket], None]) -> None:
-    """Step every tensor of the bucket in place.
+def run(work: Sequence[tuple[Bucket, Callable[[Bucket], None]]], meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Step every tensor of the buckets in place.
+
+    Batches of whole tensors are on their way to their owners, and back, while others are computed.
 
     Args:
-        bucket: its rows hold DTensors with one mesh and one way of being divided, and what is not divided.
-        whole: the backend for whole tensors.
+        work: buckets, whose rows hold DTensors with one mesh and one way of being divided, and what is not divided;
+            each with the backend for whole tensors.
+        meanwhile: what else is to be done, while the last results are on their way; it touches none of these tensors.
     """
-    groups = groups_of(bucket.rows[0].param)
-    for batch in _batches(bucket, groups):
-        if _in_parts(batch, groups):
-            continue
-        if len(groups) == 1:
-            _at_owners(batch, whole, groups[0])
-        else:
-            _everywhere(batch, whole)
+    owned: list[_AtOwners] = []
+    for bucket, whole in work:
+        groups = groups_of(bucket.rows[0].param)
+        for batch in _batches(bucket, groups):
+            if _in_parts(batch, groups):
+                continue
+            if len(groups) == 1:
+                owned.append(_AtOwners(batch, whole, groups[0]))
+            else:
+                _everywhere(batch, whole)
+    returning: _AtOwners | None = None
+    for i, batch_of_owners in enumerate(owned):
+        if i == 0:
+            batch_of_owners.gather()
+        if i + 1 < len(owned):
+            owned[i + 1].gather()
+        batch_of_owners.compute()
+        if returning is not None:
+            returning.finish()
+        returning = batch_of_owners
+    meanwhile()
+    if returning is not None:
+        returning.finish()
 
 
 def _batches(bucket: Bucket, groups: Groups) -> Iterator[Bucket]:
@@ -208,46 +228,85 @@ def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], tensors: list[Any])
 # -- on whole tensors ------------------------------------------------------------------------------------------------
 
 
-def _at_owners(bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGroup) -> None:
-    """Gather each row on the rank that owns it, step it there, send every rank its parts of the results."""
-    ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
-    owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, len(ranks))]
-    mine = _gathered_at_owners(owned, group, bucket.device)
-    if mine.rows:
-        with mine.shaped() as shaped:
-            whole(shaped)
-    results = [[t for row in share.rows for t in row.written] for share in owned]
-    new = [t for row in mine.rows for t in row.written]
-    returned = exchange(
-        [[_part(value, t, ranks, r) for t, value in zip(results[me], new, strict=True)] for r in ranks],
-        [[(local(t).shape, t.dtype) for t in tensors] for tensors in results],
-        group,
-        bucket.device,
-    )
-    for tensors, values in zip(results, returned, strict=True):
-        for tensor, value in zip(tensors, values, strict=True):
-            local(tensor).copy_(value)
+class _AtOwners:
+    """A batch whose rows are gathered on the ranks that own them, stepped there, and sent back in parts.
+
+    Args:
+        bucket: the rows.
+        whole: the backend for whole tensors.
+        group: the ranks that divide them.
+    """
+
+    def __init__(self, bucket: Bucket, whole: Callable[[Bucket], None], group: ProcessGroup) -> None:
+        self.bucket, self.whole, self.group = bucket, whole, group
+        self.ranks, self.me = range(dist.get_world_size(group)), dist.get_rank(group)
+        self.owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, len(self.ranks))]
+        # What waits for the messages that are on their way: the parts for the owners, and those that come back.
+        self._gathered: Callable[[], Bucket] | None = None
+        self._returned: _Arrival | None = None
+
+    def gather(self) -> None:
+        """Begin to send each row to its owner."""
+        self._gathered = _to_owners(self.owned, self.group, self.bucket.device)
+
+    def compute(self) -> None:
+        """Step what this rank owns, and begin to send every rank its parts of the results."""
+        assert self._gathered is not None
+        mine, self._gathered = self._gathered(), None
+        if mine.rows:
+            with mine.shaped() as shaped:
+                self.whole(shaped)
+        results = self._results()
+        new = [t for row in mine.rows for t in row.written]
+        self._returned = exchange(
+            [
+                [_part(value, t, self.ranks, r) for t, value in zip(results[self.me], new, strict=True)]
+                for r in self.ranks
+            ],
+            [[(local(t).shape, t.dtype) for t in tensors] for tensors in results],
+            self.group,
+            self.bucket.device,
+        )
+
+    def finish(self) -> None:
+        """Wait for this rank's parts, and put them in their place."""
+        assert self._returned is not None
+        for tensors, values in zip(self._results(), self._returned(), strict=True):
+            for tensor, value in zip(tensors, values, strict=True):
+                local(tensor).copy_(value)
+        self._returned = None
+
+    def _results(self) -> list[list[Any]]:
+        return [[t for row in share.rows for t in row.written] for share in self.owned]
 
 
-def _gathered_at_owners(owned: list[Bucket], group: ProcessGroup, device: torch.device) -> Bucket:
-    """The whole tensors of the rows that this rank owns; every rank sends its parts, in one all-to-all.
+def _to_owners(owned: list[Bucket], group: ProcessGroup, device: torch.device) -> Callable[[], Bucket]:
+    """Begin to send every rank's parts of the rows to the ranks that own them, in one all-to-all.
 
     Args:
         owned: the rows by the rank that owns them.
         group: the ranks.
         device: of all tensors.
+
+    Returns:
+        What waits for them, and gives the whole tensors of the rows that this rank owns.
     """
-    ranks, me = range(dist.get_world_size(group)), dist.get_rank(group)
+    ranks, mine = range(dist.get_world_size(group)), owned[dist.get_rank(group)]
     divided = [[t for row in share.rows for t in row.tensors if cuts(t)] for share in owned]
-    received = exchange(
+    own = [t for row in mine.rows for t in row.tensors if cuts(t)]
+    arrived = exchange(
         [[local(t) for t in tensors] for tensors in divided],
-        [[(_part_shape(t, ranks, r), t.dtype) for t in divided[me]] for r in ranks],
+        [[(_part_shape(t, ranks, r), t.dtype) for t in own] for r in ranks],
         group,
         device,
     )
-    whole = iter([torch.cat(parts, _dim(t)) for t, *parts in zip(divided[me], *received, strict=True)])
-    rows = [row.map(lambda t: next(whole) if cuts(t) else local(t)) for row in owned[me].rows]
-    return Bucket(owned[me].plan, rows, owned[me].scalars, owned[me].seeds)
+
+    def gathered() -> Bucket:
+        whole = iter([torch.cat(parts, _dim(t)) for t, *parts in zip(own, *arrived(), strict=True)])
+        rows = [row.map(lambda t: next(whole) if cuts(t) else local(t)) for row in mine.rows]
+        return Bucket(mine.plan, rows, mine.scalars, mine.seeds)
+
+    return gathered
 
 
 def _numbers_at_owners(
@@ -256,7 +315,7 @@ def _numbers_at_owners(
     """What a function gives for each row on the rank that owns it: sums over the ranks are those over all rows."""
     ranks = dist.get_world_size(group)
     owned = [bucket.chosen(rows) for rows in _assign(bucket.rows, ranks)]
-    mine = _gathered_at_owners(owned, group, bucket.device)
+    mine = _to_owners(owned, group, bucket.device)()
     if mine.rows:
         with mine.shaped() as shaped:
             yield from ({name: [value] for name, value in values.items()} for values in whole(shaped, function))
@@ -321,8 +380,8 @@ def exchange(
     incoming: list[list[tuple[torch.Size, torch.dtype]]],
     group: ProcessGroup,
     device: torch.device,
-) -> list[list[Tensor]]:
-    """Send `outgoing[r]` to each rank r, in one all-to-all.
+) -> _Arrival:
+    """Begin to send `outgoing[r]` to each rank r, in one all-to-all.
 
     Args:
         outgoing: tensors of any shapes and dtypes.
@@ -331,31 +390,22 @@ def exchange(
         device: of all tensors.
 
     Returns:
-        What each rank sent.
+        What waits for that, and gives what each rank sent.
     """
-    messages = [[_bytes(t) for t in tensors] for tensors in outgoing]
-    lengths = [[_length(shape, dtype) for shape, dtype in kinds] for kinds in incoming]
-    received = torch.empty(sum(map(sum, lengths)), dtype=torch.uint8, device=device)
-    dist.all_to_all_single(
+    sent = packed([t for tensors in outgoing for t in tensors], device)
+    into = [sum(length(*kind) for kind in kinds) for kinds in incoming]
+    received = torch.empty(sum(into), dtype=torch.uint8, device=device)
+    work = dist.all_to_all_single(
         received,
-        torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(m for sent in messages for m in sent)]),
-        [sum(each) for each in lengths],
-        [sum(m.numel() for m in sent) for sent in messages],
+        sent,
+        into,
+        [sum(length(t.shape, t.dtype) for t in tensors) for tensors in outgoing],
         group=group,
+        async_op=True,
     )
-    pieces = iter(received.split([length for each in lengths for length in each]))
-    return [
-        [next(pieces)[: shape.numel() * dtype.itemsize].view(dtype).view(shape) for shape, dtype in kinds]
-        for kinds in incoming
-    ]
 
+    def arrived(sent: Tensor = sent) -> list[list[Tensor]]:
+        work.wait()
+        return [unpacked(part, kinds) for part, kinds in zip(received.split(into), incoming, strict=True)]
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """A tensor's memory, filled up to the alignment."""
-    # A single entry counts as contiguous with any stride, of which bytes cannot be seen.
-    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % ALIGNMENT))
-
-
-def _length(shape: torch.Size, dtype: torch.dtype) -> int:
-    return -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return arrived
