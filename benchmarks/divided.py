@@ -6,8 +6,9 @@
 All contenders of a number of ranks live in the same processes and take their steps in turn, from equal gradients, so
 that what else the machine does meets all of them. A figure is the median over the turns of the slowest rank's time, as
 a share of the first contender's of its family; CPU-seconds, which say more on a busy machine, are the mean over the
-ranks. SOAP and Shampoo step a transformer of half the width. Peers are left out where they cannot be imported: DeepSpeed
-(`--python` of an environment that has it), Microsoft's Dion repository (`--dion`). docs/scaling.md has the tables.
+ranks. SOAP and Shampoo step a transformer of half the width. Peers are left out where they cannot be imported:
+DeepSpeed (`--python` of an environment that has it), Microsoft's Dion repository (`--dion`). docs/scaling.md has the
+tables.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
+from unittest import mock
 
 import console
 import measure
@@ -177,7 +179,7 @@ def deepspeed_zero(shapes: measure.Shapes) -> Iterator[Contender]:
 def waiting() -> Iterator[None]:
     """Each transfer is waited for where it begins."""
     names = ("all_to_all_single", "all_gather_single", "all_gather_into_tensor")
-    module = importlib.import_module("hfoptim.engine.distributed.owners")
+    module: Any = importlib.import_module("hfoptim.engine.distributed.owners")
     found = {name: getattr(dist, name) for name in names if hasattr(dist, name)}
     gather = module._all_gather
 
@@ -204,9 +206,10 @@ def overlapped(shapes: measure.Shapes) -> Iterator[Contender]:
     """Muon divided, and under FSDP2, in many batches: overlapped, not overlapped, and the transfers alone."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
     import hfoptim
+    from hfoptim.engine.backends import MATRIX
     from hfoptim.engine.distributed import owners, sharded
 
     owners.ROUND = sharded.BATCH = SMALL_BATCH
@@ -227,16 +230,13 @@ def overlapped(shapes: measure.Shapes) -> Iterator[Contender]:
     grads = {key: param.grad for key, param in model.named_parameters()}
     fully_shard(model, mesh=mesh)
     for key, param in model.named_parameters():
+        assert isinstance(param, DTensor)
         param.grad = distribute_tensor(grads[key], mesh, param.placements, src_data_rank=None)
     fsdp2 = hfoptim.Muon(list(model.named_parameters()), lr=1e-3)
 
     def moved_only() -> None:
-        kept, hfoptim.engine.backends.MATRIX.step = hfoptim.engine.backends.MATRIX.step, lambda bucket: None
-        try:
-            with waiting():
-                fsdp2.step()
-        finally:
-            hfoptim.engine.backends.MATRIX.step = kept
+        with mock.patch.object(MATRIX, "step", lambda bucket: None), waiting():
+            fsdp2.step()
 
     for family, optimizer, alone in (
         ("divided, transfers", divided, lambda: divided.owners().share()),
@@ -272,7 +272,9 @@ def work(job: dict[str, Any], rank: int) -> None:
             contenders += [each for each in makers[name]() if not job["only"] or each.family in job["only"]]
         except ImportError as error:  # noqa: PERF203
             missing[name] = str(error)
-    rows = [{"family": each.family, "label": each.label, "wall": [], "cpu": []} for each in contenders]
+    rows: list[dict[str, Any]] = [
+        {"family": each.family, "label": each.label, "wall": [], "cpu": []} for each in contenders
+    ]
     for turn in range(job["repeats"] + 1):
         for each, row in zip(contenders, rows, strict=True):
             getattr(each.step, "prepare", lambda: None)()
