@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import importlib
 import json
 import multiprocessing
 import os
@@ -55,6 +56,8 @@ WAIT, LIMIT = 10, 60
 NAMES = ("adamw", "lamb", "muon", "adafactor", "prodigy", "soap")
 FAULTS = ("kill in a step", "kill in a save", "nan", "missing", "frozen", "full disk")
 SKIPPED = ("nan", "missing", "frozen")
+# What torch imports at the first step, or the first checkpoint.
+LATE = ("torch._dynamo", "torch.distributed.checkpoint._fsspec_filesystem", "torch.onnx")
 
 app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
 
@@ -260,8 +263,11 @@ def main(
     minutes: Annotated[float, typer.Option(help="after which no more are begun")] = 60.0,
 ) -> None:
     """Run them, and say what was wrong; ends with 1 if anything was."""
-    for name in NAMES:  # imported here, for all processes
+    # Imported here, for all processes: on a busy machine it takes longer than a run may.
+    for name in NAMES:
         hfoptim.get_optimizer_class(name)
+    for module in LATE:
+        importlib.import_module(module)
     start, counts, wrong = time.monotonic(), Counter[str](), 0
     for number in range(runs):
         if time.monotonic() - start > 60 * minutes:

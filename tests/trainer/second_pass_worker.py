@@ -100,6 +100,7 @@ class Windows(Trainer):
 
     windows: dict[int, list[dict[str, torch.Tensor]]]
     sharded = False
+    state_dict_type = "SHARDED_STATE_DICT"
 
     def create_accelerator_and_postprocess(self) -> None:
         """With FSDP2, which Accelerate takes for the processes of GPUs alone; torch has it on CPUs, too."""
@@ -110,6 +111,7 @@ class Windows(Trainer):
                 auto_wrap_policy="transformer_based_wrap",
                 transformer_cls_names_to_wrap=["GPT2Block"],
                 cpu_ram_efficient_loading=False,
+                state_dict_type=self.state_dict_type,
             )
             state = self.accelerator.state
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
