@@ -38,7 +38,7 @@ class Instruction:
         return re.findall(r"%[a-z]+\d*(?:\.x)?", self.operands)
 
 
-# How much an instruction is wanted: 1 or 0; -1 if it is to be avoided.
+# How much an instruction is wanted: 1 or 0; less if it is to be avoided.
 Wanted = Callable[[Instruction], int]
 
 
@@ -73,21 +73,17 @@ class Listing:
         Raises:
             ValueError: no way leads to an end.
         """
-        # From the last instruction back: (-wanted, calls, instructions) from here to the end, and where to go next.
-        best: list[tuple[tuple[int, int, int], int] | None] = [None] * (len(self.instructions) + 1)
-        for at in reversed(range(len(self.instructions))):
+        # From the ends back: (-wanted, calls, instructions) from here to the end, and where to go next.
+        best: list[tuple[tuple[int, int, int], int] | None] = [None] * len(self.instructions)
+        for at, choices in self._from_the_ends:
             one = self.instructions[at]
             own = (-int(wanted(one)), int(one.name in self.calls), 1)
-            choices = [] if one.name in (*self.jumps, *self.ends) and not one.predicated else [at + 1]
-            # A jump back would go through a loop again.
-            if one.name in self.jumps and (to := self.target(one)) > at:
-                choices.append(to)
             ways = [(_sum(own, there[0]), to) for to in choices if (there := best[to]) is not None]
             if one.name in self.ends:
                 ways.append((own, -1))
             best[at] = min(ways, default=None)
         found, at = [], 0
-        if best[0] is None:
+        if not best or best[0] is None:
             raise ValueError("no way leads to an end")
         while at >= 0:
             step = best[at]
@@ -95,6 +91,42 @@ class Listing:
             found.append(self.instructions[at])
             at = step[1]
         return found
+
+    def _next(self, at: int) -> list[int]:
+        """What may follow an instruction."""
+        one = self.instructions[at]
+        found = [] if one.name in (*self.jumps, *self.ends) and not one.predicated else [at + 1]
+        if one.name in self.jumps:
+            found.append(self.target(one))
+        return [to for to in found if to < len(self.instructions)]
+
+    @cached_property
+    def _from_the_ends(self) -> list[tuple[int, list[int]]]:
+        """What can be reached from the first instruction, each behind all that may follow it, and what that is.
+
+        Not where that would begin a loop again: what has led here follows. It need not stand before: the end of a
+        loop's body is often above its beginning.
+        """
+        if not self.instructions:
+            return []
+        found: dict[int, list[int]] = {}
+        following = {0: self._next(0)}
+        way, on_way, left = [0], {0}, {0: list(following[0])}
+        while way:
+            at = way[-1]
+            if not left[at]:
+                found[at] = following[at]
+                on_way.remove(way.pop())
+                continue
+            to = left[at].pop()
+            if to in on_way:
+                following[at].remove(to)
+            elif to not in following:
+                following[to] = self._next(to)
+                left[to] = list(following[to])
+                way.append(to)
+                on_way.add(to)
+        return list(found.items())
 
 
 def _sum(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -203,11 +235,14 @@ class Ptx(Listing):
             access = self.access(one)
             if access is None or not access.own or access.shared or access.lookup:
                 return 0
-            return int(access.vector) if aligned else -1 if access.vector else 1
+            # Unaligned, one after the other: a loop over whole blocks, which comes before, is gone around.
+            return int(access.vector) if aligned else -_AROUND if access.vector else 1
 
         return [access for one in self.usual(wanted) if (access := self.access(one)) is not None]
 
 
+# More than a loop has accesses.
+_AROUND = 1000
 _GLOBAL = re.compile(r"(ld|st)\.global(?:\.(?!v\d|[busf]\d)[\w:]+)*(?:\.v(\d))?\.[busf](\d+)$")
 
 

@@ -14,9 +14,11 @@ import argparse
 import json
 import math
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +37,7 @@ from generated import AROUND, GENERATED, put_in
 import hfoptim
 from hfoptim.engine import Scope
 from hfoptim.engine.codegen import native
-from hfoptim.engine.codegen.triton.rows import tile_of
+from hfoptim.engine.codegen.triton import kernel
 from hfoptim.engine.codegen.triton.writer import BLOCK
 from hfoptim.registry.lookup import option_names
 
@@ -120,8 +122,8 @@ def launches_of(case: Case) -> tuple[list[Launch], dict[str, Any]]:
     """The launches of a case's second step, and what its schedule says.
 
     Returns:
-        The launches; and `scheduled_read` and `scheduled_written`, bytes per entry, `read_again`, those that a pass
-        reads when it walks a row once more, `tile`, the entries of a tile of rows and columns, if there are such.
+        The launches; and `scheduled_read` and `scheduled_written`, bytes per entry, and `read_again`, those that a pass
+        reads when it walks a row once more, if rows and columns are told apart.
     """
     optimizer = optimizer_of(case)
     step = candidates.stepper(optimizer)
@@ -135,10 +137,17 @@ def launches_of(case: Case) -> tuple[list[Launch], dict[str, Any]]:
     for plan, names, row, probe in seen:
         program, _, _ = native.program_of(plan, names, row, plan.rule.probe.fn if probe else None)
         if not program.flat:
-            said["tile"] = math.prod(tile_of(*program.loops(row.param.shape)[1:]))
             again = sum(traffic.walked_again(program, phase) for phase in range(program.phases))
             said["read_again"] = again * row.grad.element_size()
     return list(launches), said
+
+
+def tile_of(one: Launch) -> int:
+    """The entries of a tile of rows and columns, for the function of a launch that takes such; else 0."""
+    for _, made in kernel._kernels.values():
+        if getattr(made.step, one.name, None) is one.function:
+            return math.prod(made.source.tile)
+    return 0
 
 
 def judged(case: Case, arch: int) -> dict[str, Any]:
@@ -153,7 +162,9 @@ def judged(case: Case, arch: int) -> dict[str, Any]:
         if launch.grid > 1 and not launch.name.startswith(("lines", "drawn")):
             # A program that takes a tile of rows and columns walks over its rows, so many columns at a time; others
             # take one block, or one after the other.
-            entries = row.get("tile") or BLOCK
+            if tile := tile_of(launch):
+                found["tile"] = tile
+            entries = tile or BLOCK
             found |= code.moves(entries, case.aligned)
             # They take as long as compiling: of one form for all, of all forms for one.
             if arch == INSTRUCTIONS and (case.form == "fp32" or case.name == "adamw"):
@@ -204,30 +215,51 @@ def in_processes(
     for case, arch in wanted:
         place = places.setdefault(case.name, len(places) % processes)
         shares.setdefault(place, []).append((case, arch))
+    command = [sys.executable, "-W", "ignore", __file__, "--serve", *(["--only-compile"] if not judge else [])]
+    # Each process has a thread that reads it: a pipe that nobody reads from would stop it.
+    lines: queue.Queue[str | None] = queue.Queue()
+    running, readers = [], []
     with ExitStack() as files:
-        running = []
         for share in shares.values():
-            command = [sys.executable, "-W", "ignore", __file__, "--serve", *(["--only-compile"] if not judge else [])]
-            # By files: a pipe that nobody reads from would stop its process.
-            given, printed = (files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
+            given = files.enter_context(tempfile.TemporaryFile("w+"))
             json.dump([[vars(case), arch] for case, arch in share], given)
             given.seek(0)
-            running.append((subprocess.Popen(command, stdin=given, stdout=printed, env=environment), printed))
-        for process, printed in running:
-            _ended(process, until)
-            printed.seek(0)
-            yield from (json.loads(line) for line in printed if line.endswith("}\n"))
+            process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, env=environment, text=True)
+            running.append(process)
+            readers.append(threading.Thread(target=_read, args=(files.enter_context(process), lines), daemon=True))
+            readers[-1].start()
+        files.callback(_end, running)
+        unfinished, ended = len(running), False
+        while unfinished:
+            left = None if until == float("inf") else max(0.0, until - time.perf_counter())
+            try:
+                line = lines.get(timeout=left)
+            except queue.Empty:
+                _end(running)
+                until, ended = float("inf"), True
+                continue
+            if line is None:
+                unfinished -= 1
+            elif line.endswith("}\n"):
+                yield json.loads(line)
+        failed = [process.wait() for process in running]
+    if any(failed) and not ended:
+        raise RuntimeError(f"processes that compile kernels ended with {failed}")
 
 
-def _ended(process: subprocess.Popen[Any], until: float) -> None:
-    """Wait for a process; end it when it is time."""
-    try:
-        failed = process.wait(None if until == float("inf") else max(0.0, until - time.perf_counter()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return
-    if failed:
-        raise RuntimeError(f"a process that compiles kernels ended with {failed}")
+def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    """Pass on what a process prints, and None at its end."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """End those that still run."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 def serve(judge: bool) -> None:
@@ -247,12 +279,31 @@ def main(arguments: Mapping[str, Any]) -> None:
     chosen = cases(arguments["name"], arguments["form"])
     if not (arguments["name"] or arguments["form"] or arguments["all"]):
         chosen = list(dict.fromkeys([*cases(["adamw"]), *cases((), ["fp32"])]))
+    output, rows = arguments["output"], []
+    if arguments["resume"] and output.exists():
+        rows = json.loads(output.read_text())["rows"]
+    done = {tuple(row[key] for key in _ORDER) for row in rows}
     wanted = [(case, arch) for case in chosen for arch in arguments["arch"]]
-    rows = sorted(in_processes(wanted, arguments["processes"]), key=lambda row: [str(row[key]) for key in _ORDER])
-    measure.write(arguments["output"], "kernels", {"about": measure.about(), "rows": rows})
+    wanted = [
+        (case, arch) for case, arch in wanted if tuple({**vars(case), "arch": arch}[key] for key in _ORDER) not in done
+    ]
+    written = time.perf_counter()
+    for row in in_processes(wanted, arguments["processes"]):
+        rows.append(row)
+        # All forms take hours: what was found is kept, should they be interrupted.
+        if time.perf_counter() - written > _SECONDS:
+            _write(output, rows)
+            written = time.perf_counter()
+    _write(output, rows)
+
+
+def _write(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda row: [str(row[key]) for key in _ORDER])
+    measure.write(output, "kernels", {"about": measure.about(), "rows": rows})
 
 
 _ORDER = ("name", "form", "shape", "aligned", "arch")
+_SECONDS = 20.0
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,6 +313,7 @@ if __name__ == "__main__":
     parser.add_argument("--all", action="store_true", help="every optimizer in every form")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=measure.RESULTS / "kernels.json")
+    parser.add_argument("--resume", action="store_true", help="keep what the output has already, and judge the rest")
     for hidden in ("--serve", "--only-compile"):
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -52,7 +52,7 @@ def warps(name, form, shape=(256, 512)):
         program, layout, _ = native.program_of(bucket.plan, tuple(scalars), bucket.rows[0])
     tile = (0, 0) if program.flat else tile_of(*program.loops(shape)[1:])
     source = kernel.generate(program, layout, tuple(scalars), tile=tile)
-    return math.prod(tile), [launch.warps for launch in source.launches if launch.grid == "block"]
+    return math.prod(source.tile), [launch.warps for launch in source.launches if launch.grid == "block"]
 
 
 def test_what_is_there_at_a_time():
@@ -104,6 +104,15 @@ def test_threads_of_a_block(name, form, threads):
     assert warps(name, form) == (0, threads)
 
 
-@pytest.mark.parametrize(("name", "threads"), [("adafactor", [8, 8, 8]), ("adamp", [16, 8, 16]), ("sm3", [16])])
-def test_threads_of_a_tile(name, threads):
-    assert warps(name, "float32") == (2048, threads)
+@pytest.mark.parametrize(
+    ("name", "form", "entries", "threads"),
+    [
+        ("adafactor", "float32", 2048, [8, 8, 8]),
+        ("adamp", "float32", 2048, [16, 8, 16]),
+        ("sm3", "float32", 2048, [16]),
+        # 4 entries of its last pass take more than the 128 registers that 16 warps leave.
+        ("cadamp", "bfloat16, bfloat16 state", 1024, [8, 4, 8]),
+    ],
+)
+def test_threads_of_a_tile(name, form, entries, threads):
+    assert warps(name, form) == (entries, threads)

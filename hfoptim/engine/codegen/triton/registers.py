@@ -18,6 +18,8 @@ _WITHIN = {"pow": 4.0, "atan2": 5.0}
 # The rare cases of these are a branch, before which no entry's values can be done with.
 _BRANCHES, _BRANCH = ("div", "reciprocal", "sqrt", "rsqrt", "pow", "atan2"), 2.0
 _REST, _STOCHASTIC, _CODED = 2.0, 2.0, 3.0
+# Codes found in one pass of a loop wait for the next one, too; two in a byte come from and go to other threads.
+_CODED_IN_LOOPS = {"8bit": 1.5, "4bit": 2.5}
 
 
 def needed(program: Program, layout: Layout, time: Time, loop: bool) -> float:
@@ -52,7 +54,9 @@ def needed(program: Program, layout: Layout, time: Time, loop: bool) -> float:
     branch = wide * _BRANCH if any(program.nodes[i].op in _BRANCHES for i in order) else 0.0
     # The assembler takes several passes of a loop at a time, and what one of them stores may wait for the next.
     waits = wide * len(stores) * loop
-    return sums + rest + most + branch + waits + _written(layout, [layout.slots[s.position] for s in stores])
+    written = [layout.slots[s.position] for s in stores]
+    waits += sum(_CODED_IN_LOOPS[_kind(slot.kept)] for slot in written if slot.coded) * loop
+    return sums + rest + most + branch + waits + _written(layout, written)
 
 
 def _read(slot: Slot, wide: float) -> float:
@@ -60,7 +64,12 @@ def _read(slot: Slot, wide: float) -> float:
 
 
 def _size(kept: str) -> float:
-    return _BYTES.get(kept.partition("_")[0], 4.0) / 4.0
+    return _BYTES.get(_kind(kept), 4.0) / 4.0
+
+
+def _kind(kept: str) -> str:
+    """What a number is kept as: of codes how many bits they have."""
+    return kept.partition("_")[0]
 
 
 def _rest(layout: Layout, read: bool, stored: bool) -> float:

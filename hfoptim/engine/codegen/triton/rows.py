@@ -21,6 +21,9 @@ from hfoptim.engine.operators import BOOLEAN
 TILE = 2048
 # As `writer.MOST_NEEDED`: what a walk knows of rows and columns needs registers beside.
 MOST_NEEDED_IN_ROWS = 7.5
+# Above that 4 entries take more than the 128 registers that 16 warps leave each thread: tiles are half as high, and
+# 8 warps take them. Of a pass that walks rows more than once the count is too high for that, by about a third.
+MOST_NEEDED_IN_TILES = 15.5
 # Columns that a program of `lines` takes, and parts of their sums that it adds up at a time.
 PART, PARTS = 32, 64
 # Parts of the sum of a batch that are added up at a time.
@@ -51,7 +54,11 @@ class RowWriter(Writer):
         tile: tuple[int, int],
     ) -> None:
         super().__init__(program, layout, scalars, tensor_scalars)
-        self.tile = self.down, self.along = tile
+        down, along = tile
+        once = [phase for phase in range(program.phases) if program.subs(phase) == 1]
+        if max(map(self._needed, once), default=0.0) > MOST_NEEDED_IN_TILES:
+            down = max(1, down // 2)
+        self.tile = self.down, self.along = down, along
         # A state of a batch is read before anything is stored, and kept for all who ask later.
         self.batch = {i: place for place, i in enumerate(i for i in self.live if self.kinds[i] == "batch")}
         self.column_sums = max(len(self.sums(phase, "column")) for phase in range(program.phases))
@@ -69,8 +76,9 @@ class RowWriter(Writer):
             yield from self._function(f"lines{phase}", "line", self._lines(phase), warps=8)
 
     def _warps(self, phase: int) -> int:
-        # A tile has twice the entries of a block.
-        return 16 if self._needed(phase) > MOST_NEEDED_IN_ROWS else 8
+        # As blocks, with 8 or 4 entries for a thread; a tile has twice as many, or as many.
+        most = 16 if self.down * self.along >= TILE else 8
+        return most if self._needed(phase) > MOST_NEEDED_IN_ROWS else most // 2
 
     def _factors(self) -> dict[int, int | None]:
         factors = super()._factors()
