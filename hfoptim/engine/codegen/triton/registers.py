@@ -18,7 +18,7 @@ _WITHIN = {"pow": 4.0, "atan2": 5.0}
 # The rare cases of these are a branch, before which no entry's values can be done with.
 _BRANCHES, _BRANCH = ("div", "reciprocal", "sqrt", "rsqrt", "pow", "atan2"), 2.0
 _REST, _STOCHASTIC, _CODED = 2.0, 2.0, 3.0
-# Codes found in one pass of a loop wait for the next one, too; two in a byte come from and go to other threads.
+# In loops codes take more, as compiled: of lars and novograd, which keep one state.
 _CODED_IN_LOOPS = {"8bit": 1.5, "4bit": 2.5}
 
 

@@ -21,9 +21,9 @@ from hfoptim.engine.operators import BOOLEAN
 TILE = 2048
 # As `writer.MOST_NEEDED`: what a walk knows of rows and columns needs registers beside.
 MOST_NEEDED_IN_ROWS = 7.5
-# Above that 4 entries take more than the 128 registers that 16 warps leave each thread: tiles are half as high, and
-# 8 warps take them. Of a pass that walks rows more than once the count is too high for that, by about a third.
-MOST_NEEDED_IN_TILES = 15.5
+# Above that 4 entries take more than the 128 registers that 16 warps leave each thread, in double precision, too: tiles
+# are half as high, and 8 warps take them. Of a pass that walks rows more than once the count is about a third too high.
+MOST_NEEDED_IN_TILES = 16
 # Columns that a program of `lines` takes, and parts of their sums that it adds up at a time.
 PART, PARTS = 32, 64
 # Parts of the sum of a batch that are added up at a time.
@@ -78,7 +78,7 @@ class RowWriter(Writer):
     def _warps(self, phase: int) -> int:
         # As blocks, with 8 or 4 entries for a thread; a tile has twice as many, or as many.
         most = 16 if self.down * self.along >= TILE else 8
-        return most if self._needed(phase) > MOST_NEEDED_IN_ROWS else most // 2
+        return most if self._needed(phase) > self._wide * MOST_NEEDED_IN_ROWS else most // 2
 
     def _factors(self) -> dict[int, int | None]:
         factors = super()._factors()

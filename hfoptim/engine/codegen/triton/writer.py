@@ -241,15 +241,19 @@ class Writer(Places):
         # 4 of them still make an access of 16.
         narrow = self.layout.coded or self.layout.rounding in _RESTS or any("16" in s.kept for s in self.layout.slots)
         many = not narrow and self.layout.tensors > 4
-        return 8 if many or self._needed(phase) > MOST_NEEDED else 4
+        return 8 if many or self._needed(phase) > self._wide * MOST_NEEDED else 4
+
+    @property
+    def _wide(self) -> float:
+        """How many times as many registers a thread may have in double precision, about."""
+        return 1.5 if self.layout.compute == "float64" else 1.0
 
     def _needed(self, phase: int) -> float:
-        """Registers that each entry of a thread needs, about; in double precision of those that there are more of."""
+        """Registers that each entry of a thread needs, about."""
         walks = [(phase, sub) for sub in range(self.program.subs(phase))]
         loop = self.runs or not self.program.flat
         found = [needed(self.program, self.layout, time, loop) for time in walks if self.program.roots(time)]
-        most = max(found, default=0.0)
-        return most / 1.5 if self.layout.compute == "float64" else most
+        return max(found, default=0.0)
 
     def _function(self, name: str, grid: str, body: Iterable[str], warps: int = 4) -> Iterator[str]:
         lines = list(body)
