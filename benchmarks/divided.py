@@ -383,7 +383,7 @@ def main(
     part: Annotated[list[str] | None, typer.Option(help="Of ours, dion, adamw, deepspeed, overlapped.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Families.")] = None,
     layers: Annotated[int, typer.Option(help="Blocks of the transformer.")] = 2,
-    width: Annotated[int, typer.Option(help="Its width.")] = 512,
+    width: Annotated[int, typer.Option(help="Its width.")] = 256,
     vocab: Annotated[int, typer.Option(help="Rows of its embedding.")] = 1024,
     repeats: Annotated[int, typer.Option(help="Turns of each.")] = 7,
     python: Annotated[str, typer.Option(help="An interpreter with DeepSpeed.")] = sys.executable,

@@ -2,6 +2,7 @@
 
     python benchmarks/scale_model.py
     python benchmarks/scale_model.py --model 8B --ranks 64 --optim muon --optim soap
+    python benchmarks/scale_model.py --ddp                          # the table of DDP, matrices divided and not
 
 What a step sends, keeps and multiplies is not a formula of ours: the optimizer takes its steps, as rank 0 of so many,
 with parameters divided by FSDP2's rule on the device "meta", in a process group that sends nothing. Rank 0 owns the
@@ -45,6 +46,9 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], int]] = {
     "soap": ({"precondition_frequency": 2}, 10),
     "distributed_shampoo": ({"precondition_frequency": 2}, 50),
 }
+# Of these, under DDP, with matrices divided (`distribute_matrices`) and without: models that are whole on a GPU.
+DDP = ("muon", "soap", "distributed_shampoo")
+DDP_MODELS, DDP_RANKS = ("1B", "8B"), (8, 64)
 # Tokens that each rank computes gradients of before a step.
 TOKENS = 16_384
 
@@ -57,7 +61,8 @@ class Machine:
         node: GPUs of a node.
         inside, outside: bytes per second, each way, that a GPU sends within its node and out of it.
         start: seconds of a collective before anything moves.
-        hop: seconds of a hop; an all-reduce has twice the logarithm of the ranks, an all-to-all one for each other.
+        hop: seconds of a hop; an all-reduce has twice the logarithm of the ranks, an all-gather the logarithm, an
+            all-to-all one for each other.
         memory: bytes per second of a GPU's memory.
         products: floating-point operations per second of products of matrices, 16 bits.
         factors: of decompositions of matrices (QR, eigenvectors).
@@ -89,7 +94,8 @@ class Collective(NamedTuple):
 
     def seconds(self, machine: Machine) -> float:
         """How long it takes."""
-        hops = self.ranks - 1 if self.kind == "all-to-all" else 2 * math.ceil(math.log2(self.ranks))
+        steps = math.ceil(math.log2(self.ranks))
+        hops = {"all-to-all": self.ranks - 1, "all-gather": steps}.get(self.kind, 2 * steps)
         return machine.start + hops * machine.hop + max(self.sent, self.received) / machine.rate(self.ranks)
 
 
@@ -168,7 +174,20 @@ def _exchanged(args: Any) -> Collective:
     )
 
 
-_COLLECTIVES: dict[str, Callable[[Any], Collective]] = {"allreduce_": _reduced, "alltoall_base_": _exchanged}
+def _gathered(args: Any) -> Collective:
+    received, sent, boxed = args[:3]
+    ranks = dist.ProcessGroup.unbox(boxed).size()
+    # In a ring each rank sends its own part, and passes on those of all but the next one.
+    moved = float((ranks - 1) * sent.numel() * sent.element_size())
+    assert received.numel() == ranks * sent.numel()
+    return Collective("all-gather", ranks, moved, moved)
+
+
+_COLLECTIVES: dict[str, Callable[[Any], Collective]] = {
+    "allreduce_": _reduced,
+    "alltoall_base_": _exchanged,
+    "_allgather_base_": _gathered,
+}
 
 
 def _multiplied(first: int) -> Callable[[Any], float]:
@@ -299,19 +318,29 @@ def predicted(model: str, optimizer: str, ranks: int) -> Cost:
         return counted(twin_of(whole, made), optimizer, options, every)
 
 
-def rest_of_step(model: str, parameters: float, ranks: int, machine: Machine) -> float:
-    """Seconds of forward and backward pass under FSDP2, where links and arithmetic overlap.
+def predicted_under_ddp(model: str, optimizer: str, ranks: int, divided: bool) -> Cost:
+    """The same under DDP, where each rank has all parameters; `divided`: with `distribute_matrices`."""
+    options, every = OPTIMIZERS[optimizer]
+    with as_on_the_first(ranks), put_in():
+        with torch.device("meta"):
+            whole = MODELS[model].make()
+        return counted(whole, optimizer, {**options, "distribute_matrices": divided}, every)
 
-    Weights are gathered twice and gradients scattered once, in 16 bits; a token takes six operations for each parameter
-    that it goes through.
+
+def rest_of_step(model: str, parameters: float, ranks: int, machine: Machine, passes: int = 3) -> float:
+    """Seconds of forward and backward pass, where links and arithmetic overlap.
+
+    Under FSDP2 weights are gathered twice and gradients scattered once, in 16 bits; an all-reduce of DDP's gradients is
+    a scatter and a gather. A token takes six operations for each parameter that it goes through.
 
     Args:
         model: its name.
         parameters: of the whole model.
         ranks: how many share it.
         machine: its rates.
+        passes: how often something of the size of the parameters is scattered or gathered.
     """
-    moved = 3 * 2 * parameters * (ranks - 1) / ranks / machine.rate(ranks)
+    moved = passes * 2 * parameters * (ranks - 1) / ranks / machine.rate(ranks)
     return max(moved, 6 * MODELS[model].active * TOKENS / machine.products)
 
 
@@ -321,14 +350,23 @@ def rest_of_step(model: str, parameters: float, ranks: int, machine: Machine) ->
 def row_of(model: str, optimizer: str, ranks: int, machine: Machine) -> dict[str, Any]:
     """Everything about one optimizer on one model and so many ranks."""
     cost = predicted(model, optimizer, ranks)
-    seconds = cost.seconds(machine)
     entries = cost.parameters / torch.float32.itemsize * ranks
     rest = rest_of_step(model, entries, ranks, machine)
+    return {"model": model, "optimizer": optimizer, "ranks": ranks, **_numbers(cost, rest, machine)}
+
+
+def row_of_ddp(model: str, optimizer: str, ranks: int, divided: bool, machine: Machine) -> dict[str, Any]:
+    """The same under DDP."""
+    cost = predicted_under_ddp(model, optimizer, ranks, divided)
+    rest = rest_of_step(model, cost.parameters / torch.float32.itemsize, ranks, machine, passes=2)
+    known = {"model": model, "optimizer": optimizer, "ranks": ranks, "divided": divided}
+    return {**known, **_numbers(cost, rest, machine)}
+
+
+def _numbers(cost: Cost, rest: float, machine: Machine) -> dict[str, Any]:
+    seconds = cost.seconds(machine)
     step = sum(seconds.values())
     return {
-        "model": model,
-        "optimizer": optimizer,
-        "ranks": ranks,
         "collectives": len(cost.collectives),
         "sent_bytes": cost.sent(),
         "state_bytes": cost.state,
@@ -340,25 +378,41 @@ def row_of(model: str, optimizer: str, ranks: int, machine: Machine) -> dict[str
     }
 
 
+_COLUMNS = ["collectives", "sent, MB", "state, GB", "held, GB", "links, ms", "arithmetic, ms", "memory, ms"]
+_COLUMNS += ["step, ms", "share of a training step"]
+
+
+def _cells(row: Mapping[str, Any], machine: Machine) -> list[Any]:
+    return [
+        *(row["collectives"], _short(row["sent_bytes"] / 1e6), _short(row["state_bytes"] / 1e9)),
+        _short(row["held_bytes"] / 1e9) + (" (too much)" if row["held_bytes"] > machine.capacity else ""),
+        *(_short(1e3 * row["seconds"][part]) for part in ("links", "arithmetic", "memory")),
+        _short(1e3 * row["step_seconds"]),
+        report.percent(row["share"], 1),
+    ]
+
+
+def page_of_ddp(rows: Sequence[Mapping[str, Any]], machine: Machine) -> str:
+    """The table of DDP."""
+    return report.table(
+        ["model", "optimizer", "GPUs", "matrices", *_COLUMNS],
+        [
+            [
+                *(row["model"], row["optimizer"], row["ranks"], "divided" if row["divided"] else "all on each"),
+                *_cells(row, machine),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def page(rows: Sequence[Mapping[str, Any]], machine: Machine) -> dict[str, str]:
     """The tables of docs/scaling.md by name."""
     found = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
-        columns = ["optimizer", "GPUs", "collectives", "sent, MB", "state, GB", "held, GB"]
-        columns += ["links, ms", "arithmetic, ms", "memory, ms", "step, ms", "share of a training step"]
-        cells = [
-            (
-                *(row["optimizer"], row["ranks"], row["collectives"], _short(row["sent_bytes"] / 1e6)),
-                _short(row["state_bytes"] / 1e9),
-                _short(row["held_bytes"] / 1e9) + (" (too much)" if row["held_bytes"] > machine.capacity else ""),
-                *(_short(1e3 * row["seconds"][part]) for part in ("links", "arithmetic", "memory")),
-                _short(1e3 * row["step_seconds"]),
-                report.percent(row["share"], 1),
-            )
-            for row in own
-        ]
-        found[f"scale-{model}"] = report.table(columns, cells)
+        cells = [[row["optimizer"], row["ranks"], *_cells(row, machine)] for row in own]
+        found[f"scale-{model}"] = report.table(["optimizer", "GPUs", *_COLUMNS], cells)
     return found
 
 
@@ -370,12 +424,24 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help="Of 1B, 8B, 70B, 236B; default all.")] = None,
     ranks: Annotated[list[int] | None, typer.Option(help="How many GPUs; default 8, 64 and 1024.")] = None,
     optim: Annotated[list[str] | None, typer.Option(help="Optimizers; default all of the page.")] = None,
-    output: Annotated[Path, typer.Option(help="The results.")] = measure.RESULTS / "scale_model.json",
+    ddp: Annotated[bool, typer.Option("--ddp", help="The table of DDP in place of those of FSDP2.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The results; default the project's.")] = None,
 ) -> None:
     """Count, and write docs/scaling.md's tables if nothing is left out."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     machine, rows = Machine(), []
+    output = output or measure.RESULTS / ("scale_model_ddp.json" if ddp else "scale_model.json")
+    if ddp:
+        for which in model or DDP_MODELS:
+            for name in optim or DDP:
+                for count in ranks or DDP_RANKS:
+                    rows += [row_of_ddp(which, name, count, divided, machine) for divided in (False, True)]
+                    console.OUT.print(rows[-2:])
+        measure.write(output, "scale_model_ddp", {"about": measure.about(), "machine": asdict(machine), "rows": rows})
+        if not (model or ranks or optim):
+            PAGE.write_text(report.fill(PAGE.read_text(), "scale-ddp", page_of_ddp(rows, machine)))
+        return
     for which in model or MODELS:
         for name in optim or OPTIMIZERS:
             for count in ranks or RANKS:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from generated import put_in
-from scale_model import OPTIMIZERS, counted
+from scale_model import DDP, OPTIMIZERS, counted
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -46,8 +46,12 @@ def main(folder: Path, ranks: int, real: bool) -> None:
                 else:
                     model = twin_of(model, made)
                 alone = divided_matrices(model)
+                everywhere: nn.Module = Network()
             with nullcontext() if real else put_in():
                 found[name] = asdict(counted(model, name, options, every))
+                if name in DDP:
+                    own = {**options, "distribute_matrices": True}
+                    found[f"{name}, ddp"] = asdict(counted(everywhere, name, own, every))
                 if name == "muon":
                     found["muon, even"] = asdict(counted(alone, name, options, 1))
     if not real or dist.get_rank() == 0:

@@ -49,6 +49,18 @@ def test_traffic_by_hand(costs: tuple[int, Any, Any]) -> None:
     assert real["prodigy"]["collectives"][0][2] == 2 * (ranks - 1) / ranks * 2 * 4
 
 
+def test_traffic_of_divided_matrices_by_hand(costs: tuple[int, Any, Any]) -> None:
+    """Each rank sends what it stepped, filled up to the largest share, to all others, and whether it failed."""
+    ranks, real, _ = costs
+    shapes = [(64, 32), (32, 64), (33, 32), *[(64, 64)] * 8]
+    shares = [0] * ranks
+    for rows, columns in sorted(shapes, key=lambda shape: -shape[0] * shape[1]):
+        shares[shares.index(min(shares))] += 4 * rows * columns
+    sent = (ranks - 1) * (max(shares) + 16.0)
+    assert real["muon, ddp"]["collectives"] == [["all-gather", ranks, sent, sent]]
+    assert real["muon, ddp"]["products"] == real["muon"]["products"]
+
+
 def test_arithmetic_by_hand(costs: tuple[int, Any, Any]) -> None:
     """Newton-Schulz of square matrices: three products in each of five iterations, over the matrices that are owned."""
     ranks, _, paper = costs
