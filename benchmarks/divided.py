@@ -99,25 +99,28 @@ def ours(shapes: measure.Shapes, narrow: measure.Shapes) -> Iterator[Contender]:
 
 
 def dion(shapes: measure.Shapes, checkout: str) -> Iterator[Contender]:
-    """Muon of Microsoft's repository under DDP, as it comes and with Newton-Schulz in float32, as ours."""
+    """Muon of Microsoft's repository under DDP, with Newton-Schulz in float32, as ours.
+
+    By itself it multiplies in bfloat16, for which this machine's processor may have nothing.
+    """
     sys.path.insert(0, checkout)
     theirs = importlib.import_module("dion.muon").Muon
 
     def quintic(matrix: Tensor, epsilon: Any = 1e-7) -> Tensor:
-        x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+        x = matrix.float()
+        x = x.mT if matrix.shape[-2] > matrix.shape[-1] else x
         x = x / (x.norm(dim=(-2, -1), keepdim=True) + epsilon)
         for _ in range(5):
             gram = x @ x.mT
             x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-        return x.mT if matrix.shape[-2] > matrix.shape[-1] else x
+        return (x.mT if matrix.shape[-2] > matrix.shape[-1] else x).to(matrix.dtype)
 
-    for label, more in (("as it comes", {}), ("Newton-Schulz in float32", {"newton_schulz_func": quintic})):
-        params = parameters(shapes)
-        matrices = [p for name, p in params.items() if p.ndim == 2 and ".h." in name]
-        rest = [p for name, p in params.items() if p.ndim != 2 or ".h." not in name]
-        groups = [{"params": matrices}, {"params": rest, "algorithm": "adamw"}]
-        optimizer = theirs(groups, distributed_mesh=dist.group.WORLD, lr=1e-3, nesterov=True, **more)
-        yield Contender("muon", f"Dion repository's Muon, {label}", optimizer.step, optimizer)
+    params = parameters(shapes)
+    matrices = [p for name, p in params.items() if p.ndim == 2 and ".h." in name]
+    rest = [p for name, p in params.items() if p.ndim != 2 or ".h." not in name]
+    groups = [{"params": matrices}, {"params": rest, "algorithm": "adamw"}]
+    optimizer = theirs(groups, distributed_mesh=dist.group.WORLD, lr=1e-3, nesterov=True, newton_schulz_func=quintic)
+    yield Contender("muon", "Dion repository's Muon, Newton-Schulz in float32", optimizer.step, optimizer)
 
 
 def adams(shapes: measure.Shapes) -> Iterator[Contender]:
