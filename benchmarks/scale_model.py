@@ -61,8 +61,8 @@ class Machine:
         node: GPUs of a node.
         inside, outside: bytes per second, each way, that a GPU sends within its node and out of it.
         start: seconds of a collective before anything moves.
-        hop: seconds of a hop; an all-reduce has twice the logarithm of the ranks, an all-gather the logarithm, an
-            all-to-all one for each other.
+        hop: seconds of a hop; an all-reduce has twice the logarithm of the ranks, an all-gather and a
+            broadcast the logarithm, an all-to-all one for each other.
         memory: bytes per second of a GPU's memory.
         products: floating-point operations per second of products of matrices, 16 bits.
         factors: of decompositions of matrices (QR, eigenvectors).
@@ -95,7 +95,7 @@ class Collective(NamedTuple):
     def seconds(self, machine: Machine) -> float:
         """How long it takes."""
         steps = math.ceil(math.log2(self.ranks))
-        hops = {"all-to-all": self.ranks - 1, "all-gather": steps}.get(self.kind, 2 * steps)
+        hops = {"all-to-all": self.ranks - 1, "all-gather": steps, "broadcast": steps}.get(self.kind, 2 * steps)
         return machine.start + hops * machine.hop + max(self.sent, self.received) / machine.rate(self.ranks)
 
 
@@ -183,10 +183,18 @@ def _gathered(args: Any) -> Collective:
     return Collective("all-gather", ranks, moved, moved)
 
 
+def _broadcast(args: Any) -> Collective:
+    (tensor,), group = args[0], dist.ProcessGroup.unbox(args[1])
+    size = float(tensor.numel() * tensor.element_size())
+    # In a ring each rank but the last one passes it on.
+    return Collective("broadcast", group.size(), size, 0.0 if args[2] == group.rank() else size)
+
+
 _COLLECTIVES: dict[str, Callable[[Any], Collective]] = {
     "allreduce_": _reduced,
     "alltoall_base_": _exchanged,
     "_allgather_base_": _gathered,
+    "broadcast_": _broadcast,
 }
 
 

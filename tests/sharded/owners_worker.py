@@ -393,6 +393,25 @@ def batches(folder: Path, few: bool) -> dict[str, Any]:
     return found
 
 
+def rounds(folder: Path, few: bool) -> dict[str, Any]:
+    """Matrices in many rounds, and broadcasts where one is far larger than the others: as on one process."""
+    owners_module.ROUND = 32
+    pairs = []
+    for divided in (True, False):
+        params = parameters((*NAMES, "large"), torch.float64)
+        pairs.append((hfoptim.Muon(list(params.items()), lr=0.1, distribute_matrices=divided), params))
+    for t in range(1, 4):
+        for optimizer, params in pairs:
+            feed(params, t)
+            if optimizer is pairs[0][0]:
+                with CommDebugMode() as mode:
+                    optimizer.step()
+            else:
+                optimizer.step()
+    counts = {str(op).split(".")[-1]: n for op, n in mode.get_comm_counts().items() if n}
+    return {"far": distance(pairs[0][1], pairs[1][1]), "collectives": counts}
+
+
 def groups(folder: Path, few: bool) -> float:
     """Two halves of the ranks, each with weights of its own, divide them among themselves."""
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
@@ -418,7 +437,8 @@ SMALL: dict[str, Any] = {"vocab_size": 16, "n_positions": 8, "n_embd": 16, "n_la
 SMALL |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 TASKS: dict[str, Callable[[Path, bool], Any]] = {
-    task.__name__: task for task in (steps, memory, checkpoints, faults, modes, wrapped, trainer, batches, groups)
+    task.__name__: task
+    for task in (steps, memory, checkpoints, faults, modes, wrapped, trainer, batches, rounds, groups)
 }
 
 

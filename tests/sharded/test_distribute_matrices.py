@@ -77,6 +77,14 @@ def test_batches_under_way_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rounds_and_broadcasts(tmp_path: Path) -> None:
+    """On four ranks, of which one has by far the largest matrix."""
+    for told in found(tmp_path, 4, "few", "rounds")["rounds"]:
+        assert told["far"] == 0.0
+        assert set(told["collectives"]) == {"_allgather_base_", "broadcast_"}
+
+
+@pytest.mark.slow
 def test_halves_of_the_ranks(tmp_path: Path) -> None:
     assert found(tmp_path, 4, "few", "groups")["groups"] == [0.0] * 4
 

@@ -3,7 +3,8 @@
 What a rule of whole matrices computes, every rank would compute again from the same averaged gradients. With
 `distribute_matrices=True` the owner alone does, keeps the state alone, and sends the others the new parameter. Owners
 follow from shapes and their order, so that all ranks choose the same ones without asking each other. Parameters go out
-in rounds, each with one all-gather, which is on its way while the next one is computed.
+in rounds, each with one all-gather, or with broadcasts where few ranks have much to send; a round is on its way while
+the next one is computed.
 
 Every rank takes part in every round, whatever gradients it has: a gradient that one of them lacks makes none wait.
 """
@@ -27,7 +28,7 @@ from hfoptim.engine.rule import ELEMENT, rule
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Entries that a rank sends in a round, at most, if it is not one parameter. Rounds are there to overlap: the last one
+# Entries that a rank sends in a round, as a mean, if it is not one parameter. Rounds are there to overlap: the last one
 # is waited for, so it should be short, and each costs the start of a collective.
 ROUND = 1 << 22
 # How long a rank that asks for the whole state waits for the others to do so, too.
@@ -35,6 +36,8 @@ MEETING = timedelta(minutes=10)
 
 # Its newer name warns of the older one.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+# What waits for the messages of a round, and the memory for those of each rank.
+_Sent = tuple[list[Any], list[Tensor]]
 # States by the index of their parameter.
 _States = dict[int, dict[str, Any]]
 
@@ -95,15 +98,16 @@ class Owners:
 
     def _rounds(self) -> Iterator[list[list[Tensor]]]:
         each: list[list[Tensor]] = [[] for _ in range(self.ranks)]
-        filled, device = 0, None
+        filled, largest, device = 0, 0, None
         for param, owner in self.owner.items():
-            full = filled + param.numel() > ROUND * self.ranks and filled > 0
-            if full or (device is not None and param.device != device):
+            # Large ones of a kind go together, so that all ranks have about as much to send.
+            full = filled + param.numel() > ROUND * self.ranks and (all(each) or 2 * param.numel() < largest)
+            if any(each) and (full or param.device != device):
                 yield each
-                each, filled = [[] for _ in range(self.ranks)], 0
+                each, filled, largest = [[] for _ in range(self.ranks)], 0, 0
             each[owner].append(param)
-            filled, device = filled + param.numel(), param.device
-        if filled or any(each):
+            filled, largest, device = filled + param.numel(), max(largest, param.numel()), param.device
+        if any(each):
             yield each
 
     def agree(self) -> None:
@@ -134,7 +138,7 @@ class Owners:
         Args:
             compute: steps this rank's parameters of a round, given its number.
         """
-        on_the_way: list[tuple[int, Any, Tensor]] = []
+        on_the_way: list[tuple[int, _Sent]] = []
         failure: BaseException | None = None
         failed: set[int] = set()
         for i in range(len(self.rounds)):
@@ -144,7 +148,7 @@ class Owners:
             except Exception as error:
                 # The others wait for what it sends.
                 failure = error
-            on_the_way.append((i, *self._send(i, failure is not None)))
+            on_the_way.append((i, self._send(i, failure is not None)))
             if len(on_the_way) > 2:
                 failed |= self._receive(*on_the_way.pop(0))
         for each in on_the_way:
@@ -163,22 +167,37 @@ class Owners:
         self.agree()
         self.step(lambda _: None)
 
-    def _send(self, index: int, failed: bool) -> tuple[Any, Tensor]:
-        """Begin to send a round's parameters, and whether this rank failed; and the memory for those of all."""
+    def _send(self, index: int, failed: bool) -> _Sent:
+        """Begin to send a round's parameters, and whether this rank failed; and the memory for those of each rank."""
         each = self.rounds[index]
-        most = max(sum(length(param.shape, param.dtype) for param in params) for params in each) + ALIGNMENT
+        sizes = [sum(length(param.shape, param.dtype) for param in params) + ALIGNMENT for params in each]
         device = next(param.device for params in each for param in params)
-        outgoing = packed([param.detach() for param in each[self.rank]], device, most)
+        most, wasted = max(sizes), self.ranks * max(sizes) - sum(sizes)
+        alone = wasted > max(4 * ROUND, sum(sizes))
+        outgoing = packed([param.detach() for param in each[self.rank]], device, sizes[self.rank] if alone else most)
         outgoing[-1] = failed
-        received = torch.empty(most * self.ranks, dtype=torch.uint8, device=device)
-        return _all_gather(received, outgoing, group=self.group, async_op=True), received
+        if not alone:
+            received = torch.empty(most * self.ranks, dtype=torch.uint8, device=device)
+            work = _all_gather(received, outgoing, group=self.group, async_op=True)
+            return [work], list(received.chunk(self.ranks))
+        # In one all-gather all would send as much as the one that has most.
+        works, parts = [], []
+        for rank, (params, size) in enumerate(zip(each, sizes, strict=True)):
+            mine = rank == self.rank
+            parts.append(outgoing if mine else torch.empty(size if params else 0, dtype=torch.uint8, device=device))
+            if params:
+                root = rank if self.group is None else dist.get_global_rank(self.group, rank)
+                works.append(dist.broadcast(parts[-1], root, group=self.group, async_op=True))
+        return works, parts
 
-    def _receive(self, index: int, work: Any, received: Tensor) -> set[int]:
+    def _receive(self, index: int, sent: _Sent) -> set[int]:
         """Wait for a round's parameters, and put them in their place: the ranks that failed, as far as can be seen."""
-        work.wait()
+        works, parts = sent
+        for work in works:
+            work.wait()
         failed = set()
-        for rank, (params, part) in enumerate(zip(self.rounds[index], received.chunk(self.ranks), strict=True)):
-            if rank != self.rank:
+        for rank, (params, part) in enumerate(zip(self.rounds[index], parts, strict=True)):
+            if rank != self.rank and params:
                 kinds = [(param.shape, param.dtype) for param in params]
                 for param, value in zip(params, unpacked(part, kinds), strict=True):
                     param.detach().copy_(value)
