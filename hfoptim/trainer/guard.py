@@ -78,10 +78,11 @@ class GuardSteps(TrainerCallback):
 
 @dataclass
 class _Guarded:
-    """A training's guard, and whether the step to come is to be taken."""
+    """A training's guard, whether the step to come is to be taken, and whether it is being taken."""
 
     guard: StepGuard
     taken: bool = True
+    within: bool = False
 
 
 _guards: WeakKeyDictionary[Any, _Guarded] = WeakKeyDictionary()
@@ -128,10 +129,15 @@ def _stepping(optimizer: Any, step: Callable[..., Any], name: str, *args: Any, *
     """`step` of the optimizer that the Trainer calls."""
     trainer = private.trainer_in_charge()
     found = _guards.get(trainer)
-    if found is None:
+    # A schedule of a second training puts itself in between, and then this is around it once more.
+    if found is None or found.within:
         return step(*args, **kwargs)
     if not found.taken:
         private.forget_meshes(trainer)
         return None
-    with found.guard.during("step"):
-        return step(*args, **kwargs)
+    found.within = True
+    try:
+        with found.guard.during("step"):
+            return step(*args, **kwargs)
+    finally:
+        found.within = False

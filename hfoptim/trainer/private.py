@@ -111,8 +111,13 @@ class _Intercepted:
         method = self.method or functools.partial(getattr(type(trainer), self.name), trainer)
         return self.handler(trainer, method, self.name, *args, **kwargs)
 
+    @property
+    def __func__(self) -> Callable[..., Any]:
+        """What torch's schedules take the `step` of an optimizer for: a bound method, whose function they wrap."""
+        return lambda owner, *args, **kwargs: self(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
-        # torch's schedules mark the `step` of an optimizer, and look for the mark.
+        # They mark it, and look for the mark.
         method = self.__dict__.get("method")
         if method is None:
             raise AttributeError(name)
