@@ -363,12 +363,23 @@ def row_of(model: str, optimizer: str, ranks: int, machine: Machine) -> dict[str
     return {"model": model, "optimizer": optimizer, "ranks": ranks, **_numbers(cost, rest, machine)}
 
 
-def row_of_ddp(model: str, optimizer: str, ranks: int, divided: bool, machine: Machine) -> dict[str, Any]:
-    """The same under DDP."""
-    cost = predicted_under_ddp(model, optimizer, ranks, divided)
-    rest = rest_of_step(model, cost.parameters / torch.float32.itemsize, ranks, machine, passes=2)
-    known = {"model": model, "optimizer": optimizer, "ranks": ranks, "divided": divided}
-    return {**known, **_numbers(cost, rest, machine)}
+def rows_of_ddp(model: str, optimizer: str, ranks: Sequence[int], machine: Machine) -> list[dict[str, Any]]:
+    """The same under DDP, with all matrices on each rank and divided.
+
+    Owners follow from sizes, and what a matrix costs does not: of state and arithmetic it is the first rank's or, where
+    that is more, the mean of all ranks.
+    """
+    rows = []
+    undivided = predicted_under_ddp(model, optimizer, ranks[0], divided=False)
+    for count in ranks:
+        rest = rest_of_step(model, undivided.parameters / torch.float32.itemsize, count, machine, passes=2)
+        first = predicted_under_ddp(model, optimizer, count, divided=True)
+        for name in ("products", "factors", "state"):
+            setattr(first, name, max(getattr(first, name), getattr(undivided, name) / count))
+        for divided, cost in ((False, undivided), (True, first)):
+            known = {"model": model, "optimizer": optimizer, "ranks": count, "divided": divided}
+            rows.append({**known, **_numbers(cost, rest, machine)})
+    return rows
 
 
 def _numbers(cost: Cost, rest: float, machine: Machine) -> dict[str, Any]:
@@ -443,9 +454,8 @@ def main(
     if ddp:
         for which in model or DDP_MODELS:
             for name in optim or DDP:
-                for count in ranks or DDP_RANKS:
-                    rows += [row_of_ddp(which, name, count, divided, machine) for divided in (False, True)]
-                    console.OUT.print(rows[-2:])
+                rows += rows_of_ddp(which, name, ranks or DDP_RANKS, machine)
+                console.OUT.print(rows[-2:])
         measure.write(output, "scale_model_ddp", {"about": measure.about(), "machine": asdict(machine), "rows": rows})
         if not (model or ranks or optim):
             PAGE.write_text(report.fill(PAGE.read_text(), "scale-ddp", page_of_ddp(rows, machine)))
