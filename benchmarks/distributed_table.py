@@ -50,8 +50,8 @@ COLUMNS: dict[str, tuple[str, list[tuple[str, int]]]] = {
     "reshard_4_2": ("4 -> 2", [("save", 4), ("resume", 2)]),
 }
 # How far a run may be from that of one process: in double precision, and in DeepSpeed's float32, in which an entry may
-# be off by one rounding besides.
-TOLERANCE, TOLERANCE_OF_ZERO, ROUNDINGS = 1e-9, 1e-6, 1.0
+# be off by two roundings besides: sums over tensors are added up in another order.
+TOLERANCE, TOLERANCE_OF_ZERO, ROUNDINGS = 1e-9, 1e-6, 2.0
 
 # What torch and DeepSpeed cannot do, whatever optimizer of that kind it is, with words of the sentence that they say.
 THEIRS: dict[str, tuple[str, ...]] = {

@@ -15,19 +15,24 @@ pytest.importorskip("deepspeed")
 WORKER = Path(__file__).resolve().parent / "zero_shapes_worker.py"
 # Sums over tensors, matrices, rows, sums over all parameters, other weights to evaluate, noise by an entry's place.
 NAMES = ["lamb", "muon", "adafactor", "prodigy", "adamw_schedule_free", "soap", "noisy_sgd"]
-WAYS = ["bf16", "clip", "pieces", "resume", "small"]
-# Weights in bfloat16 round away what another order of a sum changes, or make a whole rounding of it.
-CLOSE = {"bf16": 1e-2, "": 2e-6}
+# In bfloat16 with weights in float32 beside it, clipped, with batches in two pieces, saved and resumed in the middle
+# (of schedule-free, with the weights to evaluate in the model), and by ZeRO-3 in several parts for each group.
+CASES = [
+    *(f"lamb:{way}" for way in ("bf16", "clip", "pieces", "resume")),
+    *("muon:bf16", "muon:resume", "adafactor:clip", "prodigy:pieces", "prodigy:resume"),
+    *("adamw_schedule_free:bf16", "adamw_schedule_free:resume"),
+]
+IN_PARTS = ["muon:small", "prodigy:small"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_weights_are_those_of_one_process(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    cases = [*NAMES, *(f"{name}:{way}" for name in NAMES[:5] for way in WAYS if stage == 3 or way != "small")]
-    refused = {
-        "lamb:wrapped": "ValueError: Lamb is inside of Lookahead and takes means or norms of whole tensors",
-        "lamb:offload": "its offloading",
-    }
+    # On a CPU, what ZeRO-3 offloads is where it would be anyway.
+    cases = [*NAMES, *CASES, *([*IN_PARTS, "lamb:offload"] if stage == 3 else [])]
+    refused = {"lamb:wrapped": "ValueError: Lamb is inside of Lookahead and takes means or norms of whole tensors"}
+    if stage < 3:
+        refused["lamb:offload"] = "their shapes were not to be had: its offloading"
     run_ranks(WORKER, str(tmp_path), str(stage), *cases, *refused, ranks=2, output=tmp_path, timeout=600)
     start = dict(zero_shapes_worker.Network().named_parameters())
     for case in cases:
@@ -40,8 +45,9 @@ def test_the_weights_are_those_of_one_process(tmp_path: Path, stage: int, monkey
         assert moved > 0
         for key, value in want.items():
             assert torch.equal(first[key], second[key]), (case, key)
-            away = float((first[key] - value).abs().max())
-            assert away <= CLOSE.get(way, CLOSE[""]) * moved, (case, key, away / moved)
+            # Of sums in another order an entry may be one rounding off.
+            near = (2e-6 * moved * torch.ones_like(value)).maximum(torch.finfo(value.dtype).eps * value.abs())
+            assert bool(((first[key] - value).abs() <= near).all()), (case, key)
     for case, said in refused.items():
         found = [torch.load(tmp_path / f"{case}.{rank}.pt") for rank in range(2)]
         assert found[0] == found[1]

@@ -220,10 +220,11 @@ def refuse(optimizer: EngineOptimizer, groups: Sequence[dict[str, Any]], given: 
         options = bucket_cache.options_of([group], optimizer.changing_options)
         if not given.was_taken(group, by, options):
             reason = why_not(optimizer, group, by)
-            if reason and made and not unmet(optimizer, group, by) and is_recorded(group, by):
+            more = unmet(optimizer, group, by) if reason else ""
+            if reason and made and not more and is_recorded(group, by):
                 continue
             if reason:
-                raise ValueError(message(name, reason, by))
+                raise ValueError(message(name, more or reason, by))
             given.take(group, by, options)
         if not by.steps_once and optimizer.run_state.init and given.is_another_part(group):
             raise ValueError(
