@@ -14,8 +14,6 @@ import hfoptim
 
 TESTS = Path(__file__).resolve().parents[1]
 PATHS = [TESTS, TESTS / "optimizers"]
-# The numbers of ranks that all of it runs on; four take their time.
-RANKS = [2, pytest.param(4, marks=pytest.mark.slow)]
 
 
 def found(folder: Path, ranks: int, which: str, *tasks: str, timeout: float = 900) -> dict[str, list[Any]]:
