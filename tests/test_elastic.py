@@ -49,7 +49,8 @@ def assert_same_run(folder: Path, said: str, alone: Path, of_alone: str) -> None
     assert {name: state["step"] for name, state in got["optimizer"]["state"].items()} == steps
 
 
-@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_killed_on_two_processes_resumed_on_one_and_again_on_two(tmp_path: Path, name: str) -> None:
     (alone := tmp_path / "alone").mkdir()
     (folder := tmp_path / "changing").mkdir()

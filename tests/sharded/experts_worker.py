@@ -1,10 +1,11 @@
-"""Mixtures of experts, of which each process has some: `experts_worker.py FOLDER RANK RANKS`.
+"""Mixtures of experts, of which each process has some: `experts_worker.py FOLDER RANK RANKS few|all`.
 
 Every rank sees all tokens, and takes its own experts' part of the outputs, which are added up over the ranks.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import sys
@@ -16,6 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -133,8 +140,14 @@ NAMES: dict[str, dict[str, Any]] = {
     "adamw_schedule_free": {},
 }
 
+# One of each kind to the engine: norms of tensors, sums over all, matrices.
+FEW = ("lamb clipped", "muon", "adafactor")
 # Those that sum over all parameters.
 SUMS = {"prodigy", "lamb clipped"}
+
+
+def names_of(which: str) -> list[str]:
+    return [name for name in NAMES if which == "all" or name in FEW]
 
 
 def optimizer_of(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
@@ -188,10 +201,10 @@ def farthest(model: nn.Module, want: dict[str, Tensor]) -> float:
     return found
 
 
-def divided_stacks(mesh: DeviceMesh) -> dict[str, float]:
+def divided_stacks(mesh: DeviceMesh, names: list[str]) -> dict[str, float]:
     """Every rank has some of the experts of two stacks."""
     found = {}
-    for name in NAMES:
+    for name in names:
         want = of_one_process(name, stacked=True)
         for way, wrap in WAYS.items():
             model = wrap(stacks(mesh), mesh)
@@ -200,10 +213,10 @@ def divided_stacks(mesh: DeviceMesh) -> dict[str, float]:
     return found
 
 
-def own_experts(mesh: DeviceMesh) -> dict[str, Any]:
+def own_experts(mesh: DeviceMesh, names: list[str]) -> dict[str, Any]:
     """Plain parameters that one rank alone has."""
     found: dict[str, Any] = {}
-    for name in NAMES:
+    for name in names:
         want = of_one_process(name, stacked=False)
         for way, wrap in WAYS.items():
             model = wrap(Mixture(mine(), stacked=False, alone=False), mesh)
@@ -218,10 +231,10 @@ def own_experts(mesh: DeviceMesh) -> dict[str, Any]:
     return found
 
 
-def each_on_its_own(mesh: DeviceMesh) -> dict[str, float]:
+def each_on_its_own(mesh: DeviceMesh, names: list[str]) -> dict[str, float]:
     """How far stacks are from experts that are parameters of their own, on one process."""
     found = {}
-    for name in NAMES:
+    for name in names:
         stacked, apart = (of_one_process(name, stacked=kind) for kind in (True, False))
         away = [
             (stacked[f"experts.{key}"][e] - apart[f"experts.{e}.{key}"]).abs().max()
@@ -232,7 +245,30 @@ def each_on_its_own(mesh: DeviceMesh) -> dict[str, float]:
     return found
 
 
-TASKS = (divided_stacks, own_experts, each_on_its_own)
+def from_many_to_one(mesh: DeviceMesh, names: list[str]) -> dict[str, float]:
+    """A run with divided stacks goes on with whole ones on one process, and the other way round."""
+    found = {}
+    options = StateDictOptions(full_state_dict=True)
+    for name in names:
+        many, one = by_fsdp2(stacks(mesh), mesh), Mixture(range(EXPERTS), stacked=True, alone=True)
+        first, second = optimizer_of(name, many), optimizer_of(name, one)
+        train(many, first)
+        one.load_state_dict({key: whole_of(param.detach()) for key, param in many.named_parameters()})
+        set_optimizer_state_dict(one, second, get_optimizer_state_dict(many, first, options=options))
+        train(many, first)
+        train(one, second)
+        there = farthest(many, dict(one.named_parameters()))
+        again = by_fsdp2(stacks(mesh), mesh)
+        set_model_state_dict(again, one.state_dict(), options=options)
+        third = optimizer_of(name, again)
+        set_optimizer_state_dict(again, third, copy.deepcopy(get_optimizer_state_dict(one, second)), options=options)
+        train(again, third)
+        train(one, second)
+        found[name] = max(there, farthest(again, dict(one.named_parameters())))
+    return found
+
+
+TASKS = (divided_stacks, own_experts, each_on_its_own, from_many_to_one)
 
 
 def main() -> None:
@@ -240,7 +276,7 @@ def main() -> None:
     store = f"file://{folder}/experts.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("experts",))
-    found = {task.__name__: task(mesh) for task in TASKS}
+    found = {task.__name__: task(mesh, names_of(sys.argv[4])) for task in TASKS}
     (folder / f"experts.{rank}.json").write_text(json.dumps(found))
     # A gloo thread that still holds a tensor when Python ends aborts the process.
     gc.collect()

@@ -40,8 +40,8 @@ from hfoptim.engine.distributed.dtensor import whole_of
 
 # Steps before the checkpoint, and in all.
 SAVED, STEPS = 3, 5
-# Whole matrices and vectors of codes, rows too short for blocks of their own, kernels, empty parts.
-NAMES = ("mlp.large", "short_rows", "long", "conv", "row", "one", "embed.weight")
+# A matrix of codes, rows too short for blocks of their own, kernels, empty parts.
+NAMES = ("mlp.large", "short_rows", "conv", "row", "one", "embed.weight")
 # dtype of the parameters, and the engine's options.
 FORMS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "float32": (torch.float32, {}),
@@ -60,8 +60,8 @@ FORMS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 # Numbers of processes that load what so many have saved.
 LOADED_ON = {1: (2,), 2: (1, 2, 4), 4: (2, 4)}
 # Optimizers whose states are of every kind: like the parameter, rows and columns, one number, matrices, of the run.
-# With `few`, the first in every form and all in these.
-FEW_FORMS = ("bfloat16 state", "8bit", "remainder16 8bit")
+# With `few`, the first in every form and all in this one.
+FEW_FORM = "remainder16 8bit"
 FEW = ("adam", "adafactor", "lamb", "muon", "soap", "prodigy", "adamw_schedule_free")
 
 
@@ -102,7 +102,7 @@ class Case(NamedTuple):
 
 def cases(form: str, which: str) -> list[Case]:
     """Every optimizer that takes sharded parameters, with its first options."""
-    few = FEW if form in FEW_FORMS else FEW[:1]
+    few = FEW if form == FEW_FORM else FEW[:1]
     chosen = [entry for entry in DENSE if not second_order(entry) and (which != "few" or entry.name in few)]
     return [Case(entry, next(iter(entry.variants.values())), form) for entry in chosen]
 
@@ -116,9 +116,12 @@ def digests(optimizer: Any, model: nn.Module) -> dict[str, str]:
     found = {}
     for name, param in model.named_parameters():
         for key, value in {"": param.detach(), **optimizer.state[param]}.items():
-            whole = whole_of(value).contiguous()
-            data = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
-            found[f"{name} {key}"] = f"{whole.dtype} {tuple(whole.shape)} {hashlib.sha256(data).hexdigest()}"
+            whole = whole_of(value)
+            # A copy: a tensor of one entry may have any stride, and is then no bytes to torch.
+            data = torch.empty(whole.numel(), dtype=whole.dtype).copy_(whole.reshape(-1)).view(torch.uint8)
+            found[f"{name} {key}"] = (
+                f"{whole.dtype} {tuple(whole.shape)} {hashlib.sha256(data.numpy().tobytes()).hexdigest()}"
+            )
     return found
 
 

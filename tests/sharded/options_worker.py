@@ -1,4 +1,4 @@
-"""FSDP2 with its options, against one process: `options_worker.py FOLDER RANK RANKS`.
+"""FSDP2 with its options, against one process: `options_worker.py FOLDER RANK RANKS few|all`.
 
 Every rank sees the whole batch, so that averages of gradients are exact.
 """
@@ -35,6 +35,11 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "soap": ("soap", {}),
     "adamw 8bit": ("adamw", {"state_dtype": "8bit"}),
 }
+FEW = ("lamb", "adamw 8bit")
+
+
+def kinds_of(which: str) -> list[str]:
+    return [kind for kind in OPTIMIZERS if which == "all" or kind in FEW]
 
 
 class Block(nn.Module):
@@ -236,7 +241,7 @@ def main() -> None:
     store = f"file://{folder}/options.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (ranks,))
-    found = {task.__name__: {kind: task(kind, mesh) for kind in OPTIMIZERS} for task in TASKS}
+    found = {task.__name__: {kind: task(kind, mesh) for kind in kinds_of(sys.argv[4])} for task in TASKS}
     (folder / f"options.{rank}.json").write_text(json.dumps(found))
     # A gloo thread that still holds a tensor when Python ends aborts the process.
     gc.collect()

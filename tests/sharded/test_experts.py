@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experts_worker import NAMES, SUMS, WAYS
+from experts_worker import SUMS, WAYS, names_of
 from ranks import run_ranks
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -16,37 +16,44 @@ OF_WHOLE_STACKS = {"lamb", "lamb clipped", "soap", "shampoo", "adafactor"}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("experts")
-    worker = TESTS / "sharded" / "experts_worker.py"
+def found(folder: Path, which: str) -> Any:
     run_ranks(
-        *(worker, str(folder), "{rank}", "2"), ranks=2, output=folder, timeout=300, paths=[TESTS, TESTS / "optimizers"]
+        *(TESTS / "sharded" / "experts_worker.py", str(folder), "{rank}", "2", which),
+        ranks=2,
+        output=folder,
+        timeout=300,
+        paths=[TESTS, TESTS / "optimizers"],
     )
     return [json.loads((folder / f"experts.{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NAMES)
-def test_divided_stacks(found: Any, name: str, way: str) -> None:
+def test_divided_stacks(found: Any, which: str) -> None:
     for rank in found:
-        assert rank["divided_stacks"][f"{name} {way}"] <= 1e-12
+        assert rank["divided_stacks"].keys() == {f"{name} {way}" for name in names_of(which) for way in WAYS}
+        assert {key: away for key, away in rank["divided_stacks"].items() if not away <= 1e-12} == {}
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NAMES)
-def test_experts_of_one_rank(found: Any, name: str, way: str) -> None:
+def test_experts_of_one_rank(found: Any, which: str, way: str) -> None:
     for rank in found:
-        found_here = rank["own_experts"][f"{name} {way}"]
-        if name not in SUMS:
-            assert found_here <= 1e-12
-        elif way == "fsdp2":
-            assert "sums over all parameters, and parameter 'experts.0.down', parameter 'experts.0.up'" in found_here
-            assert "are not the same on all ranks" in found_here
-        else:
-            assert "is not the same parameter everywhere" in found_here
+        for name in names_of(which):
+            of_name = rank["own_experts"][f"{name} {way}"]
+            if name not in SUMS:
+                assert of_name <= 1e-12, name
+            elif way == "fsdp2":
+                assert "sums over all parameters, and parameter 'experts.0.down', parameter 'experts.0.up'" in of_name
+                assert "are not the same on all ranks" in of_name
+            else:
+                assert "is not the same parameter everywhere" in of_name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_of_each_expert_and_what_of_the_stack(found: Any, name: str) -> None:
-    away = found[0]["each_on_its_own"][name]
-    assert away > 1e-3 if name in OF_WHOLE_STACKS else away <= 1e-12
+def test_what_is_of_each_expert_and_what_of_the_stack(found: Any, which: str) -> None:
+    for name in names_of(which):
+        away = found[0]["each_on_its_own"][name]
+        assert away > 1e-3 if name in OF_WHOLE_STACKS else away <= 1e-12, name
+
+
+def test_checkpoints_go_from_many_processes_to_one_and_back(found: Any, which: str) -> None:
+    for rank in found:
+        assert rank["from_many_to_one"].keys() == set(names_of(which))
+        assert {name: away for name, away in rank["from_many_to_one"].items() if not away <= 1e-12} == {}
