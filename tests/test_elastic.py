@@ -80,6 +80,7 @@ class Machines:
 
     def join(self) -> subprocess.Popen[bytes]:
         own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see examples/elastic/README.md
         with (self.folder / f"machine-{len(self.running)}.txt").open("wb") as output:
             machine = subprocess.Popen(
                 self._command,
