@@ -254,7 +254,8 @@ def from_many_to_one(mesh: DeviceMesh, names: list[str]) -> dict[str, float]:
         first, second = optimizer_of(name, many), optimizer_of(name, one)
         train(many, first)
         one.load_state_dict({key: whole_of(param.detach()) for key, param in many.named_parameters()})
-        set_optimizer_state_dict(one, second, get_optimizer_state_dict(many, first, options=options))
+        # Copied, as loaded state is not, and what is no DTensor is not gathered.
+        set_optimizer_state_dict(one, second, copy.deepcopy(get_optimizer_state_dict(many, first, options=options)))
         train(many, first)
         train(one, second)
         there = farthest(many, dict(one.named_parameters()))
