@@ -69,6 +69,7 @@ def test_a_rank_that_was_killed_is_named(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "killed.0.json").read_text()).startswith("rank 1 did not come to agreement 3")
 
 
+@pytest.mark.slow  # for the seconds in which they wait
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -82,6 +83,7 @@ def test_a_rank_that_others_wait_for_in_a_backward_pass_is_named(tmp_path: Path,
     assert not second[fault].startswith("no error")
 
 
+@pytest.mark.slow
 def test_a_rank_that_was_killed_in_a_backward_pass_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="rank 1: -9"):
         found(tmp_path, "ended")
