@@ -25,8 +25,8 @@ NAMES = {
     "prodigy": None,
     "cadamw": None,
     "adamw_schedule_free": None,
-    "lookahead_lamb": "Lamb is inside of Lookahead and takes means or norms of whole tensors, and DeepSpeed ZeRO has",
-    "sam_adamw": "Adam is inside of SAMAdam",
+    "lookahead_lamb": "Lamb is inside of LookaheadLamb and takes means or norms of whole tensors, and DeepSpeed ZeRO",
+    "sam_adamw": "DeepSpeed takes its steps with one gradient, and SAMAdam needs two",
 }
 
 
@@ -47,6 +47,6 @@ def test_in_a_trainer(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatc
             assert torch.equal(first[key], second[key])
             moved = (value - start[key]).abs().max()
             assert moved > 0
-            # Of sums in another order an entry may be one rounding off.
+            # Of sums in another order an entry may be two roundings off.
             far = (first[key] - value).abs()
-            assert (far <= (1e-6 * moved).clamp(min=1.2e-7 * value.abs())).all(), (name, key)
+            assert (far <= (2e-6 * moved).clamp(min=2.4e-7 * value.abs())).all(), (name, key)
