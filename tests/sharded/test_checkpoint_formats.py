@@ -1,4 +1,4 @@
-"""Checkpoints of every form of state: saved on 1, 2 and 4 processes, in time and asynchronously, and loaded on each."""
+"""Checkpoints of every form of state, on 1, 2 and 4 processes: written at once or beside the steps, and loaded."""
 
 from __future__ import annotations
 
