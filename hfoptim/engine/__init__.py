@@ -1,7 +1,8 @@
 """The engine: runs any rule over many parameters. Knows no optimizer by name."""
 
 from hfoptim.engine.declaration import Name, RuleOptimizer
-from hfoptim.engine.distributed.dtensor import here, is_dtensor, local
+from hfoptim.engine.distributed.dtensor import aligned, divided, here, is_dtensor, local
+from hfoptim.engine.distributed.segments import original_shape
 from hfoptim.engine.hyperparameters import Hyper, hyper
 from hfoptim.engine.inputs import Curvature, Due
 from hfoptim.engine.options import ENGINE_DEFAULTS
@@ -59,9 +60,11 @@ __all__ = [
     "Scope",
     "State",
     "add_scaled",
+    "aligned",
     "bias_correction",
     "cautious",
     "clone",
+    "divided",
     "ema",
     "fresh_noise",
     "here",
@@ -71,6 +74,7 @@ __all__ = [
     "local",
     "noise",
     "nonnegative",
+    "original_shape",
     "place",
     "rms",
     "rule",

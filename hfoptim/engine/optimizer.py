@@ -343,6 +343,14 @@ class EngineOptimizer(Optimizer):
                     group.setdefault(name, value)
         self._parameters_given().replace(self.param_groups)
 
+    def switch_weights(self, switch: Callable[[], None]) -> None:
+        """Put other weights into the parameters, as those for evaluation; where they are flat, into the model, too.
+
+        Args:
+            switch: writes them.
+        """
+        flattened.switch(self, switch)
+
     def _parameters_given(self) -> flattened.Given:
         """The parameters that it was given; of a copy, those that it has when it is made."""
         if self._given is None:

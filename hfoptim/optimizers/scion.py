@@ -24,10 +24,10 @@ from hfoptim.engine import (
     add_scaled,
     ema,
     hyper,
+    original_shape,
     zeros,
 )
 from hfoptim.engine.checks import flag
-from hfoptim.engine.distributed.segments import original_shape
 from hfoptim.optimizers.shared import newton_schulz
 from hfoptim.optimizers.shared.matrices import DividedMatrices, Form, as_matrix, form_of, matrices_of
 from hfoptim.optimizers.shared.newton_schulz import NewtonSchulz, Triple, newton_schulz_of

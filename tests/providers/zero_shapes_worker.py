@@ -85,9 +85,10 @@ def alone(name: str, low: bool = False, clip: float = 0.0, pieces: int = 1, **op
             assert own.grad is not None
             master.grad = own.grad.float()
         if clip:
-            norm = torch.cat([master.grad.flatten() for master in masters.parameters()]).norm()  # type: ignore[union-attr]
-            for master in masters.parameters():
-                master.grad = master.grad / max(1.0, float((norm + 1e-6) / clip))  # type: ignore[operator]
+            grads = [master.grad for master in masters.parameters() if master.grad is not None]
+            norm = torch.cat([grad.flatten() for grad in grads]).norm()
+            for grad in grads:
+                grad /= max(1.0, float((norm + 1e-6) / clip))
         optimizer.step()
         with torch.no_grad():
             for own, master in zip(model.parameters(), masters.parameters(), strict=True):
@@ -141,13 +142,14 @@ def weights(model: nn.Module, stage: int) -> dict[str, Tensor]:
 def run(case: str, stage: int, folder: Path) -> Any:
     """What a case gives: `NAME`, or `NAME:WAY` with a way of the test's, `offload` or `wrapped`."""
     name, _, how = case.partition(":")
-    more: dict[str, Any] = {
+    ways: dict[str, dict[str, Any]] = {
         "bf16": {"bf16": {"enabled": True}},
         "clip": {"gradient_clipping": 0.05},
         "pieces": {"gradient_accumulation_steps": 2},
         "small": {"zero": {"sub_group_size": 8}},
         "offload": {"zero": {"offload_optimizer": {"device": "cpu"}}, "zero_force_ds_cpu_optimizer": False},
-    }.get(how, {})
+    }
+    more = ways.get(how, {})
     with engine_of(name, stage, more) as (engine, optimizer, model):
         if how == "wrapped":
             hfoptim.Lookahead(optimizer)

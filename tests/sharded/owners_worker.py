@@ -254,9 +254,10 @@ def faults(folder: Path, few: bool) -> dict[str, str]:
 
     optimizer, params = muon()
     optimizer.step()
-    owners_module.MEETING = timedelta(seconds=2)
+    usual, owners_module.MEETING = owners_module.MEETING, timedelta(seconds=2)
     if rank == 0:
         note("alone", optimizer.state_dict)
+    owners_module.MEETING = usual
     # The others go on: theirs is another group.
     dist.barrier()
     optimizer.step()

@@ -32,7 +32,7 @@ def test_a_column_of_a_few_names(program: ModuleType, tmp_path: Path) -> None:
     assert verdicts == {"adamw": "equal", "lamb": "equal", "muon": "equal", "adahessian": "refused"}
     made = program.table(found["columns"], found["about"])
     assert "| `adahessian` | no (1) |" in made
-    assert "1. ... differentiates gradients, and does not take sharded parameters" in made
+    assert "1. ... differentiates gradients, and that of a sharded parameter has no graph" in made
     assert "Not measured yet: DDP 2, FSDP1" in made
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hfoptim.engine import Decay, Group, RuleOptimizer, RunState, Scalars, local, modes, storage
 from hfoptim.engine.ambient import leave_undisturbed
-from hfoptim.engine.distributed import flattened
 from hfoptim.engine.rule import add_scaled
 
 
@@ -95,7 +94,7 @@ class TwoModes(RuleOptimizer):
         With `distribute_matrices`, on every rank; also where parameters are flattened.
         """
         if any(group["train_mode"] for group in self.param_groups):
-            flattened.switch(self, self._to_evaluate)
+            self.switch_weights(self._to_evaluate)
 
     def _to_evaluate(self) -> None:
         with self._switching(to_train=False) as changing:
@@ -111,7 +110,7 @@ class TwoModes(RuleOptimizer):
         With `distribute_matrices`, on every rank; also where parameters are flattened.
         """
         if not all(group["train_mode"] for group in self.param_groups):
-            flattened.switch(self, self._to_train)
+            self.switch_weights(self._to_train)
 
     def _to_train(self) -> None:
         with self._switching(to_train=True) as changing:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hfoptim.engine import Due, Group, is_dtensor
-from hfoptim.engine.distributed.dtensor import aligned, divided
+from hfoptim.engine import Due, Group, aligned, divided, is_dtensor
 from hfoptim.engine.storage import exact_dtype
 
 SEED = 2147483647

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, hyper
+from hfoptim.engine import ELEMENT, Group, Rule, RuleOptimizer, Scalars, hyper, original_shape
 from hfoptim.engine.checks import entries, integer
-from hfoptim.engine.distributed.segments import original_shape
 from hfoptim.optimizers.shared.moments import adam_state, moments_step, nesterov_moments_step, one_ahead
 from hfoptim.param_groups.logical_matrices import is_fused_qkv
 from hfoptim.param_groups.selection import why_not_hidden
