@@ -71,7 +71,7 @@ RADAM_SCHEDULE_FREE = Entry(
     checkpoints=[
         Checkpoint("schedulefree.RAdamScheduleFree", {}, {"lr": 1e-2, "betas": (0.8, 0.9), "weight_decay": 0.2}),
     ],
-    small_steps={"lr": 1e-3, "weight_decay": 0.1, "silent_sgd_phase": False},
+    small_steps={"lr": 3e-3, "weight_decay": 0.1, "silent_sgd_phase": False},
 )
 
 SGD_SCHEDULE_FREE = Entry(
@@ -104,5 +104,5 @@ SGD_SCHEDULE_FREE = Entry(
             {"lr": 1e-2, "momentum": 0.8, "weight_decay": 0.2, "warmup_steps": 5, "r": 1.0},
         ),
     ],
-    small_steps={"lr": 1e-4, "weight_decay": 0.1},
+    small_steps={"lr": 1e-3, "weight_decay": 0.1},
 )
