@@ -140,7 +140,10 @@ def weights(model: nn.Module, stage: int) -> dict[str, Tensor]:
 
 
 def run(case: str, stage: int, folder: Path) -> Any:
-    """What a case gives: `NAME`, or `NAME:WAY` with a way of the test's, `offload` or `wrapped`."""
+    """What a case gives: `NAME`, or `NAME:WAY` with a way of the test's, `offload`, `wrapped`, `saved` or `universal`.
+
+    `universal` goes on with the universal checkpoint that was made of what `saved` leaves behind.
+    """
     name, _, how = case.partition(":")
     ways: dict[str, dict[str, Any]] = {
         "bf16": {"bf16": {"enabled": True}},
@@ -148,19 +151,26 @@ def run(case: str, stage: int, folder: Path) -> Any:
         "pieces": {"gradient_accumulation_steps": 2},
         "small": {"zero": {"sub_group_size": 8}},
         "offload": {"zero": {"offload_optimizer": {"device": "cpu"}}, "zero_force_ds_cpu_optimizer": False},
+        "universal": {"checkpoint": {"load_universal": True}},
     }
     more = ways.get(how, {})
     with engine_of(name, stage, more) as (engine, optimizer, model):
         if how == "wrapped":
             hfoptim.Lookahead(optimizer)
         switch(optimizer, "train")
-        if how != "resume":
+        if how == "universal":
+            engine.load_checkpoint(str(folder / f"{name}:saved"), tag="universal")
+            train(engine, range(HALF, STEPS))
+            return weights(model, stage)
+        if how not in ("resume", "saved"):
             train(engine, range(STEPS), 2 if how == "pieces" else 1)
             switch(optimizer, "eval")
             return weights(model, stage)
         train(engine, range(HALF))
         switch(optimizer, "eval")
         engine.save_checkpoint(str(folder / case), tag="half")
+        if how == "saved":
+            return weights(model, stage)
     with engine_of(name, stage, more) as (engine, optimizer, model):
         engine.load_checkpoint(str(folder / case), tag="half")
         switch(optimizer, "train")
