@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from hfoptim.engine import is_dtensor
 from hfoptim.engine.ambient import undisturbed
 
 
+# One class for each: pickle finds it by its name.
+@cache
 def told(cls: type[Any], of: Callable[[list[dict[str, Any]]], Tensor] | None = None) -> type[Any]:
     """A class that is told a loss at every step which it was told none: harnesses make gradients without one.
 
@@ -34,6 +37,7 @@ def told(cls: type[Any], of: Callable[[list[dict[str, Any]]], Tensor] | None = N
     return Told
 
 
+@cache
 def at_one_place(cls: type[Any]) -> type[Any]:
     """bSAM's class, which takes the gradients there are for those of both places: harnesses make them without a model.
 
