@@ -57,6 +57,8 @@ FORMS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "remainder16 8bit": (torch.bfloat16, {"master_weights": 16, "state_dtype": "8bit"}),
     "kahan 4bit": (torch.bfloat16, {"state_dtype": "4bit"}),
 }
+# torch's arc tangent in float32 is another rounding in the last entries of a tensor, which fill no vector register.
+ROUNDED_BY_PLACE = {"adam_atan2"}
 # Numbers of processes that load what so many have saved.
 LOADED_ON = {1: (2,), 2: (1, 2, 4), 4: (2, 4)}
 # Optimizers whose states are of every kind: like the parameter, rows and columns, one number, matrices, of the run.
@@ -194,7 +196,7 @@ def resume(folder: Path, which: str) -> dict[str, Any]:
             far = distances(weights(model), note)
             if max(far) > 0.0:
                 apart[key] = far
-                if saved_on == here or by_entries(optimizer, model):
+                if saved_on == here or (by_entries(optimizer, model) and case.key not in ROUNDED_BY_PLACE):
                     wrong.append(f"{key}: the steps after it are others, {far}")
     return {"wrong": wrong, "apart": apart, "looked": looked}
 
