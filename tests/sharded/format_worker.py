@@ -57,8 +57,8 @@ FORMS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "remainder16 8bit": (torch.bfloat16, {"master_weights": 16, "state_dtype": "8bit"}),
     "kahan 4bit": (torch.bfloat16, {"state_dtype": "4bit"}),
 }
-# torch's arc tangents and powers in float32 may be another rounding in the last entries of a tensor, which fill no vector
-# register.
+# torch's arc tangents and powers in float32 may be another rounding in the last entries of a tensor, which fill no
+# vector register.
 ROUNDED_BY_PLACE = {"adam_atan2", "madgrad", "mirror_madgrad"}
 # Numbers of processes that load what so many have saved.
 LOADED_ON = {1: (2,), 2: (1, 2, 4), 4: (2, 4)}
