@@ -169,7 +169,7 @@ def test_a_learning_rate_meant_for_another_optimizer_draws_a_warning():
 @pytest.mark.parametrize("options", [{}, {"slice_p": 3, "weight_decay": 0.1}, {"fsdp_in_use": True}], ids=str)
 def test_a_step_reads_nothing_back_from_the_device(options, monkeypatch):
     # A tensor on "meta" has no value to read: that would raise.
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group=None: None)
     params = {name: torch.nn.Parameter(p.detach().to("meta")) for name, p in parameters(("matrix", "vector")).items()}
     for foreach in (False, True):
         optimizer = hfoptim.Prodigy(list(params.values()), foreach=foreach, **options)
@@ -220,7 +220,7 @@ def test_sums_are_taken_over_all_ranks_of_sharded_parameters(monkeypatch):
     reference = hfoptim.Prodigy(list(whole.values()), **START)
     barrier, sums = threading.Barrier(2, timeout=60), {}
 
-    def all_reduce(tensor):
+    def all_reduce(tensor, group=None):
         sums[threading.get_ident()] = tensor.clone()
         barrier.wait()
         tensor.copy_(sum(sums.values()))

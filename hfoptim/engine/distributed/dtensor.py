@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import storage
+from hfoptim.engine.precision import precise
 from hfoptim.engine.rule import Rule, Scope
 from hfoptim.engine.storage import Storage
 
@@ -341,3 +342,20 @@ def sum_over_ranks(sums: dict[Groups, dict[str, Tensor]]) -> dict[str, Tensor]:
         for name, value in values.items():
             totals[name] = totals[name] + value.to(totals[name].device) if name in totals else value
     return totals
+
+
+def added_up(
+    sums: Mapping[str, Tensor], names: Sequence[str], device: torch.device, group: ProcessGroup | None = None
+) -> dict[str, Tensor]:
+    """Sums over the ranks by name, in double precision, from this rank's; one all-reduce.
+
+    Args:
+        sums: this rank's; 0 where it has none of a name.
+        names: the same on every rank.
+        device: of the results.
+        group: the ranks; None: all.
+    """
+    nothing = torch.zeros((), dtype=torch.float32, device=device)
+    packed = torch.stack([precise(sums.get(name, nothing).to(device)) for name in names])
+    torch.distributed.all_reduce(packed, group=group)
+    return dict(zip(names, packed.unbind(), strict=True))

@@ -19,9 +19,8 @@ from torch.optim import LBFGS, Optimizer
 
 from hfoptim.engine import bucket_cache, modes
 from hfoptim.engine.distributed import segments
-from hfoptim.engine.distributed.dtensor import is_dtensor
+from hfoptim.engine.distributed.dtensor import added_up, is_dtensor
 from hfoptim.engine.distributed.segmented import KEY, Segmented
-from hfoptim.engine.precision import precise
 from hfoptim.engine.rule import Rule, Scope
 
 if TYPE_CHECKING:
@@ -71,14 +70,8 @@ def sum_over_ranks(groups: Sequence[Group], sums: Mapping[str, Tensor], names: S
     """
     if not is_flattened(groups):
         return sums
-    if sums:
-        nothing = torch.zeros_like(next(iter(sums.values())))
-        packed = torch.stack([sums.get(name, nothing) for name in names])
-    else:
-        packed = torch.zeros(len(names), dtype=torch.float32, device=groups[0]["params"][0].device)
-    packed = precise(packed)
-    torch.distributed.all_reduce(packed)
-    return {**sums, **dict(zip(names, packed.unbind(), strict=True))}
+    device = next((value.device for value in sums.values()), groups[0]["params"][0].device)
+    return {**sums, **added_up(sums, names, device)}
 
 
 # -- noticing ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from hfoptim.engine.distributed.loads import owners_of
 from hfoptim.engine.distributed.messages import ALIGNMENT, length, packed, unpacked
 from hfoptim.engine.rule import ELEMENT, rule
 
@@ -74,13 +75,9 @@ class Owners:
     ) -> None:
         self.params, self.group, self.ranks = params, group, ranks_of(group)
         self.rank = dist.get_rank(group) if self.ranks > 1 else 0
-        self.owner: dict[Tensor, int] = {}
-        loads = [0] * self.ranks
-        for own in matrices:
-            # Group by group, so that one that joins later changes nothing for those that are there.
-            for param in sorted(own, key=lambda p: -p.numel()):
-                self.owner[param] = loads.index(min(loads))
-                loads[self.owner[param]] += param.numel()
+        # Group by group, so that one that joins later changes nothing for those that are there.
+        order = [param for own in matrices for param in sorted(own, key=lambda p: -p.numel())]
+        self.owner = dict(zip(order, owners_of((param.numel() for param in order), self.ranks), strict=True))
         self.elsewhere = {param for param, owner in self.owner.items() if owner != self.rank}
         self.rounds = list(self._rounds())
         self.round_of = {param: i for i, each in enumerate(self.rounds) for param in each[self.rank]}

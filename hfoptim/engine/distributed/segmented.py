@@ -24,10 +24,11 @@ from torch import distributed as dist
 
 from hfoptim.engine import bucket_cache
 from hfoptim.engine.distributed import segment_lists
+from hfoptim.engine.distributed.dtensor import added_up
+from hfoptim.engine.distributed.loads import owners_of
 from hfoptim.engine.distributed.segments import Layout, Segment
 from hfoptim.engine.distributed.sharded import exchange
 from hfoptim.engine.plan import Plan
-from hfoptim.engine.precision import precise
 from hfoptim.engine.rule import Scope
 
 if TYPE_CHECKING:
@@ -122,12 +123,11 @@ class Segmented:
             for member, kind in zip(members, kinds, strict=True):
                 member.kind = kind
             together = self._together(optimizer, optimizer.param_groups)
-        loads = [0] * self.ranks
-        for one in sorted(together, key=lambda each: -sum(member.whole.numel() for member in each)):
-            owner = loads.index(min(loads))
+        sized = [(sum(member.whole.numel() for member in one), one) for one in together]
+        sized.sort(key=lambda each: -each[0])
+        for (_, one), owner in zip(sized, owners_of((size for size, _ in sized), self.ranks), strict=True):
             for member in one:
                 member.owner = owner
-                loads[owner] += member.whole.numel()
                 if owner == self.rank:
                     member.whole = torch.zeros(member.whole.shape, dtype=member.whole.dtype, device=member.whole.device)
 
@@ -394,10 +394,7 @@ class Segmented:
         names = self._names[1]
         if not names:
             return dict(totals)
-        nothing = torch.zeros((), dtype=torch.float32, device=self._device)
-        packed = precise(torch.stack([totals.get(name, nothing).to(self._device) for name in names]))
-        dist.all_reduce(packed, group=self.layout.process_group)
-        return dict(zip(names, packed.unbind(), strict=True))
+        return added_up(totals, names, self._device, self.layout.process_group)
 
     # -- modes and checkpoints ------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from hfoptim.engine.distributed.dtensor import (
     whole_of,
     within_matrices,
 )
+from hfoptim.engine.distributed.loads import owners_of
 from hfoptim.engine.distributed.messages import length, packed, unpacked
 from hfoptim.engine.distributed.sharded_list import Cuts, ShardedList, Unshardable
 from hfoptim.engine.plan import Plan
@@ -345,13 +346,10 @@ def gathered(bucket: Bucket) -> Bucket:
 
 
 def _assign(rows: list[TensorSlots], ranks: int) -> list[list[int]]:
-    """The rows by the rank that owns them: each to the one with the least to do so far. The same on every rank."""
+    """The rows by the rank that owns them."""
     owned: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for i, row in enumerate(rows):
-        owner = loads.index(min(loads))
+    for i, owner in enumerate(owners_of((row.param.numel() for row in rows), ranks)):
         owned[owner].append(i)
-        loads[owner] += row.param.numel()
     return owned
 
 
