@@ -12,8 +12,11 @@ Every rank takes part in every round, whatever gradients it has: a gradient that
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 ROUND = 1 << 22
 # How long a rank that asks for the whole state waits for the others to do so, too.
 MEETING = timedelta(minutes=10)
+# Seconds between two looks at who has come.
+_EVERY = 0.01
 
 # Its newer name warns of the older one.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
@@ -82,7 +87,9 @@ class Owners:
         self.rounds = list(self._rounds())
         self.round_of = {param: i for i, each in enumerate(self.rounds) for param in each[self.rank]}
         self._agreed = False
+        # A group for states, and how often they have been gathered.
         self._meeting: ProcessGroup | None = None
+        self._meetings = 0
 
     def are_for(self, params: list[list[Tensor]], group: ProcessGroup | None) -> bool:
         """Whether these are the owners of the same parameters among the same ranks."""
@@ -115,10 +122,8 @@ class Owners:
         """
         if self._agreed:
             return
-        text = ";".join(f"{tuple(param.shape)} {param.dtype} {owner}" for param, owner in self.owner.items())
         found: list[Any] = [None] * self.ranks
-        own = (len(self.owner), hashlib.sha256(text.encode()).hexdigest())
-        dist.all_gather_object(found, own, group=self.group)
+        dist.all_gather_object(found, (len(self.owner), self._digest), group=self.group)
         if len(set(found)) > 1:
             raise RuntimeError(
                 f"distribute_matrices=True divides matrices that every rank has, and the ranks have other ones, or in "
@@ -126,6 +131,12 @@ class Owners:
                 f"parameters, or set optimizer.process_group to the ranks that have the same"
             )
         self._agreed = True
+
+    @cached_property
+    def _digest(self) -> str:
+        """The same for all that divide the same parameters."""
+        text = ";".join(f"{tuple(param.shape)} {param.dtype} {owner}" for param, owner in self.owner.items())
+        return hashlib.sha256(text.encode()).hexdigest()
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
@@ -208,8 +219,8 @@ class Owners:
     def whole_state(self, states: _States, indices: Mapping[Tensor, int]) -> _States:
         """The states of all ranks' parameters, on every rank: what other ranks keep comes on the CPU.
 
-        Every rank has to call it. They meet in a group of its own: one that asks alone is told so, and disturbs no
-        collective of a training that goes on.
+        Every rank has to call it. They meet in a group of its own, once all have come: one that asks alone is told so,
+        and disturbs no collective of a training that goes on, nor a later meeting.
 
         Args:
             states: as they are here, by index.
@@ -227,27 +238,44 @@ class Owners:
             if (state := states.get(i))
         }
         kinds: list[Any] = [None] * self.ranks
-        try:
-            group = self._met()
+        with self._met() as group:
             dist.all_gather_object(kinds, own, group=group)
-        except RuntimeError as error:
-            raise RuntimeError(
-                "the state of an optimizer with distribute_matrices=True lies on several ranks, and state_dict() "
-                "gathers it: call it on every rank, and save on one of them. Another rank did not come within "
-                f"{MEETING.total_seconds():.0f} s"
-            ) from error
         found = dict(states)
         for rank, described in enumerate(kinds):
             for i, state in described.items():
                 found[i] = self._broadcast(states.get(i, {}), state, rank, group)
         return found
 
-    def _met(self) -> ProcessGroup:
-        """The ranks in a group of their own, on the CPU."""
-        if self._meeting is None:
-            ranks = dist.get_process_group_ranks(self.group if self.group is not None else dist.group.WORLD)
-            self._meeting = dist.new_group(ranks, timeout=MEETING, backend="gloo", use_local_synchronization=True)
-        return self._meeting
+    @contextmanager
+    def _met(self) -> Iterator[ProcessGroup]:
+        """The ranks in a group of their own, on the CPU, for a first collective there.
+
+        Each leaves word of having come: a group, and what is begun in it, is all ranks' or is broken for all.
+
+        Raises:
+            RuntimeError: another rank did not come in time.
+        """
+        ranks = dist.get_process_group_ranks(self.group if self.group is not None else dist.group.WORLD)
+        store = dist.distributed_c10d._get_default_store()
+        words = {rank: f"hfoptim.Owners/{self._digest}/{self._meetings}/{rank}" for rank in ranks}
+        store.set(words[dist.get_rank()], "here")
+        try:
+            end = time.monotonic() + MEETING.total_seconds()
+            while not store.check(list(words.values())):
+                if time.monotonic() > end:
+                    raise RuntimeError(
+                        "the state of an optimizer with distribute_matrices=True lies on several ranks, and "
+                        "state_dict() gathers it: call it on every rank, and save on one of them. Another rank did "
+                        f"not come within {MEETING.total_seconds():.0f} s"
+                    )
+                time.sleep(_EVERY)
+            if self._meeting is None:
+                self._meeting = dist.new_group(ranks, timeout=MEETING, backend="gloo", use_local_synchronization=True)
+            yield self._meeting
+            # Who has come so far has seen the words of all.
+            self._meetings += 1
+        finally:
+            store.delete_key(words[dist.get_rank()])
 
     def _broadcast(
         self, own: Mapping[str, Any], kinds: Mapping[str, Any], rank: int, group: ProcessGroup
