@@ -52,6 +52,24 @@ def _found(folder: Path, ranks: int, task: str) -> Found:
     return Found([each["found"] for each in said], {name: sum(s[name] for s in spent) for name in spent[0]})
 
 
+def outcomes(worker: str, folder: Path, which: str) -> list[Any]:
+    """Run another worker, WORKER_worker.py, on two processes: what each has written into WORKER.RANK.json.
+
+    Args:
+        worker: which.
+        folder: where it writes.
+        which: "few" or "all" options and optimizers.
+    """
+    run_ranks(
+        *(TESTS / "sharded" / f"{worker}_worker.py", str(folder), "{rank}", "2", which),
+        ranks=2,
+        output=folder,
+        timeout=300,
+        paths=[TESTS, TESTS / "optimizers"],
+    )
+    return [json.loads((folder / f"{worker}.{rank}.json").read_text()) for rank in range(2)]
+
+
 def taken(which: str) -> set[str]:
     """The optimizers that take sharded parameters: those whose gradients need no graph."""
     chosen = DENSE if which == "all" else entries_of_each_kind()

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from worker import model_of, module_of
 
 import hfoptim
 from hfoptim.engine import RuleOptimizer
@@ -170,19 +171,6 @@ def checkpoints(folder: Path, few: bool) -> list[str]:
 
 def load_copy(saved: dict[str, Any], optimizer: Any, params: dict[str, nn.Parameter]) -> None:
     optimizer.load_state_dict(copy.deepcopy(saved))
-
-
-def module_of(params: dict[str, nn.Parameter]) -> nn.Module:
-    module = nn.Module()
-    for name, param in params.items():
-        owner = module
-        *path, last = name.split(".")
-        for part in path:
-            if not hasattr(owner, part):
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        owner.register_parameter(last, param)
-    return module
 
 
 def through_dcp(
@@ -373,7 +361,7 @@ def batches(folder: Path, few: bool) -> dict[str, Any]:
             f"layers_{i}": nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
             for i, shape in enumerate(shapes)
         }
-        model = module_of({key: nn.Parameter(p.detach().clone()) for key, p in weights.items()})
+        model = model_of(weights)
         fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
         ours = cls(list(model.named_parameters()), lr=0.05)
         theirs = cls(list(weights.items()), lr=0.05)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from experts_worker import SUMS, WAYS, names_of
-from ranks import run_ranks
+from family import outcomes
 
-TESTS = Path(__file__).resolve().parents[1]
 # Norms, factors and bases of a whole parameter: those of a stack are not those of each expert.
 OF_WHOLE_STACKS = {"lamb", "lamb clipped", "soap", "shampoo", "adafactor"}
 
 
 @pytest.fixture(scope="module")
 def found(folder: Path, which: str) -> Any:
-    run_ranks(
-        *(TESTS / "sharded" / "experts_worker.py", str(folder), "{rank}", "2", which),
-        ranks=2,
-        output=folder,
-        timeout=300,
-        paths=[TESTS, TESTS / "optimizers"],
-    )
-    return [json.loads((folder / f"experts.{rank}.json").read_text()) for rank in range(2)]
+    return outcomes("experts", folder, which)
 
 
 def test_divided_stacks(found: Any, which: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from family import outcomes
 from options_worker import STEPS, TASKS, Network, kinds_of, make
-from ranks import run_ranks
 from torch import nn
 
-TESTS = Path(__file__).resolve().parents[1]
 MEASURED = [task.__name__ for task in TASKS if task.__name__ != "built_before"]
 # What sums up over ranks may be a rounding off: in double precision, in float32, and a step of a bfloat16 weight.
 TOLERANCES = {"mixed_precision": 2e-6, "low_precision": 2e-2}
@@ -20,14 +18,7 @@ TOLERANCES = {"mixed_precision": 2e-6, "low_precision": 2e-2}
 
 @pytest.fixture(scope="module")
 def found(folder: Path, which: str) -> Any:
-    run_ranks(
-        *(TESTS / "sharded" / "options_worker.py", str(folder), "{rank}", "2", which),
-        ranks=2,
-        output=folder,
-        timeout=300,
-        paths=[TESTS, TESTS / "optimizers"],
-    )
-    first, second = (json.loads((folder / f"options.{rank}.json").read_text()) for rank in range(2))
+    first, second = outcomes("options", folder, which)
     assert first == second
     return first
 

@@ -50,7 +50,8 @@ NAMES = (
 TOLERANCE = 1e-9
 
 
-def model_of(params: dict[str, nn.Parameter]) -> nn.Module:
+def module_of(params: dict[str, nn.Parameter]) -> nn.Module:
+    """A model that has these parameters."""
     model = nn.Module()
     for name, param in params.items():
         *path, last = name.split(".")
@@ -59,8 +60,13 @@ def model_of(params: dict[str, nn.Parameter]) -> nn.Module:
             if not hasattr(owner, part):
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        owner.register_parameter(last, nn.Parameter(param.detach().clone()))
+        owner.register_parameter(last, param)
     return model
+
+
+def model_of(params: dict[str, nn.Parameter]) -> nn.Module:
+    """A model with copies of these parameters."""
+    return module_of({name: nn.Parameter(param.detach().clone()) for name, param in params.items()})
 
 
 def sharded_model(mesh: DeviceMesh, names: tuple[str, ...] = NAMES, dtype: torch.dtype = torch.float64) -> nn.Module:
