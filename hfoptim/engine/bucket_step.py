@@ -15,6 +15,7 @@ from hfoptim.engine.backends.backend import Backend
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.counters import Counters
 from hfoptim.engine.distributed import dtensor, sharded
+from hfoptim.engine.distributed.owners import stepped_elsewhere
 from hfoptim.engine.plan import Plan, option_scalars
 from hfoptim.engine.rule import Group, Scope
 from hfoptim.engine.tensor_slots import TensorSlots
@@ -37,8 +38,6 @@ class BucketStep:
     params: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)
-    # Whether another rank steps them.
-    elsewhere: bool = False
     # Of plain tensors that are stepped again and again.
     counters: Counters | None = None
 
@@ -47,6 +46,11 @@ class BucketStep:
         self._probed = Bucket(self.bucket.plan, self.bucket.rows)
         # The bucket by round, where its results are sent in rounds.
         self._parts: dict[int, tuple[Bucket, list[int]]] | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another rank steps its tensors."""
+        return self.bucket.plan.rule is stepped_elsewhere
 
     def advance(self) -> None:
         """Go on to the next step with the same rows, of plain tensors."""

@@ -533,7 +533,7 @@ class EngineOptimizer(Optimizer):
             self._refuse_flattened()
             added, self._curvature = self._curvature, None
             self.curvature.prepare(name, entries, self.param_groups, self.state, added)
-        self.owners()
+        owners = self.owners()
         # Taken away for as long as the step runs: one that fails leaves nothing to go on from.
         last, self._last_step = self._last_step, None
         work = last.again(entries, self.state, self._options_now()) if last is not None else None
@@ -543,7 +543,7 @@ class EngineOptimizer(Optimizer):
         here = [item for item in work if not item.elsewhere]
         inputs.meet_partners(here, self.state, self.partner_of)
         self._advance(here, loss)
-        self._run(work)
+        self._run(work, owners)
         if last is None and work and bucket_cache.can_be_kept(work):
             last = bucket_cache.LastStep(entries, work, self.state, self._options_now())
         if last is not None:
@@ -629,8 +629,7 @@ class EngineOptimizer(Optimizer):
     def _options_now(self) -> list[list[Any]]:
         return bucket_cache.options_of(self.param_groups, self.changing_options)
 
-    def _run(self, work: list[BucketStep]) -> None:
-        owners = self.owners()
+    def _run(self, work: list[BucketStep], owners: Owners | None = None) -> None:
         if owners is not None:
             owners.agree()
             divided = [item for item in work if item.params[0] in owners.round_of]
@@ -792,7 +791,6 @@ class EngineOptimizer(Optimizer):
                 group, groups = self.param_groups[index], dtensor.groups_of(param)
                 bucket = Bucket(plan)
                 work[key] = BucketStep(group, int(count) + 1, backend, bucket, groups, whole, sparse, by_sums)
-                work[key].elsewhere = param in elsewhere
             work[key].add(param, row, state["step"], survey.places[wholes.get(param, param)].ordinal)
         return list(work.values())
 

@@ -20,7 +20,7 @@ from torch.optim import LBFGS, Optimizer
 from hfoptim.engine import bucket_cache, modes
 from hfoptim.engine.distributed import segments
 from hfoptim.engine.distributed.dtensor import added_up, is_dtensor
-from hfoptim.engine.distributed.segmented import KEY, Segmented
+from hfoptim.engine.distributed.segmented import KEY, Gradients, Segmented
 from hfoptim.engine.rule import Rule, Scope
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Given:
         # All groups that there are: DeepSpeed lets an optimizer have one of them at a time.
         self.groups: list[dict[str, Any]] = []
         # By the place of the group, flat tensors and their gradients.
-        self._waiting: dict[int, dict[Tensor, Tensor | None]] = {}
+        self._waiting: dict[int, Gradients] = {}
         self._params: dict[int, weakref.ref[Tensor]] = {}
         self._originals: list[list[weakref.ref[Tensor]]] = []
         self._shapes: dict[int, list[torch.Size]] = {}
@@ -129,15 +129,28 @@ class Given:
         found = [[reference() for reference in group] for group in self._originals]
         return None if any(param is None for group in found for param in group) else found  # type: ignore[return-value]
 
-    def wait(self, groups: Sequence[Group]) -> None:
-        """Note the flat tensors of groups, and the gradients that they have now."""
+    def wait(self, groups: Sequence[Group], by: str, name: str) -> None:
+        """Note the flat tensors of groups, and the gradients that they have now.
+
+        Args:
+            groups: some of them.
+            by: what has flattened them.
+            name: of the optimizer.
+
+        Raises:
+            RuntimeError: one of them is waiting; all are forgotten then.
+        """
         places = {id(group): place for place, group in enumerate(self.groups)}
         for group in groups:
             for flat in group["params"]:
                 waiting = self._waiting.setdefault(places[id(group)], {})
                 if flat in waiting:
-                    raise RuntimeError("a part of the parameters was stepped twice before all had been stepped once")
-                waiting[flat] = flat.grad
+                    self._waiting = {}
+                    raise RuntimeError(
+                        f"{by} has stepped a part of the parameters twice before all had been stepped once; {name} "
+                        f"looks at all of them"
+                    )
+                waiting[flat] = None if flat.grad is None else flat.grad.detach()
 
     def are_all_waiting(self) -> bool:
         """Whether the flat tensors of all groups have been noted."""
@@ -150,9 +163,9 @@ class Given:
                 return False
         return True
 
-    def waiting(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The flat tensors and their gradients, which are then forgotten."""
-        found = [pair for flats in self._waiting.values() for pair in flats.items()]
+    def gradients(self) -> Gradients:
+        """Those of the flat tensors that wait, which are then forgotten."""
+        found = {flat: grad for flats in self._waiting.values() for flat, grad in flats.items()}
         self._waiting = {}
         return found
 
@@ -251,21 +264,22 @@ def stepped(optimizer: EngineOptimizer) -> bool:
     Raises:
         ValueError: what has flattened them keeps no record that is read here.
     """
-    given = optimizer._parameters_given()
-    if optimizer._segmented is None:
+    given, found, name = optimizer._parameters_given(), optimizer._segmented, type(optimizer).__name__
+    if found is None:
         by = _needing_shapes(optimizer, given)
         if by is None:
             return False
-        given.wait(optimizer.param_groups)
+        given.wait(optimizer.param_groups, by.name, name)
         if not given.are_all_waiting():
             return True
-        optimizer._segmented = _segmented(optimizer, given, by)
+        found = optimizer._segmented = _segmented(optimizer, given, by)
         _refuse_watching(optimizer, by.name)
-        optimizer._segmented.take(optimizer, given.groups, given.waiting())
     else:
-        _refuse_watching(optimizer, optimizer._segmented.name)
-        flats = [param for group in optimizer.param_groups for param in group["params"]]
-        optimizer._segmented.take(optimizer, given.groups, [(flat, flat.grad) for flat in flats])
+        _refuse_watching(optimizer, found.name)
+        given.wait(optimizer.param_groups, found.name, name)
+        if not found.flats <= {flat for flats in given.flats() for flat in flats}:
+            return True
+    found.step(optimizer, given.groups, given.gradients())
     return True
 
 
@@ -282,9 +296,9 @@ def of_state(optimizer: EngineOptimizer, state_dict: Mapping[str, Any]) -> Segme
     if optimizer._segmented is None and optimizer._within is None and held:
         by = _needing_shapes(optimizer, given)
         if by is not None:
-            given.wait(optimizer.param_groups)
+            given.wait(optimizer.param_groups, by.name, type(optimizer).__name__)
             optimizer._segmented = _segmented(optimizer, given, by)
-            given.waiting()
+            given.gradients()
         elif isinstance(state_dict, Mapping) and KEY in state_dict:
             raise ValueError(
                 "the state_dict is of parameters that were flattened and stepped with their shapes, which these are "

@@ -93,8 +93,6 @@ class Segmented:
         self.ranks, self.rank = dist.get_world_size(layout.process_group), dist.get_rank(layout.process_group)
         self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._last_step: bucket_cache.LastStep | None = None
-        # Gradients of flat tensors, until all are there.
-        self._waiting: Gradients = {}
         self._checked = self._stepped = False
         # The names of the sums over all parameters, and for which step they were found out.
         self._names: tuple[Any, list[str]] | None = None
@@ -102,7 +100,7 @@ class Segmented:
         self._options: list[list[Any]] = []
         self._rows: list[list[Member]] = []
         self._arrange(optimizer, groups)
-        self._flats = {_flat(member) for row in self._rows for member in row if member.segment is not None}
+        self.flats = {_flat(member) for row in self._rows for member in row if member.segment is not None}
         # What is stepped part by part -> what stands for it in the groups.
         parts = [*self._of(Kind.ENTRIES), *self._of(Kind.SUMS)]
         self.wholes = {_kept(member): member.whole for member in parts}
@@ -191,29 +189,14 @@ class Segmented:
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
-    def take(
-        self, optimizer: EngineOptimizer, groups: Sequence[Group], gradients: Sequence[tuple[Tensor, Tensor | None]]
-    ) -> None:
-        """Take note of the gradients of flat tensors, and step once all are there.
+    def step(self, optimizer: EngineOptimizer, groups: Sequence[Group], gradients: Gradients) -> None:
+        """Take a step.
 
         Args:
             optimizer: the optimizer, which may have some of its groups at the moment.
             groups: all of them.
-            gradients: (flat tensor, its gradient).
+            gradients: of all flat tensors.
         """
-        for flat, gradient in gradients:
-            if flat in self._waiting:
-                self._waiting.clear()
-                raise RuntimeError(
-                    f"{self.name} has stepped a part of the parameters twice before all had been stepped once; "
-                    f"{type(optimizer).__name__} looks at all of them"
-                )
-            self._waiting[flat] = None if gradient is None else gradient.detach()
-        if self._flats <= self._waiting.keys():
-            found, self._waiting = self._waiting, {}
-            self._step(optimizer, groups, found)
-
-    def _step(self, optimizer: EngineOptimizer, groups: Sequence[Group], gradients: Gradients) -> None:
         if not self._checked:
             self._check_weights()
             self._checked = True
