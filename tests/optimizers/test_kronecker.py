@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hfoptim.engine.backends import products
 from hfoptim.optimizers.shared import kronecker
 from hfoptim.optimizers.shared.kronecker import Blocks, Folding, add_gram, along, inverse_root, iterated, merged
 
@@ -44,7 +45,7 @@ def test_blocks_are_cut_and_joined(shape, batch):
 @pytest.mark.parametrize("largest", [1, 10**6])
 @pytest.mark.parametrize("shape", [(9,), (6, 10), (2, 6, 10), (5, 4, 3, 2)])
 def test_factors_are_sums_of_products_along_one_side(monkeypatch, shape, largest):
-    monkeypatch.setattr(kronecker, "_HALVED_FROM", largest)
+    monkeypatch.setattr(products, "IN_STRIPS", largest)
     x = torch.randn(3, *shape, dtype=torch.float64)
     for side, size in enumerate(shape):
         factor = torch.randn(3, size, size, dtype=torch.float64)

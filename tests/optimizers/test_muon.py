@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import hfoptim
-from hfoptim.engine.backends import compiled, matrix
+from hfoptim.engine.backends import compiled, matrix, products
 from hfoptim.engine.bucket import Bucket
 from hfoptim.engine.tensor_slots import TensorSlots
 from hfoptim.optimizers.shared import newton_schulz
@@ -235,6 +235,7 @@ def test_a_step_stays_below_256_mb_where_one_matrix_allows_it(algo, monkeypatch)
     # On a GPU Newton-Schulz computes in bfloat16. Here with stacks of 2^16 entries in place of 7 * 2^20.
     entries = 1 << 16
     monkeypatch.setitem(matrix.STACK, "cpu", entries)
+    monkeypatch.setattr(products, "has_instructions", lambda dtype: True)
     params = named({f"blocks.{i}": (128, 128) for i in range(8)}, torch.float32)
     optimizer = hfoptim.Muon(list(params.items()), algo=algo, ns_dtype="bfloat16")
     step(optimizer, params.values(), 1)

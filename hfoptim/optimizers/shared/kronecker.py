@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hfoptim.engine import Group, Scalars, State
+from hfoptim.engine.backends import products
 
 
 def merged(shape: Sequence[int], largest: int) -> tuple[int, ...]:
@@ -167,10 +168,6 @@ def along(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
     return x
 
 
-# From this size on a symmetric product is computed right of the diagonal, 10 of 16 parts, and the rest copied.
-_HALVED_FROM = 1536
-
-
 def add_gram(factor: Tensor, x: Tensor, side: int, sides: int, keep: float, alpha: float) -> Tensor:
     """`keep factor + alpha X X^T`, of the matrix X whose rows are what lies at each index of one side of a tensor.
 
@@ -182,14 +179,7 @@ def add_gram(factor: Tensor, x: Tensor, side: int, sides: int, keep: float, alph
         keep, alpha: the weights.
     """
     rows, old = _rows(x.movedim(side - sides, -1), sides), _stack(factor)
-    if factor.shape[-1] < _HALVED_FROM:
-        return torch.baddbmm(old, rows.mT, rows, beta=keep, alpha=alpha).view_as(factor)
-    new, strip = torch.empty_like(old), -(-factor.shape[-1] // 4)
-    for i in range(0, factor.shape[-1], strip):
-        j = i + strip
-        torch.baddbmm(old[:, i:j, i:], rows[..., i:j].mT, rows[..., i:], beta=keep, alpha=alpha, out=new[:, i:j, i:])
-        new[:, j:, i:j] = new[:, i:j, j:].mT
-    return new.view_as(factor)
+    return products.commuting(rows.mT, rows, old, keep, alpha).view_as(factor)
 
 
 def _rows(x: Tensor, sides: int) -> Tensor:

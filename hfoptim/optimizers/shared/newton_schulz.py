@@ -115,7 +115,7 @@ def _almost_orthogonal(x: Tensor) -> tuple[Tensor, Tensor]:
 def _by_matrix(x: Tensor, gram: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     for i, (a, b, c) in enumerate(coefficients):
         gram = products.gram(x) if i else gram
-        x = torch.baddbmm(x, products.square(gram, b, c), x, beta=a)
+        x = products.product(products.square(gram, b, c), x, a)
     return x
 
 
@@ -133,12 +133,12 @@ def _by_gram(x: Tensor, gram: Tensor, coefficients: Sequence[Triple]) -> Tensor:
     q, factor, error = one, None, torch.finfo(x.dtype).eps
     for a, b, c in coefficients:
         if factor is not None and error <= _GRAM_ERROR:
-            gram = q @ gram @ q
+            gram = products.commuting(products.commuting(q, gram), q)
         elif factor is not None:
             x = factor @ x
-            gram, factor, error = x @ x.mT, None, torch.finfo(x.dtype).eps
-        q = torch.baddbmm(a * one + b * gram, gram, gram, alpha=c)
-        factor = q if factor is None else q @ factor
+            gram, factor, error = products.gram(x), None, torch.finfo(x.dtype).eps
+        q = products.commuting(gram, gram, a * one + b * gram, 1.0, c)
+        factor = q if factor is None else products.commuting(q, factor)
         error *= a * a
     return x if factor is None else factor @ x
 
