@@ -816,7 +816,7 @@ class EngineOptimizer(Optimizer):
             torch.float64 if param.dtype in DOUBLE_PRECISION else torch.float32,
             group["maximize"],
             group["caution"] is True,
-            storage.rounding_of(param.dtype, group),
+            storage.rounding_of(param.dtype, group, rule.exact_weights),
             storage.storages(rule, param, group),
             group["cautious_weight_decay"],
             units if group["gradient_centralization"] else (),

@@ -55,7 +55,6 @@ class Plan:
             norm is kept; none of them: all that there are. None: not so.
 
     Attributes:
-        kahan: whether a parameter has a residual of Kahan's.
         plain: whether casts are all that lies between the tensors and what is computed, Kahan's term apart.
         ordered: whether an entry's place in its tensor counts: blocks share scales, random bits go by the index.
         keys: those of a parameter's state that its slots have, in the order of `TensorSlots.kept`.
@@ -73,7 +72,6 @@ class Plan:
     clipped: tuple[int, ...] | None = None
     orthogonal: tuple[int, ...] | None = None
     sphere: tuple[int, ...] | None = None
-    kahan: bool = field(init=False)
     plain: bool = field(init=False)
     ordered: bool = field(init=False)
     keys: tuple[str, ...] = field(init=False)
@@ -81,10 +79,9 @@ class Plan:
     def __post_init__(self) -> None:
         rounding, kept = self.rounding, self.storage
         keys = [key for name, how in zip(self.rule.state, kept, strict=True) for key in how.names(name)]
-        kahan = rounding is Rounding.KAHAN
+        casts = rounding in (Rounding.NEAREST, Rounding.KAHAN, Rounding.KAHAN_READ)
         for name, value in {
-            "kahan": kahan,
-            "plain": (kahan or rounding is Rounding.NEAREST) and all(how is storage.FULL for how in kept),
+            "plain": casts and all(how is storage.FULL for how in kept),
             "ordered": rounding is Rounding.STOCHASTIC or any(how.bits or how.stochastic for how in kept),
             "keys": (*keys, rounding.residual) if rounding.residual else tuple(keys),
         }.items():

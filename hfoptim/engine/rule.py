@@ -232,6 +232,9 @@ class Rule:
         partner: what it is to know of another parameter, which is a state of the rule.
         whole: whether it takes entries by their place in the whole tensor, such as every eleventh: it is not tried on
             parts of sharded parameters.
+        exact_weights: whether it compares weights with earlier ones that its state remembers, or makes them anew: it
+            then reads them with what rounding took (Kahan's term), without which small movements are none. Others read
+            the rounded ones, where the gradient is.
     """
 
     fn: Callable[..., tuple[Any, ...]]
@@ -246,6 +249,7 @@ class Rule:
     dims: int = 2
     partner: Partner | None = None
     whole: bool = False
+    exact_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.report is not None and self.scope is not Scope.TENSOR:
@@ -290,12 +294,14 @@ def rule(
     shape: Callable[[torch.Size], tuple[int, ...]] | None = None,
     report: Function | None = None,
     sparse: bool = False,
+    exact_weights: bool = False,
     **state: State,
 ) -> Callable[[Callable[..., tuple[Any, ...]]], Rule]:
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        return Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report, sparse)
+        made = Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report, sparse)
+        return replace(made, exact_weights=exact_weights)
 
     return decorate
 

@@ -69,7 +69,8 @@ def a2grad(variant: str) -> Rule:
 
     fn.__name__ = f"a2grad_{variant}"
     state = {"avg_grad": _MEAN, "x_k": clone, "v_k": _SUM}
-    return Rule(fn, ELEMENT, {**state, "v_kk": nonnegative} if variant == "exp" else state, _per_step)
+    states = {**state, "v_kk": nonnegative} if variant == "exp" else state
+    return Rule(fn, ELEMENT, states, _per_step, exact_weights=True)
 
 
 class A2Grad(RuleOptimizer):

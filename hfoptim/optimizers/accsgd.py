@@ -14,7 +14,7 @@ def _per_step(t: int, group: Group) -> Scalars:
     return {"beta": beta, "long": -beta * lr * group["kappa"] / small, "short": -lr, "towards": towards, "lr": 1.0}
 
 
-@rule(ELEMENT, per_step=_per_step, momentum_buffer=clone)
+@rule(ELEMENT, per_step=_per_step, exact_weights=True, momentum_buffer=clone)
 def accsgd(grad: Any, param: Any, momentum_buffer: Any, h: Any) -> tuple[Any, Any]:
     """A short step, and from there towards weights that take long steps."""
     momentum_buffer = add_scaled(ema(momentum_buffer, param, h.beta), grad, h.long)

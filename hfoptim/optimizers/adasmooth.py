@@ -17,7 +17,15 @@ def _per_step(t: int, group: Group) -> Scalars:
 _SUM, _LENGTH = State(zeros.init), State(zeros.init, signed=False)
 
 
-@rule(ELEMENT, per_step=_per_step, prev_param=clone, s=_SUM, n=_LENGTH, exp_avg_sq=nonnegative)
+@rule(
+    ELEMENT,
+    per_step=_per_step,
+    exact_weights=True,
+    prev_param=clone,
+    s=_SUM,
+    n=_LENGTH,
+    exp_avg_sq=nonnegative,
+)
 def adasmooth(grad: Any, param: Any, prev_param: Any, s: Any, n: Any, exp_avg_sq: Any, h: Any) -> tuple[Any, ...]:
     """RMSprop whose average is the shorter, the straighter the way of a parameter has been."""
     moved = param - prev_param

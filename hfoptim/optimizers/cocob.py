@@ -28,6 +28,7 @@ def _per_step(t: int, group: Group) -> Scalars:
 @rule(
     ELEMENT,
     per_step=_per_step,
+    exact_weights=True,
     x0=clone,
     sum_negative_gradients=zeros,
     grad_norm_sum=nonnegative,

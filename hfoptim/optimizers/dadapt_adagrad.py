@@ -95,6 +95,7 @@ class DAdaptAdaGrad(DAdaptation):
         {"alphak": filled(1e-6), "sk": exact_zeros, "x0": clone},
         _per_step,
         Probe(_sums, _probing),
+        exact_weights=True,
     )
     run_state = estimate(
         _advance,

@@ -87,7 +87,7 @@ class DAdaptSGD(DAdaptation):
 
     decay = Decay.INSIDE
     names = (Name("dadapt_sgd"),)
-    rule = Rule(_dadapt_sgd, ELEMENT, {"s": exact_zeros, "x0": clone}, _per_step, Probe(_sums))
+    rule = Rule(_dadapt_sgd, ELEMENT, {"s": exact_zeros, "x0": clone}, _per_step, Probe(_sums), exact_weights=True)
     run_state = estimate(
         _advance, ("first", "gradients", "mixed", "sums"), ("growth_rate",), numerator_weighted=0.0, g0_norm=0.0
     )

@@ -96,7 +96,7 @@ class DoG(RuleOptimizer):
 
     decay = Decay.COUPLED
     names = (Name("dog"),)
-    rule = Rule(_dog, ELEMENT, {"init_buffer": clone}, _eta, Probe(_distances))
+    rule = Rule(_dog, ELEMENT, {"init_buffer": clone}, _eta, Probe(_distances), exact_weights=True)
     run_state = RunState(
         {"rbar": 0.0, "G": 0.0, "k": 0},
         _advance,
@@ -129,7 +129,7 @@ class LDoG(RuleOptimizer):
 
     decay = Decay.COUPLED
     names = (Name("ldog"),)
-    rule = Rule(_ldog, TENSOR, {"init_buffer": clone, "rbar": scalar, "G": scalar}, _layerwise)
+    rule = Rule(_ldog, TENSOR, {"init_buffer": clone, "rbar": scalar, "G": scalar}, _layerwise, exact_weights=True)
     lr_is_factor = True
     reps_rel: float = hyper(1e-6, "first distance, as a share of 1 + |p0|", above=0.0)
     lr: float = LR_FACTOR
@@ -157,7 +157,7 @@ class DoWG(RuleOptimizer):
 
     decay = Decay.COUPLED
     names = (Name("dowg"),)
-    rule = Rule(_dog, ELEMENT, {"init_buffer": clone}, _weighted_eta, Probe(_distances))
+    rule = Rule(_dog, ELEMENT, {"init_buffer": clone}, _weighted_eta, Probe(_distances), exact_weights=True)
     run_state = RunState(
         {"estim_sq_dist": _first_distance, "weighted_sq_norm_grads": 0.0},
         _weighted,

@@ -66,7 +66,7 @@ def _shadowed(inner: Rule) -> Rule:
         return add_scaled(update * h.size, param - shadow, h.back), *state, ema(shadow, param, h.follow)
 
     fn.__name__ = f"{inner.name}_shadowed"
-    return replace(inner, fn=fn, per_step=per_step, state={**inner.state, "shadow": clone})
+    return replace(inner, fn=fn, per_step=per_step, state={**inner.state, "shadow": clone}, exact_weights=True)
 
 
 @rule(ELEMENT, per_step=_driven)

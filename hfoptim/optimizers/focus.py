@@ -21,7 +21,7 @@ def _per_step(t: int, group: Group) -> Scalars:
     }
 
 
-@rule(ELEMENT, per_step=_per_step, exp_avg=zeros, pbar=zeros)
+@rule(ELEMENT, per_step=_per_step, exact_weights=True, exp_avg=zeros, pbar=zeros)
 def focus(grad: Any, param: Any, exp_avg: Any, pbar: Any, h: Any) -> tuple[Any, Any, Any]:
     """The sign of the momentum, and a share of the sign of the way from the average of the parameters."""
     exp_avg, pbar = ema(exp_avg, grad, h.alpha1), ema(pbar, param, h.alpha2)

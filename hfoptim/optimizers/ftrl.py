@@ -46,7 +46,7 @@ def ftrl(initial: float, root: bool) -> Rule:
         return param - new, z, total
 
     fn.__name__ = "ftrl"
-    return Rule(fn, ELEMENT, {"z": zeros, "n": filled(initial)}, _per_step)
+    return Rule(fn, ELEMENT, {"z": zeros, "n": filled(initial)}, _per_step, exact_weights=True)
 
 
 class FTRL(RuleOptimizer):

@@ -44,7 +44,8 @@ def madgrad(momentum: bool) -> Rule:
 
     fn.__name__ = "madgrad"
     state = {"grad_sum_sq": nonnegative, "s": zeros}
-    return Rule(fn, ELEMENT, {**state, "x0": clone} if momentum else state, _per_step)
+    states = {**state, "x0": clone} if momentum else state
+    return Rule(fn, ELEMENT, states, _per_step, exact_weights=momentum)
 
 
 def _mirror_per_step(t: int, group: Group) -> Scalars:
@@ -119,7 +120,9 @@ class MirrorMADGRAD(RuleOptimizer):
         Defazio and Jelassi, arXiv 2101.11075; facebookresearch/madgrad, `MirrorMADGRAD`.
     """
 
-    rule = Rule(_mirror_madgrad, ELEMENT, {"grad_sum_sq": nonnegative, "z": clone}, _mirror_per_step)
+    rule = Rule(
+        _mirror_madgrad, ELEMENT, {"grad_sum_sq": nonnegative, "z": clone}, _mirror_per_step, exact_weights=True
+    )
     names = (Name("mirror_madgrad"),)
     lr: float = hyper(1e-2, "learning rate")
     momentum: float = hyper(0.9, "share of the parameter in its next value", below=1.0)

@@ -95,7 +95,7 @@ def muown(form: Form, iteration: NewtonSchulz, scale: str) -> Rule:
         return param - row * (g / v_norm), g, v_norm, momentum_buffer, m_g, v_g
 
     fn.__name__ = "muown"
-    return Rule(fn, MATRIX, _STATE, _rates, shape=form.shape)
+    return Rule(fn, MATRIX, _STATE, _rates, shape=form.shape, exact_weights=True)
 
 
 class Muown(MatrixOptimizer):

@@ -108,7 +108,7 @@ def prodigy(first_moment: bool, every: int) -> Rule:
     own = {"p0": sample_of(clone, every), "s": sample_of(exact_zeros, every)}
     states = {**first, "exp_avg_sq": nonnegative, **own}
     scope = ELEMENT if every == 1 else TENSOR
-    return Rule(fn, scope, states, _per_step, Probe(sums, _probing), whole=every > 1)
+    return Rule(fn, scope, states, _per_step, Probe(sums, _probing), whole=every > 1, exact_weights=True)
 
 
 class Prodigy(RuleOptimizer):

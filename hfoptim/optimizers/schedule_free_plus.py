@@ -117,6 +117,7 @@ class AdamCScheduleFreePlus(Averaging):
         _per_step,
         Probe(_sums),
         returns_step_size=True,
+        exact_weights=True,
     )
     run_state = RunState(
         {

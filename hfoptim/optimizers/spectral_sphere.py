@@ -99,7 +99,7 @@ def spectral_sphere(
         return param - form.joined([moved(part, each, h) for part, each in parts]), momentum_buffer
 
     fn.__name__ = "spectral_sphere"
-    return Rule(fn, MATRIX, {"momentum_buffer": zeros}, _rates, shape=form.shape)
+    return Rule(fn, MATRIX, {"momentum_buffer": zeros}, _rates, shape=form.shape, exact_weights=True)
 
 
 class SpectralSphere(MatrixOptimizer):

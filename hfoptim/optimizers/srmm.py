@@ -16,7 +16,14 @@ def _per_step(t: int, group: Group) -> Scalars:
 
 
 # The average of parameters is kept exactly: it is where the parameter goes.
-@rule(ELEMENT, per_step=_per_step, returns_step_size=True, mov_avg_grad=zeros, mov_avg_param=State(zeros.init))
+@rule(
+    ELEMENT,
+    per_step=_per_step,
+    returns_step_size=True,
+    exact_weights=True,
+    mov_avg_grad=zeros,
+    mov_avg_param=State(zeros.init),
+)
 def srmm(grad: Any, param: Any, mov_avg_grad: Any, mov_avg_param: Any, h: Any) -> tuple[Any, ...]:
     """To the average of parameters, and on along the average of gradients."""
     mov_avg_grad = ema(mov_avg_grad, grad, h.weight)

@@ -159,6 +159,14 @@ def test_short_rows_in_bfloat16(name, options, monkeypatch):
     assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.parametrize("name", ["elements", "columns", "factored"])
+def test_weights_are_read_with_kahans_term(name, monkeypatch):
+    bucket = made(name, [(77, 5), (31, 300)], dtype=torch.bfloat16, rounding=storage.Rounding.KAHAN_READ)
+    for row in bucket.rows:
+        row.residual.copy_(row.param.flip(0) * 0.5)  # far more than rounding leaves, so that nothing hides it
+    assert_near(by_kernel(bucket, monkeypatch), by_loop(bucket), bucket, TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("name", ["rows", "columns"])
 def test_short_rows_are_summed_as_long_ones_are(name, monkeypatch):
     """One row more or less in a thread's share, or a width more, is no other arithmetic: float32 stays accurate."""

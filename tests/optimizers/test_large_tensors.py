@@ -6,6 +6,7 @@ from cases import ENTRIES
 from harness import feed, parameters
 from tiers import variants
 
+import hfoptim
 from hfoptim.engine import TENSOR
 from hfoptim.engine.backends import eager_tiled
 
@@ -45,6 +46,25 @@ def test_pieces_make_no_difference(entry, variant, runner, layouts, monkeypatch)
         torch.testing.assert_close(pieces[key], param, rtol=1e-12, atol=1e-14)
         for part, value in one.state[param].items():
             torch.testing.assert_close(other.state[pieces[key]][part], value, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(("cls", "options"), [(hfoptim.Lamb, {}), (hfoptim.LDoG, {"reps_rel": 1e-2})])
+def test_pieces_have_what_rounding_took_of_them(cls, options, monkeypatch):
+    """Lamb's rule reads the rounded weights, LDoG's the weights with Kahan's term."""
+
+    def weights():
+        params = parameters(LAYOUTS[:6], torch.bfloat16)
+        optimizer = cls(list(params.items()), foreach=False, **options)
+        for t in range(1, 9):
+            feed(params, t)
+            optimizer.step()
+        return {name: p.detach().float() + optimizer.state[p]["kahan_comp"].float() for name, p in params.items()}
+
+    whole = weights()
+    monkeypatch.setattr(eager_tiled, "LARGE", 1)
+    monkeypatch.setattr(eager_tiled, "PIECE", 100)
+    for name, pieces in weights().items():
+        torch.testing.assert_close(pieces, whole[name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_rules_with_reductions_do_go_piece_by_piece(monkeypatch):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import assert_same, feed, parameters, train, values
+from harness import assert_same, feed, optimizer_of, parameters, train, values
 from tiers import every_entry, every_kind_of_entry
+
+import hfoptim
+from hfoptim.engine import ELEMENT, TENSOR, clone, rule, zeros
+from hfoptim.engine.codegen import build
+from hfoptim.engine.rule import scalar
 
 # Both are rounded in the same way, to fewer or to more digits.
 LOW = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
@@ -26,15 +31,14 @@ def run(entry, dtype, **options):
 def reference(entry, dtype):
     """The same in float32, on the same gradients."""
     params = {name: torch.nn.Parameter(p.detach().float()) for name, p in parameters(FEW, dtype).items()}
-    start = values(params)
     low = parameters(FEW, dtype)
     optimizer = entry.cls(list(params.items()), **entry.small_steps)
     for t in range(1, STEPS + 1):
-        feed(low, t, follow=start)
+        feed(low, t)  # they stay where they are
         for name, param in params.items():
             param.grad = low[name].grad.float()
         optimizer.step()
-    return params, start
+    return params, {name: param.detach().float() for name, param in low.items()}
 
 
 @every_low_dtype
@@ -101,3 +105,74 @@ def test_a_step_is_computed_in_float32(entry, dtype):
         assert_same(param.detach(), high[name].detach().to(dtype), name)
         for key, value in theirs.state[high[name]].items():
             assert_same(ours.state[param][key], value, f"{name}.{key}")
+
+
+# -- rules that compare weights with earlier ones --------------------------------------------------------------------
+
+
+def by_kernels_or(name):
+    marks = [pytest.mark.skipif(build.missing() is not None, reason=f"needs {build.missing()}")]
+    return pytest.param(name, marks=marks if name == "fused" else [])
+
+
+@rule(ELEMENT, exact_weights=True, start=clone, total=zeros)
+def from_the_start(grad, param, start, total, h):
+    """The weight is made anew of where it began and of all gradients."""
+    total = total + grad * 1e-4
+    return param - (start - total), None, total
+
+
+@rule(TENSOR, exact_weights=True, start=clone, way=scalar)
+def by_the_way(grad, param, start, way, h):
+    """The further it has come, the longer the step."""
+    gone = param - start
+    way = torch.maximum(way, (gone * gone).sum().sqrt())
+    return grad * (way * 0.01 + 1e-5), None, way
+
+
+@every_low_dtype
+@pytest.mark.parametrize("runner", ["loop", "foreach", by_kernels_or("fused")])
+@pytest.mark.parametrize("chosen", [from_the_start, by_the_way], ids=lambda r: r.name)
+def test_a_rule_that_compares_weights_reads_them_with_what_rounding_took(chosen, runner, dtype):
+    options = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[runner]
+    low = parameters(LAYOUTS, dtype)
+    high = {name: torch.nn.Parameter(p.detach().float()) for name, p in low.items()}
+    start = values(high)
+    ours, theirs = (optimizer_of(chosen)(list(p.items()), lr=1.0, **o) for p, o in ((low, options), (high, {})))
+    for t in range(1, 31):
+        feed(low, t, follow=parameters(LAYOUTS, dtype))
+        for name, param in high.items():
+            param.grad = low[name].grad.float()
+        ours.step()
+        theirs.step()
+    for name, param in high.items():
+        moved = (param.detach() - start[name]).abs().max()
+        assert 1e-5 < moved < 0.1
+        whole = low[name].detach().float() + ours.state[low[name]]["kahan_comp"].float()
+        assert (whole - param.detach()).abs().max() < 0.02 * moved, name
+        state = ours.state[low[name]]
+        for key, value in theirs.state[high[name]].items():
+            torch.testing.assert_close(state[key], value, rtol=0.02, atol=1e-7, msg=f"{name}.{key}")
+
+
+@every_low_dtype
+@pytest.mark.parametrize("cls", [hfoptim.Prodigy, hfoptim.DoG, hfoptim.LDoG, hfoptim.DoWG])
+def test_the_first_small_steps_are_seen_by_estimates_of_a_distance(cls, dtype):
+    """At their defaults these begin with steps far below a rounding, and lengthen them by how far they have come."""
+    far = []
+    for kind in (dtype, torch.float32):
+        params = {name: torch.nn.Parameter(p.detach().to(kind)) for name, p in parameters(FEW, dtype).items()}
+        start = values(params)
+        optimizer = cls(list(params.items()))
+        for t in range(1, 61):
+            feed(start_as := parameters(FEW, dtype), t)
+            for name, param in params.items():
+                param.grad = start_as[name].grad.to(kind)
+            optimizer.step()
+        weights = {
+            name: p.detach().float() + optimizer.state[p].get("kahan_comp", torch.zeros(())).float()
+            for name, p in params.items()
+        }
+        far.append(float(sum((weights[name] - start[name].float()).square().sum() for name in params)) ** 0.5)
+    ours, exact = far
+    assert abs(ours - exact) < 0.1 * exact

@@ -156,7 +156,7 @@ class _Step:
                     values[i] = self.row_values[i][where[0]]
             full = dict(values)
             for i, index in self.program.reads(time).items():
-                full[i] = self.tensors[index][where].to(self.plan.dtype)
+                full[i] = self._read(index, where).to(self.plan.dtype)
             for i in self.program.expand(time, self.program.roots(time))[0]:
                 full[i] = self._value(i, full, where)
             for i in self.program.reductions(time, "full"):
@@ -185,12 +185,16 @@ class _Step:
             if self.kinds[store.node] == "row" and store.time[0] == phase:
                 self.tensors[store.position][where[0]] = values[store.node].to(self.tensors[store.position].dtype)
 
+    def _read(self, position: int, where: tuple[slice, slice]) -> Tensor:
+        piece: Tensor = self.tensors[position][where]
+        if position == PARAM and self.residual is not None:
+            piece = storage.as_read(self.plan, piece, self.residual[where])
+        return piece
+
     def _write(self, position: int, where: tuple[slice, slice], value: Tensor) -> None:
         target = self.tensors[position][where]
         if position == PARAM and self.residual is not None:
-            rounded, residual = storage.kahan(value, self.residual[where], target.dtype)
-            self.residual[where] = residual
-            value = rounded
+            value, self.residual[where] = storage.with_rest(self.plan, value, self.residual[where], target.dtype)
         target.copy_(value)
 
     def _value(self, i: int, values: dict[int, Tensor], where: Any) -> Tensor:

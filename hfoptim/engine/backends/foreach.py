@@ -50,10 +50,10 @@ def _write_params(plan: Plan, batch: list[Piece], new: TensorList) -> None:
     params = [piece.row.param for piece in batch]
     if plan.rounding is Rounding.NEAREST:
         torch._foreach_copy_(params, new.tensors)
-    elif plan.rounding is Rounding.KAHAN:
+    elif plan.rounding in (Rounding.KAHAN, Rounding.KAHAN_READ):
         residuals = [piece.row.residual for piece in batch]
-        rounded, new_residuals = storage.kahan(new, TensorList(residuals), params[0].dtype)
-        torch._foreach_copy_(params, rounded.tensors)
+        numbers, new_residuals = storage.with_rest(plan, new, TensorList(residuals), params[0].dtype)
+        torch._foreach_copy_(params, numbers.tensors)
         torch._foreach_copy_(residuals, new_residuals.tensors)
     else:
         for piece, weight in zip(batch, new, strict=True):

@@ -37,8 +37,8 @@ class Layout:
     Args:
         compute: dtype the rule computes in, "float32" or "float64".
         slots: parameter, gradient, then each state.
-        rounding: how the new parameter gets into its dtype: "nearest", "kahan", "stochastic", "remainder8" or
-            "remainder16"; Kahan's term or the remainder is the last tensor of the row.
+        rounding: how the new parameter gets into its dtype: "nearest", "kahan", "kahan_read", "stochastic",
+            "remainder8" or "remainder16"; Kahan's term or the remainder is the last tensor of the row.
         tensors: how many tensors a row has.
         products: how many of the slots, the last ones, are for functions of whole matrices: tensors that are there for
             the time of a step, behind those of the states.

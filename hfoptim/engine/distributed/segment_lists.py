@@ -99,7 +99,11 @@ def step(bucket: Bucket, sizes: Sequence[int], group: ProcessGroup) -> None:
     for batch in _batches(sizes, BATCH * dist.get_world_size(group)):
         chosen = bucket.chosen(batch)
         own = [sizes[i] for i in batch]
-        rows = [[row.param, row.grad, *(tensor for (tensor,) in row.states)] for row in chosen.rows]
+        weights = [storage.as_read(bucket.plan, row.param, row.residual) for row in chosen.rows]
+        rows = [
+            [weight, row.grad, *(tensor for (tensor,) in row.states)]
+            for weight, row in zip(weights, chosen.rows, strict=True)
+        ]
         columns = [
             _list(column, [size if tensor.ndim else None for tensor, size in zip(column, own, strict=True)], (group,))
             for column in zip(*rows, strict=True)

@@ -196,15 +196,17 @@ def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:
         return None
     rows = []
     for row in bucket.rows:
-        tensors = [row.param, row.grad, *(tensor for (tensor,) in row.states)]
+        tensors = [row.param, row.param if row.residual is None else row.residual, row.grad]
+        tensors += [tensor for (tensor,) in row.states]
         seen = [(local(t), cuts(t)) for t in tensors] if plan.rule.shape is None else _as_seen(plan.rule.shape, tensors)
         if seen is None:
             return None
         rows.append(seen)
-    return [
+    params, rests, *others = [
         ShardedList(TensorList([part for part, _ in column]), [own for _, own in column], groups)
         for column in zip(*rows, strict=True)
     ]
+    return [storage.as_read(plan, params, rests), *others]
 
 
 def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], tensors: list[Any]) -> list[tuple[Tensor, Cuts]] | None:

@@ -30,11 +30,12 @@ from hfoptim.engine.storage.rounding import (
     stochastic_bfloat16,
 )
 from hfoptim.engine.storage.rows import (
+    as_read,
     decode,
     encode,
     encode_param,
     encode_state,
-    kahan,
+    with_rest,
 )
 from hfoptim.engine.storage.weights import exact_weight, write_weight
 
@@ -45,6 +46,7 @@ __all__ = [
     "Format",
     "Rounding",
     "Storage",
+    "as_read",
     "code_values",
     "codebook",
     "converted",
@@ -61,7 +63,6 @@ __all__ = [
     "inits",
     "is_coded",
     "join_float32",
-    "kahan",
     "kept_as",
     "matrix_shape",
     "midpoints",
@@ -74,5 +75,6 @@ __all__ = [
     "state_seed",
     "stochastic_bfloat16",
     "storages",
+    "with_rest",
     "write_weight",
 ]

@@ -37,6 +37,8 @@ class Rounding(enum.Enum):
     Attributes:
         keeps: name of the state tensor that holds the rest; None where there is none.
         remainder: dtype of a rest that is a remainder, bits to be put behind those of the parameter; else None.
+
+    `KAHAN` adds the rest to the new weight; with `KAHAN_READ` it is part of the weight that a rule reads.
     """
 
     residual: str | None
@@ -49,6 +51,7 @@ class Rounding(enum.Enum):
 
     NEAREST = ("nearest",)
     KAHAN = ("kahan", "kahan_comp")
+    KAHAN_READ = ("kahan_read", "kahan_comp")
     STOCHASTIC = ("stochastic",)
     REMAINDER8 = ("remainder8", "remainder", torch.int8)
     REMAINDER16 = ("remainder16", "remainder", torch.int16)
@@ -181,8 +184,12 @@ def _compressed(rule: Rule, format: Format, rounding: str | None) -> tuple[Stora
     )
 
 
-def rounding_of(dtype: torch.dtype, group: Mapping[str, Any]) -> Rounding:
+def rounding_of(dtype: torch.dtype, group: Mapping[str, Any], exact_weights: bool = False) -> Rounding:
     """How new parameters of a dtype are rounded in a group.
+
+    Args:
+        dtype, group: the parameter's.
+        exact_weights: whether the rule reads weights with Kahan's term; what is kept is the same.
 
     Raises:
         ValueError: float16 parameters with an option for bfloat16.
@@ -196,4 +203,6 @@ def rounding_of(dtype: torch.dtype, group: Mapping[str, Any]) -> Rounding:
         return Rounding.STOCHASTIC
     if group["master_weights"]:
         return Rounding.REMAINDER16 if group["master_weights"] == 16 else Rounding.REMAINDER8
-    return Rounding.NEAREST if group["kahan_sum"] is False else Rounding.KAHAN
+    if group["kahan_sum"] is False:
+        return Rounding.NEAREST
+    return Rounding.KAHAN_READ if exact_weights else Rounding.KAHAN

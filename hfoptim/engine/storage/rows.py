@@ -19,16 +19,24 @@ if TYPE_CHECKING:
 
 
 def decode(plan: Plan, row: TensorSlots) -> tuple[Tensor, list[Tensor]]:
-    """(parameter, states) for the rule: exact weights where remainders are kept, and codes as numbers.
+    """(parameter, states) for the rule: exact weights where they are read with the rest, and codes as numbers.
 
     What a cast to the compute dtype is enough for comes as it is; values of codes come in the shape of the state.
     """
-    weight = join_float32(row.param, row.residual) if plan.rounding.remainder else row.param
+    remains = plan.rounding.remainder
+    weight = join_float32(row.param, row.residual) if remains else as_read(plan, row.param, row.residual)
     rule, shape = plan.rule, row.param.shape
     states = zip(rule.state, plan.storage, row.states, strict=True)
     return weight, [
         decode_state(s, kept, rule.shape_of(name, shape)) if s.bits else kept[0] for name, s, kept in states
     ]
+
+
+def as_read(plan: Plan, param: Any, residual: Any) -> Any:
+    """A parameter with Kahan's term where the rule reads both, else as it is; for tensors and lists of them."""
+    if plan.rounding is not Rounding.KAHAN_READ:
+        return param
+    return param.to(plan.dtype) + residual.to(plan.dtype)
 
 
 def decode_state(storage: Storage, kept: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -70,21 +78,29 @@ def encode_param(plan: Plan, row: TensorSlots, weight: Tensor, seed: int, start:
         param.copy_(weight)
     elif rounding is Rounding.STOCHASTIC:
         param.copy_(stochastic_bfloat16(weight, seed, start))
-    elif rounding is Rounding.KAHAN:
-        number, residual = kahan(weight, row.residual, param.dtype)
-        param.copy_(number)
-        row.residual.copy_(residual)
     else:
-        number, residual = split_float32(weight, row.residual.dtype)
+        if rounding.remainder:
+            number, residual = split_float32(weight, row.residual.dtype)
+        else:
+            number, residual = with_rest(plan, weight, row.residual, param.dtype)
         param.copy_(number)
         row.residual.copy_(residual)
+
+
+def with_rest(plan: Plan, weight: Any, residual: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """`kahan` for a new weight of a plan, in which the old rest is where the rule has read it."""
+    return rounded(weight, dtype) if plan.rounding is Rounding.KAHAN_READ else kahan(weight, residual, dtype)
 
 
 def kahan(weight: Any, residual: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     """(weight plus rest, rounded; the new rest), both in `dtype`; for tensors and `TensorList`s."""
-    weight = weight + residual.to(weight.dtype)
-    rounded = weight.to(dtype)
-    return rounded, (weight - rounded.to(weight.dtype)).to(dtype)
+    return rounded(weight + residual.to(weight.dtype), dtype)
+
+
+def rounded(weight: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(weight, rounded; what that took), both in `dtype`; for tensors and `TensorList`s."""
+    number = weight.to(dtype)
+    return number, (weight - number.to(weight.dtype)).to(dtype)
 
 
 def encode_state(storage: Storage, kept: Sequence[Tensor], new: Tensor, seed: int, start: int) -> None:

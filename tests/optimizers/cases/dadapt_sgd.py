@@ -10,7 +10,11 @@ DADAPT_SGD = Entry(
     variants={
         "plain": Variant({"d0": 1e-1}, lr=1.0, alone=False),
         "momentum": Variant(
-            {"d0": 1e-1, "momentum": 0.9, "weight_decay": 0.1, "growth_rate": 1.5}, lr=1.0, alone=False, compiled=True
+            {"d0": 1e-1, "momentum": 0.9, "weight_decay": 0.1, "growth_rate": 1.5},
+            lr=1.0,
+            alone=False,
+            linear=False,
+            compiled=True,
         ),
     },
     references=[
@@ -24,5 +28,5 @@ DADAPT_SGD = Entry(
     ],
     numbers={"lr": -1e-3, "momentum": 1.0, "weight_decay": -0.1, "d0": -1e-6, "growth_rate": 0.9},
     checkpoints=[Checkpoint("dadaptation.DAdaptSGD", {}, {"d0": 1e-1, "momentum": 0.9, "weight_decay": 0.1})],
-    small_steps={"lr": 1.0, "d0": 1e-5, "growth_rate": 1.0, "weight_decay": 0.1},
+    small_steps={"lr": 1.0, "d0": 1e-3, "growth_rate": 1.0, "weight_decay": 0.1},
 )

@@ -16,7 +16,7 @@ DOG = Entry(
     },
     references=[Reference("dog.DoG", _RUNS)],
     numbers=_NUMBERS,
-    small_steps={"reps_rel": 1e-6, "weight_decay": 0.1},
+    small_steps={"reps_rel": 1e-4, "weight_decay": 0.1},
 )
 
 LDOG = Entry(
@@ -28,7 +28,7 @@ LDOG = Entry(
     },
     references=[Reference("dog.LDoG", _RUNS)],
     numbers=_NUMBERS,
-    small_steps={"reps_rel": 1e-6, "weight_decay": 0.1},
+    small_steps={"reps_rel": 1e-4, "weight_decay": 0.1},
 )
 
 DOWG = Entry(
@@ -42,5 +42,5 @@ DOWG = Entry(
         )
     ],
     numbers={"lr": -1e-3, "weight_decay": -0.1, "eps": -1e-8, "init_estim_sq_dist": -1e-3},
-    small_steps={"eps": 1e-6, "weight_decay": 0.1},
+    small_steps={"eps": 1e-4, "lr": 0.1, "weight_decay": 0.1},
 )

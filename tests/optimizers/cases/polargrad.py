@@ -23,5 +23,5 @@ POLARGRAD = Entry(
         "fallback_lr_scale": -1.0,
         "safety_factor": -1.0,
     },
-    small_steps={"lr": 1e-6},
+    small_steps={"lr": 1e-5},
 )

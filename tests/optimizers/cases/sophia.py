@@ -51,6 +51,7 @@ SOPHIA_G = Entry(
         ),
     ],
     numbers={"lr": -1e-3, "rho": -0.1, "weight_decay": -0.1, "bs": 0, "update_period": 0},
+    small_steps={"lr": 1e-3, "weight_decay": 0.1},
 )
 
 
@@ -94,4 +95,5 @@ SOPHIA_H = Entry(
         "n_samples": 0,
         "eps": -1e-8,
     },
+    small_steps={"lr": 1e-3, "weight_decay": 0.1},
 )

@@ -231,8 +231,8 @@ class Writer(Places):
             if not slot.coded:
                 yield f"{self._type(slot)}* const p{index} = {self._pointer(index)} + {offset};"
         if PARAM in used and self.layout.rounding not in ("nearest", "stochastic"):
-            kinds = {"kahan": self._type(self._slot(PARAM)), "remainder8": "int8_t", "remainder16": "int16_t"}
-            kind = kinds[self.layout.rounding]
+            kinds = {"remainder8": "int8_t", "remainder16": "int16_t"}
+            kind = kinds.get(self.layout.rounding, self._type(self._slot(PARAM)))
             yield f"{kind}* const rest = ({kind}*)w.at[{self.layout.tensors - 1}] + {offset};"
 
     def _body(self, time: Time, roots: list[int]) -> Iterator[str]:
@@ -250,6 +250,8 @@ class Writer(Places):
             return f"old{index}[i]"
         if index == PARAM and self.layout.rounding.startswith("remainder"):
             return f"joined(p{index}[i], rest[i])"
+        if index == PARAM and self.layout.rounding == "kahan_read":
+            return f"get(p{index}[i]) + get(rest[i])"
         return f"get(p{index}[i])"
 
     def _write(self, store: Store, entry: str) -> Iterator[str]:
@@ -258,8 +260,8 @@ class Writer(Places):
         rounding = self.layout.rounding
         if slot.coded:
             yield f"new{index}[i] = {value};"
-        elif index == PARAM and rounding == "kahan":
-            yield f"const real whole = {value} + get(rest[i]);"
+        elif index == PARAM and rounding.startswith("kahan"):
+            yield f"const real whole = {value}{' + get(rest[i])' if rounding == 'kahan' else ''};"
             yield f"put(p{index}[i], whole);"
             yield f"put(rest[i], whole - get(p{index}[i]));"
         elif index == PARAM and rounding.startswith("remainder"):

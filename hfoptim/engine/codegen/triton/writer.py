@@ -62,6 +62,7 @@ COLUMNS = ("entries", "first", "blocks", "line", "vector", "height", "columns", 
 
 KEPT = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
 _RESTS = {"remainder8": "tl.int8", "remainder16": "tl.int16"}
+_READ_WITH_REST = {*_RESTS, "kahan_read"}
 HEAD = """\
 import triton
 import triton.language as tl
@@ -544,7 +545,7 @@ class Writer(Places):
 
     def _uses_rest(self, reads: bool, stores: bool) -> bool:
         rounding = self.layout.rounding
-        return (stores and rounding == "kahan") or ((reads or stores) and rounding in _RESTS)
+        return (stores and rounding == "kahan") or ((reads or stores) and rounding in _READ_WITH_REST)
 
     def _frame(self) -> Iterator[str]:
         """The sizes of the tensor."""
@@ -632,13 +633,15 @@ class Writer(Places):
         loaded = self._load(f"p{index}", whole)
         if index == PARAM and self.layout.rounding in _RESTS:
             return f"joined({loaded}, left_over)"
+        if index == PARAM and self.layout.rounding == "kahan_read":
+            return f"({loaded}.to({self.real}) + left_over.to({self.real}))"
         return f"{loaded}.to({self.real})"
 
     def _write(self, store: Store, whole: bool) -> Iterator[str]:
         index, value, slot = store.position, f"v{store.node}", self.layout.slots[store.position]
         rounding, kept = self.layout.rounding, slot.kept
-        if index == PARAM and rounding == "kahan":
-            yield f"exact = {value} + left_over.to({self.real})"
+        if index == PARAM and rounding.startswith("kahan"):
+            yield f"exact = {value}{f' + left_over.to({self.real})' if rounding == 'kahan' else ''}"
             yield f"rounded = {_rounded('exact', KEPT[kept])}"
             yield self._store(f"p{index}", "rounded", whole)
             yield self._store("rest", _rounded(f"exact - rounded.to({self.real})", KEPT[kept]), whole)
