@@ -10,7 +10,7 @@ from hfoptim.engine import backends, storage
 from hfoptim.engine.codegen import native
 from hfoptim.engine.codegen.trace import Untraceable
 from hfoptim.engine.plan import Decay, plan_of
-from hfoptim.engine.rule import ELEMENT, TENSOR, Rule, scalar, zeros, zeros_without
+from hfoptim.engine.rule import ELEMENT, MATRIX, TENSOR, Rule, scalar, zeros, zeros_without
 
 
 def of_optimizer(cls, shape, dtype=torch.float32, name="w", **options):
@@ -242,3 +242,26 @@ def test_small_states_are_stored_once_their_sums_are_known():
     assert kinds == {P: ("full", (0, 0)), 2: ("row", (0, 1)), 3: ("column", (1, 0)), 4: ("scalar", (1, 0))}
     # Nothing is left to be walked over in the second phase.
     assert (program.phases, program.walks(0), program.walks(1)) == (2, True, False)
+
+
+def summed_twice(how):
+    """A rule with the sum over each matrix, taken over one dimension after the other."""
+
+    def fn(grad, param, m, h):
+        rows = (grad * grad).sum(dim=-1, keepdim=True)
+        whole = rows.sum(dim=-2, keepdim=True)
+        return grad * (whole + rows if how == "rows, too" else whole), m
+
+    return fn
+
+
+def test_a_sum_of_sums_that_is_one_number_tells_no_rows_apart():
+    one = of_rule(summed_twice("alone"), MATRIX, m=zeros)
+    assert one.flat
+    assert walks(one) == {(0, 0): ([G, M], [M]), (1, 0): ([P, G], [P])}
+    # So state may be in codes, whose scales are those of blocks.
+    coded = (storage.Storage(storage.Format.Q8),)
+    assert of_rule(summed_twice("alone"), MATRIX, (64, 64), coded, m=zeros).flat
+    # The rows' own sums are asked for, or each matrix of a stack has one.
+    assert not of_rule(summed_twice("rows, too"), MATRIX, m=zeros).flat
+    assert not of_rule(summed_twice("alone"), MATRIX, (2, 6, 4), m=zeros).flat

@@ -12,6 +12,7 @@ earlier pass has already brought up to date.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -157,7 +158,9 @@ def schedule(graph: Graph, outputs: dict[int, int], exact: set[int], results: It
     outputs = {position: alias[i] for position, i in outputs.items()}
     outputs |= {product.index: product.given for product in products}
     handed = [alias[i] for i in results]
-    live = _live(nodes, [*outputs.values(), *handed])
+    roots = [*outputs.values(), *handed]
+    _join_sums(nodes, roots)
+    live = _live(nodes, roots)
     merged = _merge(nodes, live)
     kinds = [_kind(node, merged) for node in nodes]
     times = _times(nodes, kinds, live)
@@ -179,6 +182,20 @@ def _without_same(graph: Graph) -> tuple[list[Node], list[int]]:
         alias.append(alias[node.args[0]] if node.op == "same" else i)
         nodes.append(Node(node.op, tuple(alias[a] for a in node.args), node.shape, node.value))
     return nodes, alias
+
+
+def _join_sums(nodes: list[Node], roots: list[int]) -> None:
+    """Sums over one dimension after the other that end in one number become one sum, which tells no rows apart.
+
+    Not where anything else asks for the first of them; nor those of each matrix of a stack, which go to more programs
+    by way of rows.
+    """
+    uses = Counter([arg for i in _live(nodes, roots) for arg in nodes[i].args] + roots)
+    for i, node in enumerate(nodes):
+        if node.op == "sum" and not node.labels:
+            inner = nodes[node.args[0]]
+            if inner.op == "sum" and inner.labels and uses[node.args[0]] == 1:
+                nodes[i] = replace(node, args=inner.args, value=tuple(sorted((*inner.value, *node.value))))
 
 
 def _live(nodes: list[Node], roots: Iterable[int]) -> set[int]:
