@@ -231,10 +231,17 @@ class Ptx(Listing):
     def usual_accesses(self, aligned: bool) -> list[Access]:
         """The accesses of the usual way: of whole blocks of aligned memory, or of unaligned."""
 
+        data = [a for one in self.instructions if (a := self.access(one)) and a.own and not (a.shared or a.lookup)]
+        vectors = any(access.vector for access in data)
+        # Codes alone are a number of 4 bytes for each thread, where memory is aligned.
+        least = min((access.bytes for access in data), default=0)
+
         def wanted(one: Instruction) -> int:
             access = self.access(one)
             if access is None or not access.own or access.shared or access.lookup:
                 return 0
+            if not vectors and aligned:
+                return 1 if access.bytes > least else -_AROUND
             # Unaligned, one after the other: a loop over whole blocks, which comes before, is gone around.
             return int(access.vector) if aligned else -_AROUND if access.vector else 1
 

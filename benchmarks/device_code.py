@@ -135,6 +135,25 @@ class Code:
         """Registers of a thread, and bytes of memory for what they do not suffice for."""
         return {"registers": self.resources["REG"], "spills": self.resources["STACK"] + self.resources["LOCAL"]}
 
+    def spills_by_default(self) -> int:
+        """Bytes of memory as the assembler allocates registers unless told otherwise.
+
+        Triton 3.9 tells it otherwise (--regAllocOptLevel=2), because of a fault in some of its versions.
+        """
+        tool = next(tool for name in self._assemblers() if (tool := _TOOLS / name).exists())
+        target = re.search(r"^\.target\s+(\w+)", self.ptx, re.MULTILINE)
+        assert target is not None
+        with tempfile.TemporaryDirectory() as folder:
+            source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+            source.write_text(self.ptx)
+            subprocess.run([str(tool), f"--gpu-name={target[1]}", str(source), "-o", str(made)], check=True)
+            needs = Code(self.name, self.arch, self.ptx, made.read_bytes(), self.threads).needs()
+        return needs["spills"]
+
+    def _assemblers(self) -> tuple[str, ...]:
+        """Names of the one that Triton takes."""
+        return ("ptxas-blackwell", "ptxas") if self.arch >= 90 else ("ptxas",)
+
     def moves(self, entries: float, aligned: bool) -> dict[str, Any]:
         """Bytes that the usual way moves per entry, by accesses of how many bytes, and what it looks up in tables.
 

@@ -135,10 +135,9 @@ def launches_of(case: Case) -> tuple[list[Launch], dict[str, Any]]:
     found = traffic.read_and_written(optimizer, seen)
     said: dict[str, Any] = {} if found is None else {"scheduled_read": found[0], "scheduled_written": found[1]}
     for plan, names, row, probe in seen:
-        program, _, _ = native.program_of(plan, names, row, plan.rule.probe.fn if probe else None)
+        program, layout, _ = native.program_of(plan, names, row, plan.rule.probe.fn if probe else None)
         if not program.flat:
-            again = sum(traffic.walked_again(program, phase) for phase in range(program.phases))
-            said["read_again"] = again * row.grad.element_size()
+            said["read_again"] = traffic.read_again(program, layout, row)
     return list(launches), said
 
 
@@ -158,6 +157,8 @@ def judged(case: Case, arch: int) -> dict[str, Any]:
     for launch in launches:
         code = _code(launch, arch)
         found: dict[str, Any] = {"kernel": launch.name, "warps": launch.warps, **code.needs()}
+        if found["spills"]:
+            found["spills_by_default"] = code.spills_by_default()
         # One program for each block; the others draw noise beforehand, or add up what these have left.
         if launch.grid > 1 and not launch.name.startswith(("lines", "drawn")):
             # A program that takes a tile of rows and columns walks over its rows, so many columns at a time; others

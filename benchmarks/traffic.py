@@ -129,7 +129,13 @@ def _full(program: Program, phase: int) -> tuple[set[int], set[int]]:
     return read, written
 
 
-def walked_again(program: Program, phase: int) -> int:
-    """How many tensors of the parameter's size a phase reads again, all its walks over a row counted."""
-    walks = [set(program.reads((phase, sub)).values()) for sub in range(program.subs(phase))]
-    return sum(map(len, walks)) - len(set().union(*walks))
+def read_again(program: Program, layout: Layout, row: TensorSlots) -> float:
+    """Bytes per entry that walks over a row read of what an earlier walk of their phase has read, all together."""
+    sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
+    if layout.rounding.startswith("remainder"):
+        sizes[PARAM] += row.residual.element_size() * row.param.numel()
+    found = 0
+    for phase in range(program.phases):
+        walks = [set(program.reads((phase, sub)).values()) for sub in range(program.subs(phase))]
+        found += sum(sizes[index] for walk in walks for index in walk) - sum(sizes[i] for i in set().union(*walks))
+    return found / row.param.numel()
