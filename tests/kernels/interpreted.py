@@ -172,8 +172,9 @@ def of_the_engine():
         if issubclass(cls, EngineOptimizer)
         and cls.curvature is None
         and not (cls.needs_loss or cls.sparse_only)
-        # No kernel is generated for the one's matrices; the other has a form of its own.
-        and name not in ("adalite", "flashadamw")
+        # No kernel is generated for the one's matrices, nor for an estimate from every 11th entry; the last has a form
+        # of its own.
+        and name not in ("adalite", "prodigy_plus_schedule_free", "flashadamw")
     ]
 
 

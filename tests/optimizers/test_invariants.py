@@ -615,7 +615,8 @@ def test_a_loaded_learning_rate_is_used_and_a_changed_one_obeyed(entry, variant)
     train(optimizer, params, range(1, 3), lr=variant.lr)
     for group in optimizer.param_groups:
         group["lr"] = 0.5 * variant.lr
-        group["weight_decay"] = 0.0  # AdamW's, after the update, is not linear in lr
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0  # AdamW's, after the update, is not linear in lr
     saved, weights = through_disk(optimizer.state_dict()), values(params)
 
     def resumed(lr):
@@ -635,7 +636,11 @@ def test_a_loaded_learning_rate_is_used_and_a_changed_one_obeyed(entry, variant)
     train(optimizer, params, range(3, 4))
     assert_same(values(resumed(None)), values(params))
     if not variant.linear:
-        assert all(not torch.equal(param, params[name]) for name, param in resumed(0.0).items())
+        # Caution may hold the one entry of a parameter back.
+        moved = {name: param for name, param in params.items() if not torch.equal(param, weights[name])}
+        assert {"vector", "matrix"} <= set(moved)
+        still = resumed(0.0)
+        assert all(not torch.equal(still[name], param) for name, param in moved.items())
         return
     assert_same(values(resumed(0.0)), weights)
     for name, param in resumed(0.25 * variant.lr).items():

@@ -13,7 +13,7 @@ def _po(options: Options) -> Options:
 ADAMOD = Entry(
     "adamod",
     hfoptim.AdaMod,
-    variants={"decay": Variant({"weight_decay": 0.1, "beta3": 0.9}, compiled=True)},
+    variants={"decay": Variant({"weight_decay": 0.1, "beta3": 0.9}, linear=False, compiled=True)},
     references=[
         Reference(
             "pytorch_optimizer.AdaMod",

@@ -35,7 +35,7 @@ _AVERAGES = {"lr": 1e-2, "t0": 3.0, "lambd": 0.1}
 ASGD = Entry(
     "asgd",
     hfoptim.ASGD,
-    variants={"averaging": Variant({"t0": 1.0, "weight_decay": 0.1}, compiled=True)},
+    variants={"averaging": Variant({"t0": 1.0, "weight_decay": 0.1}, linear=False, compiled=True)},
     references=[
         Reference(
             "torch.optim.ASGD",

@@ -10,9 +10,15 @@ DADAPT_ADAM = Entry(
     "dadapt_adam",
     hfoptim.DAdaptAdam,
     variants={
-        "plain": Variant({**_START, "layer_scale": 2.0, "use_bias_correction": True}, lr=1.0, alone=False),
+        "plain": Variant(
+            {**_START, "layer_scale": 2.0, "use_bias_correction": True}, lr=1.0, alone=False, linear=False
+        ),
         "decoupled": Variant(
-            {**_START, "weight_decay": 0.1, "decouple": True, "growth_rate": 1.5}, lr=1.0, alone=False, compiled=True
+            {**_START, "weight_decay": 0.1, "decouple": True, "growth_rate": 1.5},
+            lr=1.0,
+            alone=False,
+            linear=False,
+            compiled=True,
         ),
     },
     references=[

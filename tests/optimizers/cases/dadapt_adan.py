@@ -10,11 +10,12 @@ DADAPT_ADAN = Entry(
     "dadapt_adan",
     hfoptim.DAdaptAdan,
     variants={
-        "proximal": Variant({**_START, "weight_decay": 0.1}, lr=1.0, alone=False),
+        "proximal": Variant({**_START, "weight_decay": 0.1}, lr=1.0, alone=False, linear=False),
         "decay": Variant(
             {**_START, "weight_decay": 0.1, "no_prox": True, "growth_rate": 1.5},
             lr=1.0,
             alone=False,
+            linear=False,
             compiled=True,
         ),
     },

@@ -34,9 +34,11 @@ LAPROP = Entry(
     "laprop",
     hfoptim.LaProp,
     variants={
-        "decay": Variant({"weight_decay": 0.1}, compiled=True),
-        "caution": Variant({"caution": True}, complex=False),
-        "centered": Variant({"weight_decay": 0.1, "centered": True, "amsgrad": True, "steps_before_using_centered": 3}),
+        "decay": Variant({"weight_decay": 0.1}, linear=False, compiled=True),
+        "caution": Variant({"caution": True}, complex=False, linear=False),
+        "centered": Variant(
+            {"weight_decay": 0.1, "centered": True, "amsgrad": True, "steps_before_using_centered": 3}, linear=False
+        ),
     },
     references=[
         Reference(

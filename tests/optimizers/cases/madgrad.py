@@ -36,8 +36,8 @@ MIRROR_MADGRAD = Entry(
     "mirror_madgrad",
     hfoptim.MirrorMADGRAD,
     variants={
-        "decay": Variant({"weight_decay": 0.1, "decouple_decay": True}, compiled=True),
-        "l2": Variant({"weight_decay": 0.1}),
+        "decay": Variant({"weight_decay": 0.1, "decouple_decay": True}, linear=False, compiled=True),
+        "l2": Variant({"weight_decay": 0.1}, linear=False),
     },
     references=[
         transcription(
