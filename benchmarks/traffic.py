@@ -98,7 +98,7 @@ def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> tuple[floa
         read, written = _full(program, phase)
         reads += sum(sizes[index] for index in read)
         writes += sum(sizes[index] for index in written)
-        # Kahan's term is updated where the parameter is; a remainder belongs to the parameter's value.
+        # Kahan's term is updated where the parameter is; others belong to the value of the parameter that is read.
         if PARAM in written:
             writes += rest
         if PARAM in (written if layout.rounding == "kahan" else read):
@@ -106,7 +106,8 @@ def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> tuple[floa
     return reads, writes
 
 
-_WITH_REST = ("kahan", "remainder8", "remainder16")
+_READ_WITH_REST = ("kahan_read", "remainder8", "remainder16")
+_WITH_REST = ("kahan", *_READ_WITH_REST)
 
 
 def _size(layout: Layout, index: int, row: TensorSlots) -> int:
@@ -132,7 +133,7 @@ def _full(program: Program, phase: int) -> tuple[set[int], set[int]]:
 def read_again(program: Program, layout: Layout, row: TensorSlots) -> float:
     """Bytes per entry that walks over a row read of what an earlier walk of their phase has read, all together."""
     sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
-    if layout.rounding.startswith("remainder"):
+    if layout.rounding in _READ_WITH_REST:
         sizes[PARAM] += row.residual.element_size() * row.param.numel()
     found = 0
     for phase in range(program.phases):

@@ -152,6 +152,8 @@ def test_floors_are_bytes_at_the_rate_of_memory(results):
         ("adamw", {"state_dtype": "4bit"}, 12 + 4 * (0.5 + 4 / 128)),
         # The norm of all gradients comes first, the norm of the update next; then the parameter moves.
         ("lamb", {}, 44.0),
+        # Here Kahan's term is also read where the distance from the start is measured: 10 bytes, and 10 for the step.
+        ("dog", {"dtype": torch.bfloat16}, 20.0),
     ],
 )
 def test_bytes_moved_follow_from_the_schedule(module, name, options, moved):
