@@ -65,7 +65,7 @@ def _tangent(momentum: Tensor, normal: Tensor, iteration: NewtonSchulz, h: Any, 
     low, high = torch.where(f > 0, -bound, x), torch.where(f > 0, x, bound)
     best, least, last, last_f, width = made, f.abs(), x, f, 4.0 * (high - low)
     # Where M is nearly along N the product hardly changes before x has taken that part away.
-    near = torch.where(f > 0, -_FIRST, _FIRST)
+    near = torch.where(f > 0, x - _FIRST, x + _FIRST)
     x = torch.where(f.abs() > _ALONG, -over_matrix(normal * momentum, "sum"), near)
     for _ in range(steps):
         made, f = at(x)

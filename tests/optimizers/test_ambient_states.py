@@ -151,8 +151,10 @@ def test_a_step_is_the_same_in_every_state(state, name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])
 @pytest.mark.parametrize("state", STATES)
 def test_a_step_is_the_same_in_every_state_compiled_and_coded(state, name):
-    assert_as_outside(name, state, torch.float32, fused=True)
-    assert_as_outside(name, state, torch.bfloat16, fused=True)
+    # No kernel is generated for an estimate from every 11th entry.
+    every = {"slice_p": 1} if name == "prodigy_plus_schedule_free" else {}
+    assert_as_outside(name, state, torch.float32, fused=True, **every)
+    assert_as_outside(name, state, torch.bfloat16, fused=True, **every)
     assert_as_outside(name, state, torch.bfloat16, foreach=False)
     if name == "flashadamw":  # has 8 bits and 24-bit weights by itself, and takes no float16
         return
