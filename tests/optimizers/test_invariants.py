@@ -240,8 +240,10 @@ def test_a_learning_rate_of_zero_changes_nothing(entry, variant):
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     train(optimizer, params, range(1, 4))
-    if entry.name == "srmm" or (entry.name == "nero" and variant.options.get("constraints", True)):
-        # They go to an average, or to balanced weights, whatever lr is.
+    balanced = entry.name == "nero" and variant.options.get("constraints", True)
+    given = "init_eta" in variant.options or variant.options.get("fixed_decay", False)
+    if entry.name == "srmm" or balanced or given:
+        # They go to an average, or to balanced weights, take a first step of a given size or decay, whatever lr is.
         assert_moved({"conv": params["conv"]}, start)
     else:
         assert_same(values(params), start)
