@@ -15,16 +15,27 @@ def sparsified(cls: type[Any]) -> type[Any]:
     class Sparsified(cls):  # type: ignore[misc]
         @torch.no_grad()
         def step(self, closure: Any = None, **more: Any) -> Any:
-            params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-            dense = [param.grad for param in params]
-            for param, grad in zip(params, dense, strict=True):
-                dims = min(1, grad.dim())  # whole rows
-                param.grad = grad.to_sparse(dims) if grad.layout is torch.strided else grad
+            dense: dict[torch.Tensor, torch.Tensor] = {}
+
+            def sparsify() -> None:
+                for param in (param for group in self.param_groups for param in group["params"]):
+                    if param.grad is not None and param.grad.layout is torch.strided:
+                        dense[param] = param.grad
+                        param.grad = param.grad.to_sparse(min(1, param.grad.dim()))  # whole rows
+
+            def closed() -> Any:
+                loss = closure()
+                sparsify()
+                return loss
+
+            if closure is None:
+                sparsify()
             try:
-                return super().step(closure, **more)
+                return super().step(None if closure is None else closed, **more)
             finally:
-                for param, grad in zip(params, dense, strict=True):
+                for param, grad in dense.items():
                     param.grad = grad
 
     Sparsified.__qualname__ = Sparsified.__name__ = f"Sparsified{cls.__name__}"
+    globals()[Sparsified.__name__] = Sparsified  # where pickle looks for it
     return Sparsified
