@@ -110,7 +110,8 @@ SCION = Entry(
 SCION_LIGHT = Entry(
     "scionlight",
     hfoptim.ScionLight,
-    variants={"constrained": Variant({"momentum": 0.1}, complex=False)},
+    # Matrices of one shape are stacked, and a product of several may be rounded otherwise than that of one.
+    variants={"constrained": Variant({"momentum": 0.1}, complex=False, alone=False)},
     references=_references("pytorch_optimizer.SCIONLight"),
     numbers=_NUMBER_RANGES,
     small_steps={"lr": 1e-4, "momentum": 0.1, "unconstrained": True},
