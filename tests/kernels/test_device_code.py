@@ -31,12 +31,14 @@ class Limit(NamedTuple):
         scales: bytes per entry and code looked up that each thread reads of what it shares with others, from the cache.
         bytes: that an entry has in the tensor with the fewest. A thread takes 8 entries of a tensor at once, or 4 where
             the rule needs the registers; in accesses of 16 bytes if it has as many.
+        older: registers on sm_80, where they are more.
     """
 
     instructions: float
     registers: int = 128
     scales: float = 0.0
     bytes: float = 2.0
+    older: int = 0
 
 
 # Triton 3.6 and 3.9.
@@ -53,7 +55,7 @@ LIMITS = {
     "fp16, Kahan": Limit(54),
     "bf16, bf16 state": Limit(90),
     "fp32, 8-bit state": Limit(150, scales=0.5, bytes=1),
-    "fp32, 4-bit state": Limit(150, scales=1.0, bytes=0.5),
+    "fp32, 4-bit state": Limit(150, scales=1.0, bytes=0.5, older=150),
 }
 
 CODES = ("fp32, 8-bit state", "fp32, 4-bit state")
@@ -66,6 +68,8 @@ WITHOUT_KERNEL = {
 # Nor for matrices whose state is in codes.
 _CODED_ROWS = "adafactorbv adafactorbvc adamp adamw_sn cadafactor cadafactorbv cadafactorbvc cadamp came csgdp sgdp"
 WITHOUT_KERNEL_IN_CODES = frozenset([*_CODED_ROWS.split(), "ranger21_base"])
+# In codes torch's operations step those of these, too: products of matrices, and norms of their rows.
+BY_TORCH_IN_CODES = frozenset(["muown", "nordion2", "normuon"])
 # Torch's operations step the matrices of these: decompositions, roots and projections.
 _MATRICES = (
     "alice alice_0 apollo_adamw apollo_mini conda dash demo dion distributed_shampoo fira galore_adafactor "
@@ -80,6 +84,7 @@ NOT_POSSIBLE = {
     **{(name, "fp64"): "state_dtype='8bit' is for float32" for name in CODED},
     ("asgd", "fp32, caution"): "caution=True is not possible",
     ("flashadamw", "bf16, stochastic"): "exclude each other",
+    ("flashadamw", "fp16, Kahan"): "master_weights=8 is for bfloat16",
 }
 
 # Instructions of all passes per byte that they move, at most, of any optimizer in float32: about as many as an H100 can
@@ -100,28 +105,42 @@ INSTRUCTIONS = {
     ("muon", "fp32"): 14,
 }
 
-# What is over those limits, as measured on sm_90 and sm_80 with Triton 3.9, of what docs/performance.md says has been
-# compiled. Registers of a thread that has 4 entries already: ten gradients are read and written at once; six or five
-# tensors in codes, with a sum or caution's mask.
+# What is over those limits, as measured on sm_90 and sm_80 with Triton 3.9, of the whole catalogue in all forms.
+# Registers of a thread that has 4 entries already: ten gradients are read and written at once; six or five tensors in
+# codes or in 16 bits, with a sum or caution's mask.
+_BF16_STATE, _REMAINDER = "bf16, bf16 state", "bf16, remainder 16"
 MORE_REGISTERS: dict[tuple[str, str], int] = {
-    **{("adashift", form): 181 for form in ("fp32", "bf16, Kahan", "bf16, stochastic", "fp16, Kahan")},
-    ("adashift", "bf16, bf16 state"): 215,
-    **{("adashift", form): 255 for form in CODES},
-    **{(name, CODES[0]): 189 for name in ("cadan", "cadanw")},
-    **{(name, CODES[1]): 167 for name in ("cadan", "cadanw")},
-    ("mars", CODES[0]): 168,
+    **{("adashift", form): 181 for form in LIMITS},
+    **{("adashift", form): 255 for form in ("fp64", "fp32, bf16 state", _BF16_STATE, *CODES)},
+    **{(name, CODES[0]): 196 for name in ("cadan", "cadanw")},
+    **{(name, CODES[1]): 180 for name in ("cadan", "cadanw")},
+    **{(name, _BF16_STATE): 158 for name in ("cadan", "cadanw")},
+    **{(name, "fp32, bf16 state"): 134 for name in ("cadan", "cadanw")},
+    **{(name, CODES[0]): 168 for name in ("mars", "cmars", "grokadamw")},
+    **{("mars", _BF16_STATE): 141, ("cmars", CODES[1]): 144},
+    **{("adalite", CODES[0]): 138, ("apollo", CODES[0]): 159},
+    **{(name, "fp32"): 139 for name in ("adafactorbv", "adafactorbvc")},
     # Projections, and a rule in seven passes, which hold several sums for each entry: 8 warps take half a tile, with
     # these registers; in the 128 that 16 warps leave for a whole one they spilled up to 448 bytes.
-    **{("adamp", "bf16, bf16 state"): 158, ("cadamp", "bf16, bf16 state"): 182},
-    **{("cadamp", "fp64"): 226, ("csgdp", "fp64"): 172},
-    **{("ranger21_base", form): 200 for form in LIMITS},
+    **{("adamp", _BF16_STATE): 158, ("cadamp", _BF16_STATE): 182, ("cadamp", "fp32, bf16 state"): 165},
+    **{("cadamp", "fp64"): 230, ("csgdp", "fp64"): 172},
+    **{("ranger21_base", form): 202 for form in LIMITS},
     ("ranger21_base", "fp64"): 255,
-    # With 8 entries for a thread: the count of what they need is about right, no more.
-    **{("adaboundw", "fp64"): 170, ("dadapt_adagrad", CODES[1]): 145},
+    # With 8 entries for a thread: the count of what they need is about right, no more. Three programs of 4 warps fit,
+    # where four are wanted.
+    **{("adaboundw", "fp64"): 170, ("dadapt_adagrad", CODES[1]): 145, ("apollo", CODES[1]): 146},
+    **{("adago", CODES[0]): 162, ("adago", CODES[1]): 178},
+    **{(name, CODES[0]): 148 for name in ("novogradc", "novogradw", "sgdsai")},
+    **{(name, _REMAINDER): 148 for name in ("came", "kourkoutas", "cadan", "cadanw")},
 }
 
-# Bytes of a thread that do not find a register as the assembler allocates them unless told otherwise.
-SPILLS: dict[tuple[str, str], int] = {("adashift", CODES[0]): 8, ("csgdp", "bf16, bf16 state"): 8}
+# Bytes of a thread that do not find a register as the assembler allocates them unless told otherwise. On sm_80, for
+# which Triton has an older one, it takes fewer registers than there are and leaves a few values in memory.
+SPILLS: dict[tuple[str, str], int] = {
+    **{("adashift", CODES[0]): 88, ("csgdp", _BF16_STATE): 8, ("ranger21_base", "fp64"): 16},
+    **{("tam", form): 8 for form in LIMITS if "16, " in form},
+}
+SPILLS_ON = {90: 0, 80: 32}
 # Those of any optimizer as Triton 3.9 has it allocate them, though there would be registers left.
 MOST_SPILLS = 48
 
@@ -182,13 +201,15 @@ def check(row):
         return
     assert "error" not in row, (said, row["error"])
     if not row["launches"]:
-        assert row["name"] in BY_TORCH, said
+        assert row["name"] in (BY_TORCH | BY_TORCH_IN_CODES if row["form"] in CODES else BY_TORCH), said
         return
     limit = LIMITS[CODES[0] if row["name"] in CODED and row["form"] not in CODES else row["form"]]
     registers = MORE_REGISTERS.get((row["name"], row["form"]), limit.registers)
+    registers = max(registers, limit.older if row["arch"] == 80 else 0)
+    spills = max(SPILLS_ON[row["arch"]], SPILLS.get((row["name"], row["form"]), 0))
     for kernel in row["kernels"]:
-        assert kernel["spills"] <= MOST_SPILLS, (said, kernel)
-        assert kernel.get("spills_by_default", 0) <= SPILLS.get((row["name"], row["form"]), 0), (said, kernel)
+        assert kernel["spills"] <= max(spills, MOST_SPILLS), (said, kernel)
+        assert kernel.get("spills_by_default", 0) <= spills, (said, kernel)
         assert kernel["registers"] <= registers, (said, kernel)
     walks = [kernel for kernel in row["kernels"] if "read" in kernel]
     tiled = any("tile" in kernel for kernel in walks)
