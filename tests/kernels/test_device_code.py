@@ -138,7 +138,7 @@ MORE_REGISTERS: dict[tuple[str, str], int] = {
 # which Triton has an older one, it takes fewer registers than there are and leaves a few values in memory.
 SPILLS: dict[tuple[str, str], int] = {
     **{("adashift", CODES[0]): 88, ("csgdp", _BF16_STATE): 8, ("ranger21_base", "fp64"): 16},
-    **{("tam", form): 8 for form in LIMITS if "16, " in form},
+    **{("tam", form): 8 for form in LIMITS if "16, " in form and form != _BF16_STATE},
 }
 SPILLS_ON = {90: 0, 80: 32}
 # Those of any optimizer as Triton 3.9 has it allocate them, though there would be registers left.
