@@ -92,7 +92,7 @@ def read_and_written(optimizer: torch.optim.Optimizer, seen: Sequence[Seen]) -> 
 
 def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> tuple[float, float]:
     sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
-    rest = row.residual.element_size() * row.param.numel() if layout.rounding in _WITH_REST else 0
+    rest = row.residual.element_size() * row.param.numel() if layout.has_rest else 0
     reads = writes = 0.0
     for phase in range(program.phases):
         read, written = _full(program, phase)
@@ -101,13 +101,9 @@ def _row_bytes(program: Program, layout: Layout, row: TensorSlots) -> tuple[floa
         # Kahan's term is updated where the parameter is; others belong to the value of the parameter that is read.
         if PARAM in written:
             writes += rest
-        if PARAM in (written if layout.rounding == "kahan" else read):
+        if PARAM in (read if layout.rest_is_read else written):
             reads += rest
     return reads, writes
-
-
-_READ_WITH_REST = ("kahan_read", "remainder8", "remainder16")
-_WITH_REST = ("kahan", *_READ_WITH_REST)
 
 
 def _size(layout: Layout, index: int, row: TensorSlots) -> int:
@@ -133,7 +129,7 @@ def _full(program: Program, phase: int) -> tuple[set[int], set[int]]:
 def read_again(program: Program, layout: Layout, row: TensorSlots) -> float:
     """Bytes per entry that walks over a row read of what an earlier walk of their phase has read, all together."""
     sizes = [_size(layout, index, row) for index in range(len(layout.slots))]
-    if layout.rounding in _READ_WITH_REST:
+    if layout.rest_is_read:
         sizes[PARAM] += row.residual.element_size() * row.param.numel()
     found = 0
     for phase in range(program.phases):

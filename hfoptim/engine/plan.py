@@ -79,9 +79,8 @@ class Plan:
     def __post_init__(self) -> None:
         rounding, kept = self.rounding, self.storage
         keys = [key for name, how in zip(self.rule.state, kept, strict=True) for key in how.names(name)]
-        casts = rounding in (Rounding.NEAREST, Rounding.KAHAN, Rounding.KAHAN_READ)
         for name, value in {
-            "plain": casts and all(how is storage.FULL for how in kept),
+            "plain": rounding.casts and all(how is storage.FULL for how in kept),
             "ordered": rounding is Rounding.STOCHASTIC or any(how.bits or how.stochastic for how in kept),
             "keys": (*keys, rounding.residual) if rounding.residual else tuple(keys),
         }.items():

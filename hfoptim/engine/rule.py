@@ -300,8 +300,8 @@ def rule(
     """Turn a pure function into a `Rule`; the keyword arguments are those of `Rule`, every other one a state."""
 
     def decorate(fn: Callable[..., tuple[Any, ...]]) -> Rule:
-        made = Rule(fn, scope, state, per_step, probe, returns_step_size, shape, report, sparse)
-        return replace(made, exact_weights=exact_weights)
+        ways = (per_step, probe, returns_step_size, shape, report, sparse)
+        return Rule(fn, scope, state, *ways, exact_weights=exact_weights)
 
     return decorate
 

@@ -50,7 +50,7 @@ def _write_params(plan: Plan, batch: list[Piece], new: TensorList) -> None:
     params = [piece.row.param for piece in batch]
     if plan.rounding is Rounding.NEAREST:
         torch._foreach_copy_(params, new.tensors)
-    elif plan.rounding in (Rounding.KAHAN, Rounding.KAHAN_READ):
+    elif plan.rounding.casts:
         residuals = [piece.row.residual for piece in batch]
         numbers, new_residuals = storage.with_rest(plan, new, TensorList(residuals), params[0].dtype)
         torch._foreach_copy_(params, numbers.tensors)

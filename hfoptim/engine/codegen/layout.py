@@ -52,9 +52,23 @@ class Layout:
 
     def with_products(self, count: int) -> Layout:
         """The same with slots for so many products."""
-        first = self.tensors - (self.rounding not in ("nearest", "stochastic"))
+        first = self.tensors - self.has_rest
         more = tuple([Slot(first + place, self.compute) for place in range(count)])
         return replace(self, slots=self.slots + more, tensors=self.tensors + count, products=count)
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether what rounding took of the parameter is kept."""
+        return self.rounding not in ("nearest", "stochastic")
+
+    @property
+    def rest_is_read(self) -> bool:
+        """Whether that is part of the parameter's value; else it is added to the new one."""
+        return self.has_rest and self.rounding != "kahan"
+
+    def uses_rest(self, reads: bool, stores: bool) -> bool:
+        """Whether it is touched where the parameter is read, or stored, or both."""
+        return self.has_rest and (stores or (reads and self.rest_is_read))
 
     @property
     def coded(self) -> bool:

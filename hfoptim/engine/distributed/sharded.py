@@ -194,19 +194,21 @@ def _lists(bucket: Bucket, groups: Groups) -> list[ShardedList] | None:
     plan = bucket.plan
     if plan.scope is Scope.MATRIX or plan.rule.whole or not plan.plain:
         return None
+    rest_is_read = plan.rounding is storage.Rounding.KAHAN_READ
     rows = []
     for row in bucket.rows:
-        tensors = [row.param, row.param if row.residual is None else row.residual, row.grad]
-        tensors += [tensor for (tensor,) in row.states]
+        tensors = [row.param, row.grad, *(tensor for (tensor,) in row.states), *[row.residual] * rest_is_read]
         seen = [(local(t), cuts(t)) for t in tensors] if plan.rule.shape is None else _as_seen(plan.rule.shape, tensors)
         if seen is None:
             return None
         rows.append(seen)
-    params, rests, *others = [
+    lists = [
         ShardedList(TensorList([part for part, _ in column]), [own for _, own in column], groups)
         for column in zip(*rows, strict=True)
     ]
-    return [storage.as_read(plan, params, rests), *others]
+    if rest_is_read:
+        lists[0] = storage.as_read(plan, lists[0], lists.pop())
+    return lists
 
 
 def _as_seen(shape: Callable[[torch.Size], tuple[int, ...]], tensors: list[Any]) -> list[tuple[Tensor, Cuts]] | None:

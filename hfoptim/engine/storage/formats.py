@@ -35,7 +35,7 @@ class Rounding(enum.Enum):
     """How a new parameter gets into its dtype, and what is kept of the rest.
 
     Attributes:
-        keeps: name of the state tensor that holds the rest; None where there is none.
+        residual: name of the state tensor that holds the rest; None where there is none.
         remainder: dtype of a rest that is a remainder, bits to be put behind those of the parameter; else None.
 
     `KAHAN` adds the rest to the new weight; with `KAHAN_READ` it is part of the weight that a rule reads.
@@ -55,6 +55,11 @@ class Rounding(enum.Enum):
     STOCHASTIC = ("stochastic",)
     REMAINDER8 = ("remainder8", "remainder", torch.int8)
     REMAINDER16 = ("remainder16", "remainder", torch.int16)
+
+    @property
+    def casts(self) -> bool:
+        """Whether the new parameter, with the rest or without, is cast to its dtype as numbers are."""
+        return self is not Rounding.STOCHASTIC and self.remainder is None
 
 
 RESIDUALS = frozenset(rounding.residual for rounding in Rounding if rounding.residual)

@@ -230,7 +230,7 @@ class Writer(Places):
             slot = self._slot(index)
             if not slot.coded:
                 yield f"{self._type(slot)}* const p{index} = {self._pointer(index)} + {offset};"
-        if PARAM in used and self.layout.rounding not in ("nearest", "stochastic"):
+        if PARAM in used and self.layout.has_rest:
             kinds = {"remainder8": "int8_t", "remainder16": "int16_t"}
             kind = kinds.get(self.layout.rounding, self._type(self._slot(PARAM)))
             yield f"{kind}* const rest = ({kind}*)w.at[{self.layout.tensors - 1}] + {offset};"
@@ -261,7 +261,7 @@ class Writer(Places):
         if slot.coded:
             yield f"new{index}[i] = {value};"
         elif index == PARAM and rounding.startswith("kahan"):
-            yield f"const real whole = {value}{' + get(rest[i])' if rounding == 'kahan' else ''};"
+            yield f"const real whole = {value}{'' if self.layout.rest_is_read else ' + get(rest[i])'};"
             yield f"put(p{index}[i], whole);"
             yield f"put(rest[i], whole - get(p{index}[i]));"
         elif index == PARAM and rounding.startswith("remainder"):

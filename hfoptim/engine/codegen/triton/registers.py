@@ -74,9 +74,7 @@ def _kind(kept: str) -> str:
 
 def _rest(layout: Layout, read: bool, stored: bool) -> float:
     """What is kept of the parameter's rounding, while it waits."""
-    if layout.rounding == "kahan":
-        return _REST * stored
-    return _REST * (read or stored) if layout.rounding not in ("nearest", "stochastic") else 0.0
+    return _REST * layout.uses_rest(read, stored)
 
 
 def _written(layout: Layout, slots: Iterable[Slot]) -> float:

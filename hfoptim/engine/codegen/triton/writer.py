@@ -62,7 +62,6 @@ COLUMNS = ("entries", "first", "blocks", "line", "vector", "height", "columns", 
 
 KEPT = {"float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
 _RESTS = {"remainder8": "tl.int8", "remainder16": "tl.int16"}
-_READ_WITH_REST = {*_RESTS, "kahan_read"}
 HEAD = """\
 import triton
 import triton.language as tl
@@ -539,13 +538,9 @@ class Writer(Places):
         reads = set(self.program.reads(time).values())
         stores = {s.position for s in self.program.stored(time, "full")}
         used = {self.layout.slots[index].position for index in reads | stores}
-        if self._uses_rest(PARAM in reads, PARAM in stores):
+        if self.layout.uses_rest(PARAM in reads, PARAM in stores):
             used.add(self.layout.tensors - 1)
         return sorted(used)
-
-    def _uses_rest(self, reads: bool, stores: bool) -> bool:
-        rounding = self.layout.rounding
-        return (stores and rounding == "kahan") or ((reads or stores) and rounding in _READ_WITH_REST)
 
     def _frame(self) -> Iterator[str]:
         """The sizes of the tensor."""
@@ -591,10 +586,10 @@ class Writer(Places):
         param_read, param_stored = PARAM in reads.values(), any(s.position == PARAM for s in stores)
         for index in sorted({*reads.values(), *(s.position for s in stores)}):
             yield from self._pointers(index, whole)
-        if self._uses_rest(param_read, param_stored):
+        if self.layout.uses_rest(param_read, param_stored):
             kept = _RESTS.get(self.layout.rounding, KEPT[self.layout.slots[PARAM].kept])
             yield f"rest = {self._pointer(self.layout.tensors - 1, kept, whole)}"
-            if self.layout.rounding == "kahan" or param_read:
+            if param_read or not self.layout.rest_is_read:
                 yield f"left_over = {self._load('rest', whole)}"
         for i, index in reads.items():
             yield f"v{i} = {self._read(index, whole)}"
@@ -641,7 +636,7 @@ class Writer(Places):
         index, value, slot = store.position, f"v{store.node}", self.layout.slots[store.position]
         rounding, kept = self.layout.rounding, slot.kept
         if index == PARAM and rounding.startswith("kahan"):
-            yield f"exact = {value}{f' + left_over.to({self.real})' if rounding == 'kahan' else ''}"
+            yield f"exact = {value}{'' if self.layout.rest_is_read else f' + left_over.to({self.real})'}"
             yield f"rounded = {_rounded('exact', KEPT[kept])}"
             yield self._store(f"p{index}", "rounded", whole)
             yield self._store("rest", _rounded(f"exact - rounded.to({self.real})", KEPT[kept]), whole)
