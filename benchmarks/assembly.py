@@ -182,6 +182,11 @@ class Access:
     shared: bool = False
     vector: bool = False
 
+    @property
+    def of_entry(self) -> bool:
+        """Whether it is of an entry's data: not of what all share, nor of a table."""
+        return self.own and not self.shared and not self.lookup
+
 
 class Ptx(Listing):
     """PTX: what Triton hands to NVIDIA's assembler."""
@@ -231,14 +236,14 @@ class Ptx(Listing):
     def usual_accesses(self, aligned: bool) -> list[Access]:
         """The accesses of the usual way: of whole blocks of aligned memory, or of unaligned."""
 
-        data = [a for one in self.instructions if (a := self.access(one)) and a.own and not (a.shared or a.lookup)]
+        data = [access for one in self.instructions if (access := self.access(one)) and access.of_entry]
         vectors = any(access.vector for access in data)
         # Codes alone are a number of 4 bytes for each thread, where memory is aligned.
         least = min((access.bytes for access in data), default=0)
 
         def wanted(one: Instruction) -> int:
             access = self.access(one)
-            if access is None or not access.own or access.shared or access.lookup:
+            if access is None or not access.of_entry:
                 return 0
             if not vectors and aligned:
                 return 1 if access.bytes > least else -_AROUND

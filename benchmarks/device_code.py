@@ -23,6 +23,7 @@ from unittest import mock
 import triton  # type: ignore[import-untyped]
 from assembly import Ptx, Sass, narrow, wide
 from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
+from triton.backends.nvidia.compiler import get_ptxas  # type: ignore[import-untyped]
 from triton.runtime import driver  # type: ignore[import-untyped]
 
 from hfoptim.engine.codegen.triton import launch
@@ -140,19 +141,15 @@ class Code:
 
         Triton 3.9 tells it otherwise (--regAllocOptLevel=2), because of a fault in some of its versions.
         """
-        tool = next(tool for name in self._assemblers() if (tool := _TOOLS / name).exists())
         target = re.search(r"^\.target\s+(\w+)", self.ptx, re.MULTILINE)
         assert target is not None
         with tempfile.TemporaryDirectory() as folder:
             source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
             source.write_text(self.ptx)
-            subprocess.run([str(tool), f"--gpu-name={target[1]}", str(source), "-o", str(made)], check=True)
+            command = [get_ptxas(self.arch).path, f"--gpu-name={target[1]}", str(source), "-o", str(made)]
+            subprocess.run(command, check=True)
             needs = Code(self.name, self.arch, self.ptx, made.read_bytes(), self.threads).needs()
         return needs["spills"]
-
-    def _assemblers(self) -> tuple[str, ...]:
-        """Names of the one that Triton takes."""
-        return ("ptxas-blackwell", "ptxas") if self.arch >= 90 else ("ptxas",)
 
     def moves(self, entries: float, aligned: bool) -> dict[str, Any]:
         """Bytes that the usual way moves per entry, by accesses of how many bytes, and what it looks up in tables.
