@@ -29,7 +29,6 @@ LEAST = 512
 # Rows and columns of a tile, entries of a row that are multiplied at a time, and warps.
 SIDE, DEPTH, WARPS = 128, 64, 8
 
-
 # Rows from which a symmetric product is computed in strips: on a CPU, where 256 rows were measured to gain nothing, in
 # float32 and bfloat16; on other devices.
 IN_STRIPS, IN_STRIPS_ELSEWHERE = 512, 1536
